@@ -1,0 +1,10 @@
+"""Block-sparse layers for PyTorch that train, and fully-connected twins of CNNs built from them."""
+
+from efcn_sparse.extension import extension_status as extension_status
+from efcn_sparse.linear import SparseLinear as SparseLinear
+from efcn_sparse.linear import sparsify as sparsify
+from efcn_sparse.ops import sddmm as sddmm
+from efcn_sparse.ops import spmm as spmm
+from efcn_sparse.pattern import BlockPattern as BlockPattern
+
+__version__ = "0.1.0"

@@ -1,0 +1,42 @@
+"""Whether the compiled kernels are there, and if not, why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExtensionStatus:
+    """``available``; ``reason`` says why not (empty if it is); ``path`` is the loaded file."""
+
+    available: bool
+    reason: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"compiled extension loaded from {self.path}" if self.available else f"no extension: {self.reason}"
+
+
+@functools.cache
+def extension_status() -> ExtensionStatus:
+    """The state of the compiled extension, loading it at the first call.
+
+    ``EFCN_EXTENSION=off`` in the environment leaves it out, for comparison and for tests.
+
+    Example:
+        >>> import efcn_sparse as es
+        >>> isinstance(es.extension_status().available, bool)
+        True
+    """
+    if os.environ.get("EFCN_EXTENSION", "").lower() == "off":
+        return ExtensionStatus(False, "EFCN_EXTENSION=off is set", "")
+    try:
+        module = importlib.import_module("efcn_sparse._C")
+    except ModuleNotFoundError:
+        return ExtensionStatus(False, "it was not built; reinstall with a C++ compiler and EFCN_BUILD=cpu", "")
+    except (ImportError, OSError) as error:
+        return ExtensionStatus(False, f"it does not load ({error}); rebuild it against the installed torch", "")
+    return ExtensionStatus(True, "", str(module.__file__))

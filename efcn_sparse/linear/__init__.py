@@ -1,0 +1,4 @@
+"""Layers over the two operations."""
+
+from efcn_sparse.linear.sparse_linear import SparseLinear as SparseLinear
+from efcn_sparse.linear.sparsify import sparsify as sparsify

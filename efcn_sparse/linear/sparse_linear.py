@@ -1,0 +1,176 @@
+"""A linear layer that stores, multiplies and trains only the blocks of its pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.linear.initialise import fan_in_of_stored, uniform_
+from efcn_sparse.linear.select_blocks import strongest_blocks
+from efcn_sparse.linear.state import load_pattern, save_pattern
+from efcn_sparse.ops import spmm
+from efcn_sparse.pattern import BlockPattern
+
+
+class SparseLinear(nn.Module):
+    """``y = x Wᵀ + b`` with W stored as the blocks of a pattern; as easy as :class:`torch.nn.Linear`.
+
+    ``values`` and ``bias`` are plain parameters, so any optimiser, clipping, ``state_dict`` and safetensors work.
+    Entries of a stored block outside the support start at zero and get zero gradients, so they stay exactly zero
+    under SGD with momentum and weight decay and under Adam. The pattern travels in the state dict.
+
+    Args:
+        in_features, out_features: the sides of W; they must be those of ``pattern``.
+        pattern: which blocks of W are stored.
+        bias: whether there is a bias.
+        device, dtype: where and what the parameters are; the pattern follows them.
+
+    Attributes:
+        values: ``[nnz_blocks, block_rows, block_cols]``.
+        bias: ``[out_features]`` or None.
+        backend: ``"auto"``, or the name of the backend to use.
+
+    Shapes: ``x`` is ``[..., in_features]``, ``y`` is ``[..., out_features]``.
+
+    Law: ``layer(x) == layer.to_linear()(x)``.
+
+    Raises:
+        ValueError: the pattern is not ``[out_features, in_features]``; or a state dict with another pattern is loaded.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> pattern = es.BlockPattern.random((128, 64), (16, 16), density=0.25)
+        >>> layer = es.SparseLinear(64, 128, pattern)
+        >>> layer(torch.randn(8, 64)).shape
+        torch.Size([8, 128])
+        >>> layer.values.shape
+        torch.Size([8, 16, 16])
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        pattern: BlockPattern,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(pattern, BlockPattern):
+            raise TypeError(f"pattern must be a BlockPattern, got {type(pattern).__name__}")
+        if pattern.shape != (out_features, in_features):
+            raise ValueError(f"pattern must be [{out_features}, {in_features}], got {list(pattern.shape)}")
+        device = pattern.device if device is None else torch.device(device)
+        self.in_features, self.out_features = in_features, out_features
+        self.pattern = pattern.to(device)
+        self.backend = "auto"
+        self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw ``values`` and ``bias`` as :class:`torch.nn.Linear` does, each row by the fan-in that it stores."""
+        if self.values.is_meta:
+            return
+        fan_in = fan_in_of_stored(self.pattern)
+        uniform_(self.values, self.pattern, fan_in)
+        if self.bias is not None:
+            bound = fan_in.clamp(min=1).to(self.bias.dtype).rsqrt()
+            self.bias.uniform_(-1.0, 1.0).mul_(bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
+
+    # -- conversion --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, density: float, block_shape: tuple[int, int]) -> SparseLinear:
+        """The layer that keeps the ``density`` share of blocks of ``linear`` with the largest norms.
+
+        Example:
+            >>> layer = SparseLinear.from_linear(torch.nn.Linear(64, 32), density=0.5, block_shape=(8, 8))
+            >>> layer.pattern.nnz_blocks
+            16
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight.detach()
+        pattern = strongest_blocks(weight, density=density, block_shape=block_shape)
+        layer = cls(
+            linear.in_features, linear.out_features, pattern,
+            bias=linear.bias is not None, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            layer.values.copy_(layer.pattern.gather(weight))
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer.train(linear.training)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """The dense :class:`torch.nn.Linear` that computes the same."""
+        weight = self.pattern.to_dense(self.values)
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=weight.dtype
+        ).to_empty(device=weight.device)
+        linear.weight.copy_(weight)
+        if self.bias is not None:
+            linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    def weight_bsr(self) -> Tensor:
+        """W as a :func:`torch.sparse_bsr_tensor` that shares the memory of ``values``.
+
+        Raises:
+            ValueError: a side of W is no multiple of the block, which torch's BSR layout cannot hold.
+        """
+        from efcn_sparse.pattern.convert import to_torch_bsr
+
+        return to_torch_bsr(self.values.detach(), self.pattern)
+
+    # -- nn.Module ---------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        rows, cols = self.pattern.block_shape
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, block_shape=({rows}, {cols}), "
+            f"nnz_blocks={self.pattern.nnz_blocks}, density={self.pattern.density:.4g}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        super()._apply(fn, recurse)
+        self.pattern = self.pattern.to(self.values.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        save_pattern(self.pattern, destination, prefix)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state = dict(state_dict)
+        refused = load_pattern(self.pattern, state, prefix, missing_keys)
+        if refused:
+            raise ValueError(refused)
+        rest: list[str] = []
+        super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, rest, error_msgs)
+        unexpected_keys.extend(rest)
+

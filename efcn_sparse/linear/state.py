@@ -1,0 +1,43 @@
+"""The pattern's place in a state dict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from efcn_sparse.pattern import BlockPattern
+
+_PARTS = ("crow_indices", "col_indices", "mask_index", "masks")
+
+
+def save_pattern(pattern: BlockPattern, destination: dict[str, Any], prefix: str) -> None:
+    """Add the pattern's arrays under ``prefix``; arrays without elements are left out."""
+    for part in _PARTS:
+        tensor: Tensor = getattr(pattern, part)
+        if tensor.numel() or part == "crow_indices":
+            destination[f"{prefix}pattern.{part}"] = tensor
+
+
+def load_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, missing: list[str]) -> str:
+    """Take the pattern's arrays out of ``state``; the reason for a refusal, or an empty string.
+
+    A state dict without a pattern (one made by hand, say) is reported in ``missing``.
+    """
+    found = {part: state.pop(f"{prefix}pattern.{part}", None) for part in _PARTS}
+    crow, values = found["crow_indices"], state.get(f"{prefix}values")
+    if crow is None:
+        missing.append(f"{prefix}pattern.crow_indices")
+        return ""
+    col = found["col_indices"] if found["col_indices"] is not None else crow.new_empty(0)
+    block_shape = pattern.block_shape if values is None else tuple(values.shape[1:])
+    try:
+        incoming = BlockPattern.from_bsr(
+            crow, col, pattern.shape, block_shape, mask_index=found["mask_index"], masks=found["masks"]
+        ).fingerprint
+    except (ValueError, TypeError) as error:
+        incoming = f"none that fits {list(pattern.shape)} ({error})"
+    if incoming == pattern.fingerprint:
+        return ""
+    name = prefix.rstrip(".") or "SparseLinear"
+    return f"{name}: the state dict's pattern must be {pattern.fingerprint}, got {incoming}"

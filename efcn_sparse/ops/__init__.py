@@ -1,0 +1,5 @@
+"""SpMM and SDDMM over blocks: one contract, many backends."""
+
+from efcn_sparse.ops import contract as contract
+from efcn_sparse.ops.api import sddmm as sddmm
+from efcn_sparse.ops.api import spmm as spmm

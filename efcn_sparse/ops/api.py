@@ -1,0 +1,155 @@
+"""The two operations as users call them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from efcn_sparse.ops.checks import check_alike, check_features, check_floating, check_pattern
+from efcn_sparse.pattern import BlockPattern
+
+
+def spmm(
+    x: Tensor,
+    values: Tensor,
+    pattern: BlockPattern,
+    *,
+    transpose: bool = False,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Sparse × dense: ``x Wᵀ + bias``, or with ``transpose`` ``x W + bias``. Differentiable to any order.
+
+    Args:
+        x: ``[..., in_features]`` (``[..., out_features]`` with ``transpose``), any strides.
+        values: ``[nnz_blocks, block_rows, block_cols]``, of the dtype of ``x``; entries outside the support of
+            ``pattern`` are not read.
+        pattern: which blocks of W are stored.
+        bias: ``[out_features]`` (``[in_features]`` with ``transpose``).
+        backend: ``"auto"``, or the name of a backend, which is then used or refused.
+        alpha, beta, out: with ``out`` given, ``out ← alpha · result + beta · out`` in place, without gradient.
+
+    Returns:
+        ``[..., out_features]`` (``[..., in_features]`` with ``transpose``); ``out`` if it was given.
+
+    Law: ``spmm(x, values, p) == x @ p.to_dense(values).T``. Sums are taken in fp32 (fp64 for fp64), and do not change
+    from run to run.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the named backend cannot run here; or ``out`` was given where a gradient is needed.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> pattern = es.BlockPattern.from_mask(torch.tensor([[True, False], [False, True]]), (2, 2), shape=(4, 4))
+        >>> values = torch.arange(8.0).view(2, 2, 2)
+        >>> es.spmm(torch.ones(1, 4), values, pattern)
+        tensor([[ 1.,  5.,  9., 13.]])
+    """
+    check_floating("x", x)
+    check_floating("values", values)
+    check_pattern(pattern, "x", x)
+    pattern.check_values(values)
+    out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
+    check_features("x", x, in_features)
+    check_alike("values", values, "x", x)
+    if bias is not None:
+        check_floating("bias", bias)
+        if tuple(bias.shape) != (out_features,):
+            raise ValueError(f"bias must be [{out_features}], got {list(bias.shape)}")
+        check_alike("bias", bias, "x", x)
+    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
+    if out is None:
+        _check_scaling(alpha, beta)
+        y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
+    _check_out("out", out, (*x.shape[:-1], out_features), x, (x, values, bias))
+    y = out if out.dim() == 2 else out.view(-1, out_features)
+    torch.ops.efcn_sparse.spmm_(
+        y, rows, values, bias, pattern.structure, pattern.shape, transpose, alpha, beta, backend
+    )
+    return out
+
+
+def sddmm(
+    a: Tensor,
+    b: Tensor,
+    pattern: BlockPattern,
+    *,
+    backend: str = "auto",
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Sampled dense × dense: ``aᵀ b`` at the stored blocks, summed over all leading dimensions. Differentiable.
+
+    With ``a = dy`` and ``b = x`` this is the gradient of ``values``; with ``out=values``, ``alpha=-lr`` and
+    ``beta = 1 - lr · weight_decay`` it is a step of SGD that never holds a gradient.
+
+    Args:
+        a: ``[..., out_features]``, any strides.
+        b: ``[..., in_features]``, with the leading dimensions and dtype of ``a``.
+        pattern: which blocks are wanted.
+        backend: ``"auto"``, or the name of a backend, which is then used or refused.
+        alpha, beta, out: with ``out`` given, ``out ← alpha · result + beta · out`` in place, without gradient; entries
+            outside the support become zero.
+
+    Returns:
+        ``[nnz_blocks, block_rows, block_cols]``, zero outside the support; ``out`` if it was given.
+
+    Law: ``sddmm(a, b, p) == p.gather(a.T @ b)``, and ``<sddmm(a, b), v> == <a, spmm(b, v)>``.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype does not fit.
+        RuntimeError: the named backend cannot run here; or ``out`` was given where a gradient is needed.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> pattern = es.BlockPattern.from_mask(torch.tensor([[True, False]]), (1, 2), shape=(1, 4))
+        >>> es.sddmm(torch.tensor([[2.0]]), torch.arange(4.0).view(1, 4), pattern)
+        tensor([[[0., 2.]]])
+    """
+    check_floating("a", a)
+    check_floating("b", b)
+    check_pattern(pattern, "a", a)
+    check_features("a", a, pattern.shape[0])
+    check_features("b", b, pattern.shape[1])
+    check_alike("b", b, "a", a)
+    if a.shape[:-1] != b.shape[:-1]:
+        raise ValueError(f"b must have the leading dimensions of a, {list(a.shape[:-1])}, got {list(b.shape[:-1])}")
+    batch = math.prod(a.shape[:-1])
+    left = a if a.dim() == 2 else a.reshape(batch, pattern.shape[0])
+    right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])
+    if out is None:
+        _check_scaling(alpha, beta)
+        return torch.ops.efcn_sparse.sddmm(
+            left, right, pattern.structure, pattern.shape, pattern.block_shape, backend
+        )
+    _check_out("out", out, pattern.values_shape, a, (a, b))
+    torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
+    return out
+
+
+def _check_scaling(alpha: float, beta: float) -> None:
+    if (alpha, beta) != (1.0, 0.0):
+        raise ValueError(f"alpha and beta need out to accumulate into, got alpha={alpha}, beta={beta} and out=None")
+
+
+def _check_out(
+    name: str, out: Tensor, shape: tuple[int, ...], like: Tensor, inputs: tuple[Tensor | None, ...]
+) -> None:
+    check_floating(name, out)
+    if tuple(out.shape) != shape:
+        raise ValueError(f"{name} must be {list(shape)}, got {list(out.shape)}")
+    if not out.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {list(out.stride())}")
+    check_alike(name, out, "the input", like)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *inputs)):
+        raise RuntimeError(f"{name} is written in place without gradient: call under torch.no_grad()")

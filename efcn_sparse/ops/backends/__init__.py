@@ -1,0 +1,16 @@
+"""One module for each backend, best first. A backend never imports another.
+
+A backend is a module with
+
+- ``NAME``, and ``why_not(device_type, dtype) -> str | None``: the reason why it cannot run there, None if it can;
+- ``spmm(y, x, values, bias, structure, shape, transpose, alpha, beta)``: y = alpha · (x Wᵀ + bias) + beta · y
+  (x W with ``transpose``); y is not read when beta is 0;
+- ``sddmm(out, a, b, structure, shape, alpha, beta)``: out = alpha · (aᵀ b at the stored blocks) + beta · out, zero
+  outside the support; out is not read when beta is 0.
+
+Tensors arrive checked: matrices on one device, of one dtype, rows contiguous (`stride(1) == 1`), at least one row.
+"""
+
+from efcn_sparse.ops.backends import cpu, reference
+
+BACKENDS = {backend.NAME: backend for backend in (cpu, reference)}

@@ -1,0 +1,165 @@
+"""The operators: schema, shapes, derivatives, autocast. What runs is a backend's affair.
+
+Both operations are closed under differentiation (DESIGN.md, section 4), so every derivative of any order is again
+one of these two. Schemas are defined by ``torch.library.Library``: about 1.7 µs a call, where
+``torch.library.custom_op`` costs about 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efcn_sparse.ops.backends import BACKENDS
+from efcn_sparse.ops.select import resolve
+from efcn_sparse.ops.structure import Structure
+
+_LIBRARY = torch.library.Library("efcn_sparse", "DEF")
+_PATTERN = "Tensor[] structure, SymInt[] shape"
+_SCHEMAS = (
+    f"spmm(Tensor x, Tensor values, Tensor? bias, {_PATTERN}, bool transpose, str backend) -> Tensor",
+    f"sddmm(Tensor a, Tensor b, {_PATTERN}, SymInt[] block_shape, str backend) -> Tensor",
+    f"spmm_(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, {_PATTERN}, bool transpose, "
+    "float alpha, float beta, str backend) -> ()",
+    f"sddmm_(Tensor(a!) values, Tensor a, Tensor b, {_PATTERN}, float alpha, float beta, str backend) -> ()",
+)
+for _schema in _SCHEMAS:
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _row_major(matrix: Tensor) -> Tensor:
+    """``matrix`` itself if its rows are contiguous and apart, else a copy: kernels take a row stride, no more."""
+    rows_apart = matrix.shape[0] <= 1 or matrix.stride(0) >= matrix.shape[1]
+    return matrix if rows_apart and (matrix.stride(1) == 1 or matrix.shape[1] <= 1) else matrix.contiguous()
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------
+
+
+def _spmm_into(y, x, values, bias, structure, shape, transpose, alpha, beta, backend) -> None:
+    if y.numel() == 0:
+        return
+    run = BACKENDS[resolve(backend, x.device.type, x.dtype)]
+    run.spmm(y, _row_major(x), values.contiguous(), bias, Structure.of(structure), shape, transpose, alpha, beta)
+
+
+def _sddmm_into(values, a, b, structure, shape, alpha, beta, backend) -> None:
+    if values.numel() == 0:
+        return
+    if a.shape[0] == 0:
+        values.mul_(beta) if beta != 0.0 else values.zero_()
+        return
+    run = BACKENDS[resolve(backend, a.device.type, a.dtype)]
+    run.sddmm(values, _row_major(a), _row_major(b), Structure.of(structure), shape, alpha, beta)
+
+
+def _spmm(x, values, bias, structure, shape, transpose, backend) -> Tensor:
+    y = x.new_empty((x.shape[0], shape[1] if transpose else shape[0]))
+    _spmm_into(y, x, values, bias, structure, shape, transpose, 1.0, 0.0, backend)
+    return y
+
+
+def _sddmm(a, b, structure, shape, block_shape, backend) -> Tensor:
+    values = a.new_empty((structure[1].shape[0], *block_shape))
+    _sddmm_into(values, a, b, structure, shape, 1.0, 0.0, backend)
+    return values
+
+
+for _name, _kernel in (("spmm", _spmm), ("sddmm", _sddmm), ("spmm_", _spmm_into), ("sddmm_", _sddmm_into)):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("efcn_sparse::spmm", lib=_LIBRARY)
+def _(x, values, bias, structure, shape, transpose, backend) -> Tensor:
+    return x.new_empty((x.shape[0], shape[1] if transpose else shape[0]))
+
+
+@torch.library.register_fake("efcn_sparse::sddmm", lib=_LIBRARY)
+def _(a, b, structure, shape, block_shape, backend) -> Tensor:
+    return a.new_empty((structure[1].shape[0], *block_shape))
+
+
+@torch.library.register_fake("efcn_sparse::spmm_", lib=_LIBRARY)
+def _(y, x, values, bias, structure, shape, transpose, alpha, beta, backend) -> None:
+    return None
+
+
+@torch.library.register_fake("efcn_sparse::sddmm_", lib=_LIBRARY)
+def _(values, a, b, structure, shape, alpha, beta, backend) -> None:
+    return None
+
+
+# -- derivatives -------------------------------------------------------------------------------------------------
+
+
+def _spmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, structure, shape, transpose, backend = inputs
+    needs_x, needs_values = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *structure)
+    ctx.shape, ctx.block_shape, ctx.transpose, ctx.backend = shape, values.shape[1:], transpose, backend
+
+
+def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    x, values, *structure = ctx.saved_tensors
+    needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+    dx = dvalues = dbias = None
+    if needs_x:
+        dx = torch.ops.efcn_sparse.spmm(dy, values, None, structure, ctx.shape, not ctx.transpose, ctx.backend)
+    if needs_values:
+        a, b = (x, dy) if ctx.transpose else (dy, x)
+        dvalues = torch.ops.efcn_sparse.sddmm(a, b, structure, ctx.shape, ctx.block_shape, ctx.backend)
+    if needs_bias:
+        dbias = dy.sum(0)
+    return dx, dvalues, dbias, [None] * len(structure), None, None, None
+
+
+def _sddmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, structure, shape, _, backend = inputs
+    needs_a, needs_b = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(a if needs_b else None, b if needs_a else None, *structure)
+    ctx.shape, ctx.backend = shape, backend
+
+
+def _sddmm_backward(ctx: Any, dvalues: Tensor) -> tuple[Any, ...]:
+    a, b, *structure = ctx.saved_tensors
+    needs_a, needs_b = ctx.needs_input_grad[:2]
+    da = db = None
+    if needs_a:
+        da = torch.ops.efcn_sparse.spmm(b, dvalues, None, structure, ctx.shape, False, ctx.backend)
+    if needs_b:
+        db = torch.ops.efcn_sparse.spmm(a, dvalues, None, structure, ctx.shape, True, ctx.backend)
+    return da, db, [None] * len(structure), None, None, None
+
+
+torch.library.register_autograd("efcn_sparse::spmm", _spmm_backward, setup_context=_spmm_context, lib=_LIBRARY)
+torch.library.register_autograd("efcn_sparse::sddmm", _sddmm_backward, setup_context=_sddmm_context, lib=_LIBRARY)
+
+
+# -- autocast ----------------------------------------------------------------------------------------------------
+
+
+def _register_autocast(name: str, tensors: int, device: str) -> None:
+    key = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device]
+    operator = getattr(torch.ops.efcn_sparse, name)
+    without_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if tensor is not None and eligible else tensor
+
+    def kernel(*arguments: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(without_autocast):
+            return operator(*(cast(argument, dtype) for argument in arguments[:tensors]), *arguments[tensors:])
+
+    _LIBRARY.impl(name, kernel, key)
+
+
+for _device in ("cpu", "cuda"):
+    _register_autocast("spmm", 3, _device)
+    _register_autocast("sddmm", 2, _device)
+
+

@@ -1,0 +1,3 @@
+"""Patterns: which blocks of a matrix are stored."""
+
+from efcn_sparse.pattern.block_pattern import BlockPattern as BlockPattern

@@ -1,0 +1,403 @@
+"""Which blocks of a weight matrix are stored: structure only, no numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efcn_sparse.pattern.checks import checked_indices, checked_masks, checked_pair
+from efcn_sparse.pattern.walks import transposed_walk
+
+
+class BlockPattern:
+    """The stored blocks of a ``[out_features, in_features]`` matrix W, and which of their entries count.
+
+    A pattern is immutable and compares by content. Blocks are sorted by row, then column, so block k of a pattern
+    is ``values[k]`` in every ``values`` tensor of shape ``[nnz_blocks, block_rows, block_cols]`` that belongs to it.
+    Sides that are no multiple of the block are allowed: entries past the edge are never read and have zero gradient.
+    A stored block may be only partly inside the support; ``mask_index[k]`` then names its mask in ``masks``
+    (-1: the whole block counts).
+
+    Attributes:
+        shape: ``(out_features, in_features)``.
+        block_shape: ``(block_rows, block_cols)``.
+        grid: number of block rows and block columns.
+        crow_indices, col_indices: int32 ``[grid[0] + 1]`` and ``[nnz_blocks]``: the row-wise walk, named as in
+            :func:`torch.sparse_bsr_tensor`.
+        ccol_indices, row_indices: int32 ``[grid[1] + 1]`` and ``[nnz_blocks]``: the column-wise walk.
+        block_order: int32 ``[nnz_blocks]``: where in ``values`` the k-th block of the column-wise walk lies.
+        mask_index: int32 ``[nnz_blocks]``, or ``[0]`` when no block is masked.
+        masks: uint8 ``[n_masks, block_rows, block_cols]``: 1 where an entry counts.
+
+    Law: ``p.to_mask()`` is the support, and ``BlockPattern.from_mask(p.to_mask(), p.block_shape)`` has the same one.
+
+    Example:
+        >>> import torch
+        >>> from efcn_sparse import BlockPattern
+        >>> p = BlockPattern.from_bsr(torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1]), (4, 6), (2, 3))
+        >>> p
+        BlockPattern(shape=(4, 6), block_shape=(2, 3), nnz_blocks=3, density=0.75, device=cpu)
+        >>> p.to_mask().int()
+        tensor([[0, 0, 0, 1, 1, 1],
+                [0, 0, 0, 1, 1, 1],
+                [1, 1, 1, 1, 1, 1],
+                [1, 1, 1, 1, 1, 1]], dtype=torch.int32)
+    """
+
+    shape: tuple[int, int]
+    block_shape: tuple[int, int]
+    grid: tuple[int, int]
+    crow_indices: Tensor
+    col_indices: Tensor
+    ccol_indices: Tensor
+    row_indices: Tensor
+    block_order: Tensor
+    mask_index: Tensor
+    masks: Tensor
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise TypeError("BlockPattern is made by from_bsr, from_mask, from_blocks, dense or random, not by calling it")
+
+    # -- construction ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_bsr(
+        cls,
+        crow_indices: Tensor | Sequence[int],
+        col_indices: Tensor | Sequence[int],
+        shape: Sequence[int],
+        block_shape: Sequence[int],
+        *,
+        mask_index: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> BlockPattern:
+        """A pattern from block-compressed row indices.
+
+        Args:
+            crow_indices: integers ``[ceil(out / block_rows) + 1]``, from 0 up to the number of blocks.
+            col_indices: integers ``[nnz_blocks]``, strictly increasing within each row.
+            shape: ``(out_features, in_features)`` of W, in entries.
+            block_shape: ``(block_rows, block_cols)``, in entries.
+            mask_index: integers ``[nnz_blocks]``: the row of ``masks`` that applies to each block, -1 for none.
+            masks: bool or uint8 ``[n_masks, block_rows, block_cols]``: true where an entry counts.
+
+        Raises:
+            ValueError: an index is out of range, unsorted or repeated, or a shape does not fit.
+            TypeError: an index array does not hold integers.
+        """
+        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
+        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        crow, col = checked_indices(crow_indices, col_indices, grid)
+        index, masks = checked_masks(mask_index, masks, col, block_shape)
+        row = torch.repeat_interleave(
+            torch.arange(grid[0], dtype=torch.int32, device=crow.device), crow.diff(), output_size=col.numel()
+        )
+        ccol, rows_by_column, order = transposed_walk(row, col, grid[1])
+        return cls._make(shape, block_shape, (crow, col, ccol, rows_by_column, order, index, masks))
+
+    @classmethod
+    def _make(cls, shape, block_shape, structure, fingerprint: str | None = None) -> BlockPattern:
+        self = object.__new__(cls)
+        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        crow, col, ccol, row, order, mask_index, masks = structure
+        fields = dict(
+            shape=tuple(shape), block_shape=tuple(block_shape), grid=grid, crow_indices=crow, col_indices=col,
+            ccol_indices=ccol, row_indices=row, block_order=order, mask_index=mask_index, masks=masks,
+            structure=list(structure), nnz_blocks=int(col.numel()), _fingerprint=fingerprint,
+        )  # fmt: skip
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    @classmethod
+    def from_blocks(cls, rows: Tensor, cols: Tensor, shape: Sequence[int], block_shape: Sequence[int]) -> BlockPattern:
+        """A pattern from the (row, column) positions of its blocks, in any order, repeats allowed.
+
+        Example:
+            >>> BlockPattern.from_blocks(torch.tensor([1, 0]), torch.tensor([0, 2]), (4, 6), (2, 2)).col_indices
+            tensor([2, 0], dtype=torch.int32)
+        """
+        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
+        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        rows, cols = torch.as_tensor(rows), torch.as_tensor(cols)
+        for name, index, bound in (("rows", rows, grid[0]), ("cols", cols, grid[1])):
+            if index.numel() and not (0 <= int(index.min()) and int(index.max()) < bound):
+                raise ValueError(
+                    f"{name} must lie in [0, {bound}), got values from {int(index.min())} to {int(index.max())}"
+                )
+        flat = torch.unique(rows.to(torch.int64) * grid[1] + cols.to(torch.int64))
+        rows = flat // max(grid[1], 1)
+        crow = torch.zeros(grid[0] + 1, dtype=torch.int64, device=flat.device)
+        crow[1:] = torch.bincount(rows, minlength=grid[0]).cumsum(0)
+        return cls.from_bsr(crow, flat % max(grid[1], 1), shape, block_shape)
+
+    @classmethod
+    def from_mask(
+        cls, mask: Tensor, block_shape: Sequence[int], *, shape: Sequence[int] | None = None
+    ) -> BlockPattern:
+        """A pattern from a mask of entries, or with ``shape`` from a mask of blocks.
+
+        Args:
+            mask: bool ``[out_features, in_features]``; with ``shape`` given, bool ``[block rows, block columns]``.
+                A block is stored if any of its entries is true, and entries that are false stay out of the support.
+            block_shape: ``(block_rows, block_cols)``.
+            shape: ``(out_features, in_features)``, to say that ``mask`` is a mask of blocks.
+
+        Example:
+            >>> BlockPattern.from_mask(torch.eye(4, dtype=torch.bool), (2, 2)).nnz_blocks
+            2
+            >>> BlockPattern.from_mask(torch.tensor([[True, False]]), (8, 8), shape=(8, 16)).density
+            0.5
+        """
+        from efcn_sparse.pattern.masks import blocks_of_mask, unique_masks
+
+        if mask.dtype != torch.bool or mask.dim() != 2:
+            raise ValueError(f"mask must be a bool matrix, got {mask.dtype} of shape {list(mask.shape)}")
+        block_shape = checked_pair("block_shape", block_shape, least=1)
+        if shape is not None:
+            shape = checked_pair("shape", shape, least=0)
+            grid = [-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1])]
+            if list(mask.shape) != grid:
+                raise ValueError(f"mask must be {grid} for shape {shape} in blocks {block_shape}, got {list(mask.shape)}")
+            return cls.from_blocks(*mask.nonzero(as_tuple=True), shape, block_shape)
+        shape = (mask.shape[0], mask.shape[1])
+        rows, cols, entries = blocks_of_mask(mask, block_shape)
+        bare = cls.from_blocks(rows, cols, shape, block_shape)
+        index, masks = unique_masks(entries, bare.support_of_edges())
+        return cls.from_bsr(bare.crow_indices, bare.col_indices, shape, block_shape, mask_index=index, masks=masks)
+
+    @classmethod
+    def dense(
+        cls, shape: Sequence[int], block_shape: Sequence[int], device: torch.device | str | None = None
+    ) -> BlockPattern:
+        """A pattern that stores every block.
+
+        Example:
+            >>> BlockPattern.dense((4, 6), (2, 2)).nnz_blocks
+            6
+        """
+        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
+        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        crow = torch.arange(grid[0] + 1, device=device) * grid[1]
+        return cls.from_bsr(crow, torch.arange(grid[1], device=device).repeat(grid[0]), shape, block_shape)
+
+    @classmethod
+    def random(
+        cls,
+        shape: Sequence[int],
+        block_shape: Sequence[int],
+        density: float,
+        generator: torch.Generator | None = None,
+    ) -> BlockPattern:
+        """A pattern of ``round(density * number of blocks)`` blocks, drawn uniformly without repetition.
+
+        Example:
+            >>> BlockPattern.random((64, 64), (8, 8), 0.25, torch.Generator().manual_seed(0)).nnz_blocks
+            16
+        """
+        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
+        if not 0.0 <= density <= 1.0:
+            raise ValueError(f"density must lie in [0, 1], got {density}")
+        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        device = generator.device if generator is not None else None
+        flat = torch.randperm(grid[0] * grid[1], generator=generator, device=device)
+        flat = flat[: round(density * grid[0] * grid[1])]
+        return cls.from_blocks(flat // max(grid[1], 1), flat % max(grid[1], 1), shape, block_shape)
+
+    # -- facts -------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index arrays lie."""
+        return self.crow_indices.device
+
+    @property
+    def density(self) -> float:
+        """Stored blocks over all blocks; 0.0 for a matrix without blocks."""
+        total = self.grid[0] * self.grid[1]
+        return self.nnz_blocks / total if total else 0.0
+
+    @property
+    def values_shape(self) -> tuple[int, int, int]:
+        """The shape of a ``values`` tensor of this pattern."""
+        return (self.nnz_blocks, *self.block_shape)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether a side of W is no multiple of the block."""
+        return self.shape[0] % self.block_shape[0] != 0 or self.shape[1] % self.block_shape[1] != 0
+
+    @property
+    def nnz(self) -> int:
+        """How many entries of W are in the support."""
+        if not self.is_ragged and self.masks.shape[0] == 0:
+            return self.nnz_blocks * self.block_shape[0] * self.block_shape[1]
+        heights, widths = self.block_extents()
+        full = heights.to(torch.int64) * widths
+        if self.masks.shape[0] == 0:
+            return int(full.sum())
+        per_mask = self.masks.sum((1, 2), dtype=torch.int64)
+        index = self.mask_index.to(torch.int64)
+        return int(torch.where(index < 0, full, per_mask[index.clamp(min=0)]).sum())
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that name the content: equal patterns share them on every device."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(repr((self.shape, self.block_shape)).encode())
+            for tensor in (self.crow_indices, self.col_indices, self.mask_index, self.masks):
+                digest.update(repr(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().cpu().numpy().tobytes())
+            object.__setattr__(self, "_fingerprint", digest.hexdigest()[:32])
+        return self._fingerprint
+
+    def rows_of_blocks(self) -> Tensor:
+        """int32 ``[nnz_blocks]``: the block row of each stored block, in the order of ``values``."""
+        rows = torch.empty_like(self.row_indices)
+        rows[self.block_order.to(torch.int64)] = self.row_indices
+        return rows
+
+    def block_extents(self) -> tuple[Tensor, Tensor]:
+        """int32 ``[nnz_blocks]`` twice: how many rows and columns of each block lie inside the matrix."""
+        rows, cols = self.rows_of_blocks(), self.col_indices
+        heights = (self.shape[0] - rows * self.block_shape[0]).clamp(max=self.block_shape[0])
+        widths = (self.shape[1] - cols * self.block_shape[1]).clamp(max=self.block_shape[1])
+        return heights, widths
+
+    def support_of_edges(self) -> Tensor | None:
+        """bool ``[nnz_blocks, block_rows, block_cols]``: entries inside the matrix; None if all of them are."""
+        if not self.is_ragged:
+            return None
+        heights, widths = self.block_extents()
+        inside_rows = torch.arange(self.block_shape[0], device=self.device) < heights[:, None]
+        inside_cols = torch.arange(self.block_shape[1], device=self.device) < widths[:, None]
+        return inside_rows[:, :, None] & inside_cols[:, None, :]
+
+    def support_of_blocks(self) -> Tensor | None:
+        """bool ``[nnz_blocks, block_rows, block_cols]``: stored entries in the support; None if all of them are."""
+        support = self.support_of_edges()
+        if self.masks.shape[0]:
+            index = self.mask_index.to(torch.int64)
+            masks = torch.cat([self.masks.bool(), self.masks.new_ones((1, *self.block_shape)).bool()])
+            masked = masks[torch.where(index < 0, masks.shape[0] - 1, index)]
+            support = masked if support is None else support & masked
+        return support
+
+    # -- conversion --------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str) -> BlockPattern:
+        """This pattern with its index arrays on ``device``; itself if they are there already.
+
+        A pattern has no meta form (structure is what it is), so ``to("meta")`` returns it unchanged.
+        """
+        target = torch.device(device)
+        if target.type == "meta" or target == self.device:
+            return self
+        moved = tuple(tensor.to(target) for tensor in self.structure)
+        return BlockPattern._make(self.shape, self.block_shape, moved, self._fingerprint)
+
+    def to_mask(self) -> Tensor:
+        """bool ``[out_features, in_features]``: the support."""
+        ones = torch.ones(self.values_shape, dtype=torch.uint8, device=self.device)
+        return self.to_dense(ones).bool()
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        """``[out_features, in_features]``: W, with zeros outside the support. Differentiable.
+
+        Args:
+            values: ``[nnz_blocks, block_rows, block_cols]``.
+        """
+        self.check_values(values)
+        support = self.support_of_blocks()
+        if support is not None:
+            values = values.masked_fill(~support.to(values.device), 0)
+        (block_rows, block_cols), (rows, cols) = self.block_shape, self.grid
+        tiles = values.new_zeros((rows * cols, block_rows, block_cols))
+        where = self.rows_of_blocks().to(torch.int64) * cols + self.col_indices
+        tiles = tiles.index_copy(0, where.to(values.device), values)
+        padded = tiles.view(rows, cols, block_rows, block_cols).transpose(1, 2)
+        padded = padded.reshape(rows * block_rows, cols * block_cols)
+        return padded[: self.shape[0], : self.shape[1]].contiguous()
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """The values of ``dense`` at the stored blocks, zero outside the support: the adjoint of :meth:`to_dense`.
+
+        Args:
+            dense: ``[out_features, in_features]``.
+
+        Returns:
+            ``[nnz_blocks, block_rows, block_cols]``.
+        """
+        if tuple(dense.shape) != self.shape:
+            raise ValueError(f"dense must be {list(self.shape)}, got {list(dense.shape)}")
+        (block_rows, block_cols), (rows, cols) = self.block_shape, self.grid
+        padding = (0, cols * block_cols - self.shape[1], 0, rows * block_rows - self.shape[0])
+        tiles = torch.nn.functional.pad(dense, padding).view(rows, block_rows, cols, block_cols).transpose(1, 2)
+        at = (self.rows_of_blocks().to(torch.int64).to(dense.device), self.col_indices.to(torch.int64).to(dense.device))
+        values = tiles[at]
+        support = self.support_of_blocks()
+        return values if support is None else values.masked_fill(~support.to(dense.device), 0)
+
+    def transposed(self) -> BlockPattern:
+        """The pattern of Wᵀ; its values are ``values[block_order].transpose(1, 2)``.
+
+        Law: ``p.transposed().transposed() == p``.
+        """
+        mask_index = self.mask_index
+        if mask_index.numel():
+            mask_index = mask_index[self.block_order.to(torch.int64)]
+        return BlockPattern.from_bsr(
+            self.ccol_indices,
+            self.row_indices,
+            self.shape[::-1],
+            self.block_shape[::-1],
+            mask_index=mask_index,
+            masks=self.masks.transpose(1, 2).contiguous(),
+        )
+
+    def check_values(self, values: Tensor, name: str = "values") -> None:
+        """Raise ``ValueError`` unless ``values`` has this pattern's shape."""
+        if tuple(values.shape) != self.values_shape:
+            raise ValueError(f"{name} must be {list(self.values_shape)}, got {list(values.shape)}")
+
+    # -- Python protocol ---------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"BlockPattern is immutable: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"BlockPattern is immutable: {name} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BlockPattern):
+            return NotImplemented
+        return self is other or self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __copy__(self) -> BlockPattern:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockPattern:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = (self.crow_indices, self.col_indices, self.mask_index, self.masks)
+        return _rebuild, (self.shape, self.block_shape, parts)
+
+    def __repr__(self) -> str:
+        masked = f", masked_blocks={int((self.mask_index >= 0).sum())}" if self.masks.shape[0] else ""
+        return (
+            f"BlockPattern(shape={self.shape}, block_shape={self.block_shape}, nnz_blocks={self.nnz_blocks}, "
+            f"density={self.density:.4g}{masked}, device={self.device})"
+        )
+
+
+def _rebuild(shape, block_shape, parts) -> BlockPattern:
+    crow, col, mask_index, masks = parts
+    return BlockPattern.from_bsr(crow, col, shape, block_shape, mask_index=mask_index, masks=masks)

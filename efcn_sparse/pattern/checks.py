@@ -1,0 +1,91 @@
+"""What a pattern is made of, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_MOST_BLOCKS = 2**31 - 1
+
+
+def checked_pair(name: str, pair: Sequence[int], least: int) -> tuple[int, int]:
+    """``pair`` as two ints of at least ``least``."""
+    try:
+        first, second = (int(side) for side in pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two integers, got {pair!r}") from None
+    if (first, second) != tuple(pair) or min(first, second) < least:
+        raise ValueError(f"{name} must be two integers of at least {least}, got {tuple(pair)}")
+    return first, second
+
+
+def _checked_integers(name: str, index: Tensor | Sequence[int]) -> Tensor:
+    index = torch.as_tensor(index)
+    if index.dtype not in _INTEGERS and index.numel():  # an empty list becomes a float tensor
+        raise TypeError(f"{name} must hold integers, got {index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {list(index.shape)}")
+    return index.detach().to(torch.int64)
+
+
+def checked_indices(
+    crow: Tensor | Sequence[int], col: Tensor | Sequence[int], grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """``crow_indices`` and ``col_indices`` as fresh int32 arrays, or an error that says what is wrong."""
+    crow, col = _checked_integers("crow_indices", crow), _checked_integers("col_indices", col)
+    if crow.device != col.device:
+        raise ValueError(f"crow_indices and col_indices must be on one device, got {crow.device} and {col.device}")
+    if crow.numel() != grid[0] + 1:
+        raise ValueError(f"crow_indices must be [{grid[0] + 1}], got [{crow.numel()}]")
+    if col.numel() > _MOST_BLOCKS:
+        raise ValueError(f"col_indices must hold at most {_MOST_BLOCKS} blocks, got {col.numel()}")
+    if int(crow[0]) != 0 or int(crow[-1]) != col.numel():
+        raise ValueError(
+            f"crow_indices must run from 0 to the {col.numel()} blocks of col_indices, "
+            f"got {int(crow[0])} to {int(crow[-1])}"
+        )
+    if bool((crow.diff() < 0).any()):
+        row = int((crow.diff() < 0).nonzero()[0])
+        raise ValueError(f"crow_indices must not decrease, got {int(crow[row])} then {int(crow[row + 1])} at row {row}")
+    if col.numel():
+        low, high = int(col.min()), int(col.max())
+        if low < 0 or high >= grid[1]:
+            raise ValueError(f"col_indices must lie in [0, {grid[1]}), got values from {low} to {high}")
+        row = torch.repeat_interleave(torch.arange(grid[0], device=crow.device), crow.diff())
+        bad = (row[1:] == row[:-1]) & (col[1:] <= col[:-1])
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise ValueError(
+                f"col_indices must increase strictly within a row, "
+                f"got {int(col[at])} then {int(col[at + 1])} in row {int(row[at])}"
+            )
+    return crow.to(torch.int32), col.to(torch.int32)
+
+
+def checked_masks(
+    index: Tensor | None, masks: Tensor | None, col: Tensor, block_shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """``mask_index`` and ``masks`` as fresh int32 and uint8 arrays; both empty where no block is masked."""
+    none = col.new_empty(0), torch.empty((0, *block_shape), dtype=torch.uint8, device=col.device)
+    if (index is None) != (masks is None):
+        given = "masks" if index is None else "mask_index"
+        raise ValueError(f"mask_index and masks must be given together, got {given} only")
+    if index is None or masks is None or (index.numel() == 0 and masks.shape[0] == 0):
+        return none
+    index = _checked_integers("mask_index", index)
+    if tuple(masks.shape[1:]) != block_shape or masks.dim() != 3:
+        raise ValueError(f"masks must be [n, {block_shape[0]}, {block_shape[1]}], got {list(masks.shape)}")
+    if masks.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"masks must be bool or uint8, got {masks.dtype}")
+    if index.numel() != col.numel():
+        raise ValueError(f"mask_index must be [{col.numel()}], got [{index.numel()}]")
+    if index.numel() and not (int(index.min()) >= -1 and int(index.max()) < masks.shape[0]):
+        raise ValueError(
+            f"mask_index must lie in [-1, {masks.shape[0]}), got values from {int(index.min())} to {int(index.max())}"
+        )
+    if index.numel() == 0 or int(index.max()) < 0:
+        return none
+    return index.to(torch.int32).to(col.device), (masks != 0).to(torch.uint8).to(col.device)
