@@ -173,4 +173,3 @@ class SparseLinear(nn.Module):
         rest: list[str] = []
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, rest, error_msgs)
         unexpected_keys.extend(rest)
-

@@ -129,9 +129,7 @@ def sddmm(
     right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])
     if out is None:
         _check_scaling(alpha, beta)
-        return torch.ops.efcn_sparse.sddmm(
-            left, right, pattern.structure, pattern.shape, pattern.block_shape, backend
-        )
+        return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
     _check_out("out", out, pattern.values_shape, a, (a, b))
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
     return out
@@ -142,9 +140,7 @@ def _check_scaling(alpha: float, beta: float) -> None:
         raise ValueError(f"alpha and beta need out to accumulate into, got alpha={alpha}, beta={beta} and out=None")
 
 
-def _check_out(
-    name: str, out: Tensor, shape: tuple[int, ...], like: Tensor, inputs: tuple[Tensor | None, ...]
-) -> None:
+def _check_out(name: str, out: Tensor, shape: tuple[int, ...], like: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
     check_floating(name, out)
     if tuple(out.shape) != shape:
         raise ValueError(f"{name} must be {list(shape)}, got {list(out.shape)}")

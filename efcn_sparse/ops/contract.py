@@ -7,7 +7,6 @@ one of these two. Schemas are defined by ``torch.library.Library``: about 1.7 µ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,7 +95,7 @@ def _(values, a, b, structure, shape, alpha, beta, backend) -> None:
 
 
 def _spmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bias, structure, shape, transpose, backend = inputs
+    x, values, _, structure, shape, transpose, backend = inputs
     needs_x, needs_values = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *structure)
     ctx.shape, ctx.block_shape, ctx.transpose, ctx.backend = shape, values.shape[1:], transpose, backend
@@ -161,5 +160,3 @@ def _register_autocast(name: str, tensors: int, device: str) -> None:
 for _device in ("cpu", "cuda"):
     _register_autocast("spmm", 3, _device)
     _register_autocast("sddmm", 2, _device)
-
-

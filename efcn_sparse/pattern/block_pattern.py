@@ -58,6 +58,9 @@ class BlockPattern:
     block_order: Tensor
     mask_index: Tensor
     masks: Tensor
+    structure: list[Tensor]
+    nnz_blocks: int
+    _fingerprint: str | None
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("BlockPattern is made by from_bsr, from_mask, from_blocks, dense or random, not by calling it")
@@ -136,9 +139,7 @@ class BlockPattern:
         return cls.from_bsr(crow, flat % max(grid[1], 1), shape, block_shape)
 
     @classmethod
-    def from_mask(
-        cls, mask: Tensor, block_shape: Sequence[int], *, shape: Sequence[int] | None = None
-    ) -> BlockPattern:
+    def from_mask(cls, mask: Tensor, block_shape: Sequence[int], *, shape: Sequence[int] | None = None) -> BlockPattern:
         """A pattern from a mask of entries, or with ``shape`` from a mask of blocks.
 
         Args:
@@ -162,8 +163,11 @@ class BlockPattern:
             shape = checked_pair("shape", shape, least=0)
             grid = [-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1])]
             if list(mask.shape) != grid:
-                raise ValueError(f"mask must be {grid} for shape {shape} in blocks {block_shape}, got {list(mask.shape)}")
-            return cls.from_blocks(*mask.nonzero(as_tuple=True), shape, block_shape)
+                raise ValueError(
+                    f"mask must be {grid} for shape {shape} in blocks {block_shape}, got {list(mask.shape)}"
+                )
+            row, col = mask.nonzero(as_tuple=True)
+            return cls.from_blocks(row, col, shape, block_shape)
         shape = (mask.shape[0], mask.shape[1])
         rows, cols, entries = blocks_of_mask(mask, block_shape)
         bare = cls.from_blocks(rows, cols, shape, block_shape)
@@ -247,13 +251,15 @@ class BlockPattern:
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits that name the content: equal patterns share them on every device."""
-        if self._fingerprint is None:
+        known = self._fingerprint
+        if known is None:
             digest = hashlib.sha256(repr((self.shape, self.block_shape)).encode())
             for tensor in (self.crow_indices, self.col_indices, self.mask_index, self.masks):
                 digest.update(repr(tuple(tensor.shape)).encode())
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
-            object.__setattr__(self, "_fingerprint", digest.hexdigest()[:32])
-        return self._fingerprint
+            known = digest.hexdigest()[:32]
+            object.__setattr__(self, "_fingerprint", known)
+        return known
 
     def rows_of_blocks(self) -> Tensor:
         """int32 ``[nnz_blocks]``: the block row of each stored block, in the order of ``values``."""

@@ -48,8 +48,8 @@ def checked_indices(
             f"got {int(crow[0])} to {int(crow[-1])}"
         )
     if bool((crow.diff() < 0).any()):
-        row = int((crow.diff() < 0).nonzero()[0])
-        raise ValueError(f"crow_indices must not decrease, got {int(crow[row])} then {int(crow[row + 1])} at row {row}")
+        at = int((crow.diff() < 0).nonzero()[0])
+        raise ValueError(f"crow_indices must not decrease, got {int(crow[at])} then {int(crow[at + 1])} at row {at}")
     if col.numel():
         low, high = int(col.min()), int(col.max())
         if low < 0 or high >= grid[1]:
