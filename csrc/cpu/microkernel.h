@@ -1,0 +1,100 @@
+// One dense product C [M, N] (+)= A [M, K] B [K, N], all row-major: oneDNN's batch-reduce GEMM where torch has it.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/native/CPUBlas.h>
+
+#include "plain_product.h"
+
+namespace efcn_sparse::cpu {
+
+// What a product takes and sums in. Layout of B: rows of N, for bfloat16 rows of N pairs (k, k + 1) ("VNNI").
+template <typename Operand>
+struct Product;
+
+template <>
+struct Product<float> {
+  using Sum = float;
+  static constexpr int64_t k_multiple = 1;
+  static void run(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                  int64_t ldc, bool add) {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+    at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
+#else
+    plain_product(m, n, k, a, lda, b, ldb, c, ldc, add);
+#endif
+  }
+  static void release() {
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+    at::native::cpublas::brgemm_release(/*is_vnni=*/false);
+#endif
+  }
+};
+
+template <>
+struct Product<at::BFloat16> {
+  using Sum = float;
+  static constexpr int64_t k_multiple = 2;
+  static void run(int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t lda, const at::BFloat16* b,
+                  int64_t ldb, float* c, int64_t ldc, bool add) {
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+    at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/true);
+#endif
+  }
+  static void release() {
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+    at::native::cpublas::brgemm_release(/*is_vnni=*/true);
+#endif
+  }
+
+  // The kernel throws on machines without bfloat16 dot products instead of falling back, so ask it once.
+  static bool available() {
+#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+    static const bool answer = [] {
+      alignas(64) at::BFloat16 a[32 * 32] = {}, b[32 * 32] = {};
+      alignas(64) float c[32 * 32];
+      try {
+        run(32, 32, 32, a, 32, b, 32, c, 32, false);
+        release();
+        return true;
+      } catch (const std::exception&) {
+        return false;
+      }
+    }();
+    return answer;
+#else
+    return false;
+#endif
+  }
+};
+
+template <>
+struct Product<double> {
+  using Sum = double;
+  static constexpr int64_t k_multiple = 1;
+  static void run(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
+                  double* c, int64_t ldc, bool add) {
+    plain_product(m, n, k, a, lda, b, ldb, c, ldc, add);
+  }
+  static void release() {}
+};
+
+// Calls kernel(stored type tag, operand type tag) for a tensor's dtype on this machine.
+template <typename Kernel>
+void dispatch_operand(at::ScalarType dtype, const char* name, Kernel&& kernel) {
+  switch (dtype) {
+    case at::kFloat:
+      return kernel(float{}, float{});
+    case at::kDouble:
+      return kernel(double{}, double{});
+    case at::kHalf:
+      return kernel(at::Half{}, float{});
+    case at::kBFloat16:
+      return Product<at::BFloat16>::available() ? kernel(at::BFloat16{}, at::BFloat16{})
+                                                : kernel(at::BFloat16{}, float{});
+    default:
+      TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64, got ", dtype);
+  }
+}
+
+}  // namespace efcn_sparse::cpu

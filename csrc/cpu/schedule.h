@@ -1,0 +1,27 @@
+// Tasks shared among threads: each task writes its own part of the result, so the order does not change a number.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+
+namespace efcn_sparse::cpu {
+
+// Runs worker(next) on every thread, where next() is the number of a task not yet taken, or -1.
+template <typename Worker>
+void share_tasks(int64_t tasks, Worker&& worker) {
+  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), tasks));
+  std::atomic<int64_t> taken{0};
+  auto next = [&]() -> int64_t {
+    const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
+    return task < tasks ? task : -1;
+  };
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    if (begin < end) worker(next);
+  });
+}
+
+}  // namespace efcn_sparse::cpu

@@ -1,0 +1,159 @@
+// SDDMM over blocks: the gradient of W. One task is one block row: its part of a is transposed once, and multiplied with
+// the columns of b that its blocks need; consecutive blocks are computed together.
+#include "ops.h"
+
+#include <vector>
+
+#include "pack.h"
+#include "schedule.h"
+
+namespace efcn_sparse::cpu {
+namespace {
+
+constexpr int64_t kBatchChunk = 256;  // rows of the batch in one product
+constexpr int64_t kRunWidth = 64;     // columns computed together
+
+template <typename Stored, typename Operand>
+class SampledProduct {
+ public:
+  using Sum = typename Product<Operand>::Sum;
+
+  SampledProduct(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, const Walk& walk, const Masks& masks,
+                 double alpha, double beta)
+      : walk_(walk), masks_(masks), values_(values.mutable_data_ptr<Stored>()), a_(a.const_data_ptr<Stored>()),
+        lda_(a.stride(0)), batch_(a.size(0)), padded_batch_(round_up(batch_, Product<Operand>::k_multiple)),
+        alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
+    constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
+    const bool crowded = b.stride(0) * sizeof(Stored) % 1024 == 0 && walk.in_side >= 8;
+    in_place_ = can_stay && !crowded;
+    if (in_place_) {
+      b_ = static_cast<const Operand*>(b.const_data_ptr());
+      ldb_ = b.stride(0);
+    } else {
+      panels_ = batch_panels(b);
+      b_ = panels_.template const_data_ptr<Operand>();
+      ldb_ = walk.in_side;
+    }
+  }
+
+  void run() {
+    share_tasks(walk_.rows, [&](auto&& next) {
+      Workspace space;
+      for (int64_t i = next(); i >= 0; i = next()) block_row(i, space);
+      Product<Operand>::release();
+    });
+  }
+
+ private:
+  struct Workspace {
+    std::vector<Operand> left;
+    std::vector<Sum> sums;
+  };
+
+  // b as column panels, for bfloat16 with rows of the batch in pairs.
+  at::Tensor batch_panels(const at::Tensor& b) const {
+    auto panels = column_panels<Stored, Operand>(b, walk_.in_side, walk_.in_side);
+    if constexpr (Product<Operand>::k_multiple == 2) {
+      auto paired = at::empty({panels.size(0), padded_batch_, walk_.in_side}, panels.options());
+      const auto* in = panels.template const_data_ptr<Operand>();
+      auto* out = paired.template mutable_data_ptr<Operand>();
+      const int64_t width = walk_.in_side;
+      at::parallel_for(0, panels.size(0), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; ++j)
+          pack_panel(in + j * batch_ * width, width, false, width, batch_, out + j * padded_batch_ * width);
+      });
+      return paired;
+    }
+    return panels;
+  }
+
+  void block_row(int64_t i, Workspace& space) const {
+    const int64_t begin = walk_.starts[i], end = walk_.starts[i + 1], height = walk_.out_extent(i);
+    if (begin == end) return;
+    transpose_left(i, height, space);
+    for (int64_t k = begin; k < end;) {
+      const int64_t j = walk_.neighbours[k];
+      int64_t width = walk_.in_extent(j), blocks = 1;
+      while (in_place_ && k + blocks < end && walk_.neighbours[k + blocks] == j + blocks &&
+             width + walk_.in_side <= kRunWidth)
+        width += walk_.in_extent(j + blocks++);
+      run_of_blocks(k, blocks, j, height, width, space);
+      k += blocks;
+    }
+  }
+
+  // space.left [height, padded batch] = a[:, block i]^T
+  void transpose_left(int64_t i, int64_t height, Workspace& space) const {
+    space.left.resize(height * padded_batch_);
+    const Stored* a = a_ + i * walk_.out_side;
+    Operand* left = space.left.data();
+    if constexpr (std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1) {
+      transpose(a, lda_, left, padded_batch_, batch_, height);
+    } else {
+      for (int64_t m = 0; m < batch_; ++m)
+        for (int64_t h = 0; h < height; ++h) left[h * padded_batch_ + m] = static_cast<Operand>(a[m * lda_ + h]);
+      for (int64_t m = batch_; m < padded_batch_; ++m)
+        for (int64_t h = 0; h < height; ++h) left[h * padded_batch_ + m] = Operand(0);
+    }
+  }
+
+  void run_of_blocks(int64_t k, int64_t blocks, int64_t j, int64_t height, int64_t width, Workspace& space) const {
+    space.sums.resize(std::max<size_t>(space.sums.size(), height * width));
+    for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
+      const int64_t rows = std::min(kBatchChunk, padded_batch_ - m);
+      const Operand* b = in_place_ ? b_ + m * ldb_ + j * walk_.in_side : b_ + (j * padded_batch_ + m) * ldb_;
+      Product<Operand>::run(height, width, rows, space.left.data() + m, padded_batch_, b, ldb_, space.sums.data(),
+                            width, m > 0);
+    }
+    for (int64_t block = 0; block < blocks; ++block)
+      write(k + block, height, walk_.in_extent(j + block), space.sums.data() + block * walk_.in_side, width);
+  }
+
+  void write(int64_t block, int64_t height, int64_t width, const Sum* sums, int64_t ld) const {
+    const int64_t elements = walk_.out_side * walk_.in_side;
+    Stored* out = values_ + block * elements;
+    const uint8_t* mask = masks_.of(block);
+    for (int64_t h = 0; h < walk_.out_side; ++h, out += walk_.in_side) {
+      const int64_t inside = h < height ? width : 0;
+      for (int64_t w = 0; w < inside; ++w) {
+        Sum result = alpha_ * sums[h * ld + w];
+        if (beta_ != Sum(0)) result += beta_ * static_cast<Sum>(out[w]);
+        out[w] = static_cast<Stored>(result);
+      }
+      for (int64_t w = inside; w < walk_.in_side; ++w) out[w] = Stored(0);
+      if (mask != nullptr)
+        for (int64_t w = 0; w < inside; ++w) out[w] = mask[h * walk_.in_side + w] ? out[w] : Stored(0);
+    }
+  }
+
+  Walk walk_;
+  Masks masks_;
+  Stored* values_;
+  const Stored* a_;
+  int64_t lda_, batch_, padded_batch_;
+  Sum alpha_, beta_;
+  bool in_place_ = false;
+  at::Tensor panels_;
+  const Operand* b_ = nullptr;
+  int64_t ldb_ = 0;
+};
+
+}  // namespace
+
+void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
+           at::IntArrayRef shape, double alpha, double beta) {
+  const Structure pattern(structure, shape, values);
+  const Walk& walk = pattern.by_row;
+  TORCH_CHECK(a.dim() == 2 && a.size(1) == walk.out_features && (a.stride(1) == 1 || a.size(1) <= 1),
+              "a must be [N, ", walk.out_features, "] with contiguous rows, got ", a.sizes());
+  TORCH_CHECK(
+      b.dim() == 2 && b.size(0) == a.size(0) && b.size(1) == walk.in_features && (b.stride(1) == 1 || b.size(1) <= 1),
+      "b must be [", a.size(0), ", ", walk.in_features, "] with contiguous rows, got ", b.sizes());
+  TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.scalar_type() == values.scalar_type(),
+              "a, b and values must have one dtype");
+  dispatch_operand(a.scalar_type(), "a", [&](auto stored, auto operand) {
+    SampledProduct<decltype(stored), decltype(operand)>(values, a, b, walk, pattern.masks, alpha, beta).run();
+  });
+}
+
+}  // namespace efcn_sparse::cpu

@@ -1,0 +1,72 @@
+// A pattern as the CPU kernels walk it.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+namespace efcn_sparse::cpu {
+
+// Which entries of the stored blocks are in the support.
+struct Masks {
+  const int32_t* index;  // [nnz] into masks, -1 for none; null if no block is masked
+  const uint8_t* masks;  // [n_masks, height, width]
+  int64_t elements;      // height * width
+
+  const uint8_t* of(int64_t block) const {
+    if (index == nullptr || index[block] < 0) return nullptr;
+    return masks + index[block] * elements;
+  }
+};
+
+// One direction over the stored blocks: the product is out[:, i-th block] = sum over k of in[:, neighbours[k]] B_k.
+struct Walk {
+  const int32_t* starts;      // [rows + 1]
+  const int32_t* neighbours;  // [nnz]
+  const int32_t* block_of;    // [nnz], or null where the k-th block lies at k
+  int64_t rows;
+  int64_t out_features, in_features;
+  int64_t out_side, in_side;  // sides of a block along out and in
+  bool stored_out_by_in;      // a stored block is [out_side, in_side], not [in_side, out_side]
+
+  int64_t block(int64_t k) const { return block_of == nullptr ? k : block_of[k]; }
+  int64_t out_extent(int64_t i) const { return std::min(out_side, out_features - i * out_side); }
+  int64_t in_extent(int64_t j) const { return std::min(in_side, in_features - j * in_side); }
+};
+
+inline const int32_t* checked_index(const at::Tensor& index, int64_t size, const char* name) {
+  TORCH_CHECK(index.scalar_type() == at::kInt && index.is_contiguous(), name, " must be contiguous int32");
+  TORCH_CHECK(index.numel() == size, name, " must be [", size, "], got [", index.numel(), "]");
+  return index.const_data_ptr<int32_t>();
+}
+
+struct Structure {
+  Walk by_row, by_column;
+  Masks masks;
+  int64_t nnz;
+
+  Structure(at::TensorList parts, at::IntArrayRef shape, const at::Tensor& values) {
+    TORCH_CHECK(parts.size() == 7 && shape.size() == 2 && values.dim() == 3, "structure must list 7 tensors");
+    TORCH_CHECK(values.is_contiguous(), "values must be contiguous");
+    nnz = values.size(0);
+    const int64_t height = values.size(1), width = values.size(2);
+    const int64_t rows = (shape[0] + height - 1) / height, cols = (shape[1] + width - 1) / width;
+    const auto* crow = checked_index(parts[0], rows + 1, "crow_indices");
+    const auto* col = checked_index(parts[1], nnz, "col_indices");
+    const auto* ccol = checked_index(parts[2], cols + 1, "ccol_indices");
+    const auto* row = checked_index(parts[3], nnz, "row_indices");
+    const auto* order = checked_index(parts[4], nnz, "block_order");
+    by_row = {crow, col, nullptr, rows, shape[0], shape[1], height, width, true};
+    by_column = {ccol, row, order, cols, shape[1], shape[0], width, height, false};
+    masks = {nullptr, nullptr, height * width};
+    if (parts[6].size(0) > 0) {
+      TORCH_CHECK(
+          parts[6].is_contiguous() && parts[6].scalar_type() == at::kByte && parts[6].numel() % masks.elements == 0,
+          "masks must be contiguous uint8 [n, ", height, ", ", width, "]");
+      masks.index = checked_index(parts[5], nnz, "mask_index");
+      masks.masks = parts[6].const_data_ptr<uint8_t>();
+    }
+  }
+};
+
+}  // namespace efcn_sparse::cpu

@@ -1,0 +1,24 @@
+// The operators of the compiled extension: their schemas, and no logic.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "cpu/ops.h"
+
+TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
+  m.def(
+      "spmm(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, Tensor[] structure, int[] shape, bool transpose, "
+      "float alpha, float beta) -> ()");
+  m.def(
+      "sddmm(Tensor(a!) values, Tensor a, Tensor b, Tensor[] structure, int[] shape, float alpha, float beta) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
+  m.impl("spmm", &efcn_sparse::cpu::spmm);
+  m.impl("sddmm", &efcn_sparse::cpu::sddmm);
+}
+
+// Importing efcn_sparse._C loads this library, which registers the operators above.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
