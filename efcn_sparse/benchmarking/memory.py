@@ -1,0 +1,91 @@
+"""The peak memory of a training step, measured in a process of its own.
+
+``python -m efcn_sparse.benchmarking.memory VARIANT --batch N --steps N --threads N`` prints the bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import efcn_sparse
+from efcn_sparse.benchmarking.contest import OURS
+from efcn_sparse.benchmarking.shapes import VanillaShapes
+from efcn_sparse.benchmarking.vanilla import VARIANTS, make_trainer
+
+
+def peak_memory(shapes: VanillaShapes, threads: int) -> dict[str, int]:
+    """Bytes by variant: the most that the process held during its steps, over what it held before the model was made.
+
+    Weights, gradients, activations and the kernels' scratch memory all count.
+    """
+    return {variant: _measure_apart(variant, shapes, threads) for variant in VARIANTS}
+
+
+def _measure_apart(variant: str, shapes: VanillaShapes, threads: int) -> int:
+    root = str(Path(efcn_sparse.__file__).resolve().parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [
+        sys.executable, "-m", "efcn_sparse.benchmarking.memory", variant,
+        "--batch", str(shapes.batch), "--steps", str(shapes.memory_steps), "--threads", str(threads),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"the memory measurement of {variant} failed:\n{done.stderr.strip()}")
+    return int(done.stdout)
+
+
+def _measure(variant: str, batch: int, steps: int) -> int:
+    _warm_up()
+    _reset_peak()
+    before = _peak_bytes()
+    trainer = make_trainer(variant, batch)
+    _reset_peak()
+    for _ in range(steps):
+        trainer()
+    return _peak_bytes() - before
+
+
+def _warm_up() -> None:
+    """Make one step of the smallest batch, for libraries load and thread pools start with the first call."""
+    make_trainer(OURS, 1)()
+
+
+def _reset_peak() -> None:
+    """Set the kernel's high-water mark back to what is held now; where that cannot be done, building counts too."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_bytes() -> int:
+    # VmHWM first: after a fork and exec ru_maxrss starts from the parent's peak
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the peak bytes of a training step.")
+    parser.add_argument("variant", choices=list(VARIANTS))
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(_measure(arguments.variant, arguments.batch, arguments.steps))
+
+
+if __name__ == "__main__":
+    main()
