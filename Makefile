@@ -1,0 +1,81 @@
+# Everything sets itself up: a target that needs them makes .venv, the pinned packages and the compiled extension.
+# `make` alone lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3 ...` names another.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
+FOUND = $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $(p))))
+HAS_VENV = $(shell $(FOUND) -c 'import ensurepip, venv' >/dev/null 2>&1 && echo yes)
+HEADERS := import os, sysconfig; print(os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
+HAS_HEADERS = $(filter True,$(shell $(FOUND) -c '$(HEADERS)' 2>/dev/null))
+CXX_NAME = $(firstword $(shell echo "$${CXX:-c++}"))
+HAS_CXX = $(shell command -v $(CXX_NAME) 2>/dev/null)
+
+# One clear line for what make cannot install.
+define REQUIREMENTS
+$(if $(FOUND),,$(error Python 3.10 or newer is missing: install it, or name it: make PYTHON=/path/to/python3))
+$(if $(HAS_VENV),,$(error $(FOUND) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)))
+$(if $(HAS_HEADERS),,$(error $(FOUND) has no Python.h: install it (on Debian and Ubuntu: apt install python3-dev)))
+$(if $(HAS_CXX),,$(error A C++ compiler is missing ($(CXX_NAME)): install g++, or name one: CXX=clang++ make))
+endef
+
+.PHONY: help demo test bench lint format clean setup
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo    train CNN, eLCN, eFCN and FCN on handwritten digits and write runs/demo/report.html
+demo: setup
+	$(BIN)/efcn-sparse relax --preset digits --run-dir runs/demo
+	$(BIN)/efcn-sparse report runs/demo
+	@echo "The report is at $(CURDIR)/runs/demo/report.html"
+
+## make test    lint, type check, doctests and tests; stops at the first step that fails
+test: lint
+	$(BIN)/pytest
+
+## make bench   the benchmarks
+bench: setup
+	$(BIN)/pytest benchmarks
+
+## make lint    ruff, clang-format and mypy, changing nothing
+lint: setup
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet --diff .
+	$(if $(SOURCES),$(BIN)/clang-format --dry-run --Werror $(SOURCES))
+	$(BIN)/mypy
+
+## make format  the same, repairing what can be repaired
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(SOURCES),$(BIN)/clang-format -i $(SOURCES))
+
+## make setup   only .venv, the packages and the extension
+setup: $(VENV)/extension.stamp
+
+## make clean   remove what was built, but not runs/
+clean:
+	rm -rf $(VENV) build dist *.egg-info efcn_sparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/python.stamp:
+	$(REQUIREMENTS)
+	$(FOUND) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/packages.stamp: $(VENV)/python.stamp requirements-dev.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	EFCN_BUILD=none $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	    --constraint requirements-dev.txt --editable '.[dev]'
+	@touch $@
+
+# In place and not through pip, so that ninja compiles only what has changed.
+$(VENV)/extension.stamp: $(VENV)/packages.stamp setup.py $(SOURCES)
+	$(REQUIREMENTS)
+	EFCN_BUILD=cpu PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
