@@ -82,24 +82,89 @@ void copy_rows(const Stored* x, int64_t ld, int64_t first, int64_t last, int64_t
 }
 
 // x [N, features] as column panels [features / side][N][width]: neighbouring rows lie together, so that a stride that
-// is a power of two does not put a whole panel into a few cache sets.
-template <typename Stored, typename Operand>
-at::Tensor column_panels(const at::Tensor& x, int64_t side, int64_t width) {
-  const int64_t batch = x.size(0), features = x.size(1), blocks = (features + side - 1) / side;
-  auto panels = at::empty({blocks, batch, width}, x.options().dtype(c10::CppTypeToScalarType<Operand>::value));
-  const auto* in = x.const_data_ptr<Stored>();
+// is a power of two does not put a whole panel into a few cache sets. `pack_strip(first, last, j, out)` fills rows
+// [first, last) of panel j at out.
+template <typename Operand, typename PackStrip>
+at::Tensor column_panels(const at::Tensor& x, int64_t blocks, int64_t rows, int64_t width, PackStrip&& pack_strip) {
+  auto panels = at::empty({blocks, rows, width}, x.options().dtype(c10::CppTypeToScalarType<Operand>::value));
   auto* out = panels.template mutable_data_ptr<Operand>();
-  constexpr int64_t kRows = 32;
-  const int64_t strips = (batch + kRows - 1) / kRows;
-  at::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kStrip = 32;
+  at::parallel_for(0, (rows + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end) {
     for (int64_t strip = begin; strip < end; ++strip) {
-      const int64_t first = strip * kRows, last = std::min(batch, first + kRows);
-      for (int64_t j = 0; j < blocks; ++j)
-        copy_rows(in, x.stride(0), first, last, j * side, std::min(side, features - j * side), width,
-                  out + (j * batch + first) * width);
+      const int64_t first = strip * kStrip, last = std::min(rows, first + kStrip);
+      for (int64_t j = 0; j < blocks; ++j) pack_strip(first, last, j, out + (j * rows + first) * width);
     }
   });
   return panels;
+}
+
+// Panels for the left side of a product: rows of K, padded with zeros to `width`.
+template <typename Stored, typename Operand>
+at::Tensor left_panels(const at::Tensor& x, int64_t side, int64_t width) {
+  const int64_t features = x.size(1);
+  const auto* in = x.const_data_ptr<Stored>();
+  return column_panels<Operand>(
+      x, (features + side - 1) / side, x.size(0), width, [&](int64_t first, int64_t last, int64_t j, Operand* out) {
+        copy_rows(in, x.stride(0), first, last, j * side, std::min(side, features - j * side), width, out);
+      });
+}
+
+// Panels for the right side of a product, whose K is the batch: [features / side][padded batch][side], for bfloat16
+// with rows of the batch in pairs.
+template <typename Stored, typename Operand>
+at::Tensor right_panels(const at::Tensor& x, int64_t side) {
+  constexpr int64_t multiple = Product<Operand>::k_multiple;
+  const int64_t batch = x.size(0), features = x.size(1), ld = x.stride(0);
+  const auto* in = x.const_data_ptr<Stored>();
+  return column_panels<Operand>(
+      x, (features + side - 1) / side, round_up(batch, multiple), side,
+      [&](int64_t first, int64_t last, int64_t j, Operand* out) {
+        const int64_t extent = std::min(side, features - j * side);
+        if constexpr (multiple == 2) {
+          for (int64_t m = first; m < last; m += 2, out += 2 * side) {
+            const Stored* row = in + m * ld + j * side;
+            interleave(row, m + 1 < batch ? row + ld : nullptr, extent, out);
+            std::fill(out + 2 * extent, out + 2 * side, Operand(0));
+          }
+        } else {
+          copy_rows(in, ld, first, last, j * side, extent, side, out);
+        }
+      });
+}
+
+// left [height, ld_left] = a[:, 0:height]^T for a [batch, ...], padded with zeros to `padded` columns.
+template <typename Stored, typename Operand>
+void transpose_left(const Stored* a, int64_t lda, int64_t batch, int64_t padded, int64_t height, Operand* left,
+                    int64_t ld_left) {
+  if constexpr (std::is_same_v<Stored, Operand> && std::is_same_v<Operand, at::BFloat16>) {
+    constexpr int64_t kPairs = 32;  // a strip of pairs is a matrix of 4-byte elements, transposed as such
+    at::BFloat16 strip[2 * kPairs * 64];
+    for (int64_t h = 0; h < height; h += 64) {
+      const int64_t extent = std::min<int64_t>(64, height - h);
+      for (int64_t m = 0; m < padded; m += 2 * kPairs) {
+        const int64_t pairs = std::min(kPairs, (padded - m) / 2);
+        for (int64_t p = 0; p < pairs; ++p) {
+          const Stored* row = a + (m + 2 * p) * lda + h;
+          interleave(row, m + 2 * p + 1 < batch ? row + lda : nullptr, extent, strip + 2 * p * extent);
+        }
+        transpose(reinterpret_cast<const float*>(strip), extent,
+                  reinterpret_cast<float*>(left + h * ld_left + m), ld_left / 2, pairs, extent);
+      }
+    }
+  } else if constexpr (std::is_same_v<Stored, Operand>) {
+    transpose(a, lda, left, ld_left, batch, height);
+  } else {
+    constexpr int64_t kRows = 16;
+    Operand strip[kRows * 64];
+    for (int64_t h = 0; h < height; h += 64) {
+      const int64_t extent = std::min<int64_t>(64, height - h);
+      for (int64_t m = 0; m < batch; m += kRows) {
+        const int64_t last = std::min(batch, m + kRows);
+        copy_rows(a, lda, m, last, h, extent, extent, strip);
+        transpose(strip, extent, left + h * ld_left + m, ld_left, last - m, extent);
+      }
+    }
+  }
 }
 
 }  // namespace efcn_sparse::cpu

@@ -22,6 +22,7 @@ class SampledProduct {
                  double alpha, double beta)
       : walk_(walk), masks_(masks), values_(values.mutable_data_ptr<Stored>()), a_(a.const_data_ptr<Stored>()),
         lda_(a.stride(0)), batch_(a.size(0)), padded_batch_(round_up(batch_, Product<Operand>::k_multiple)),
+        ld_left_(padded_batch_ + 64 / sizeof(Operand)),  // one cache line more: no power of two
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
     const bool crowded = b.stride(0) * sizeof(Stored) % 1024 == 0 && walk.in_side >= 8;
@@ -30,7 +31,7 @@ class SampledProduct {
       b_ = static_cast<const Operand*>(b.const_data_ptr());
       ldb_ = b.stride(0);
     } else {
-      panels_ = batch_panels(b);
+      panels_ = right_panels<Stored, Operand>(b, walk.in_side);
       b_ = panels_.template const_data_ptr<Operand>();
       ldb_ = walk.in_side;
     }
@@ -50,27 +51,11 @@ class SampledProduct {
     std::vector<Sum> sums;
   };
 
-  // b as column panels, for bfloat16 with rows of the batch in pairs.
-  at::Tensor batch_panels(const at::Tensor& b) const {
-    auto panels = column_panels<Stored, Operand>(b, walk_.in_side, walk_.in_side);
-    if constexpr (Product<Operand>::k_multiple == 2) {
-      auto paired = at::empty({panels.size(0), padded_batch_, walk_.in_side}, panels.options());
-      const auto* in = panels.template const_data_ptr<Operand>();
-      auto* out = paired.template mutable_data_ptr<Operand>();
-      const int64_t width = walk_.in_side;
-      at::parallel_for(0, panels.size(0), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j)
-          pack_panel(in + j * batch_ * width, width, false, width, batch_, out + j * padded_batch_ * width);
-      });
-      return paired;
-    }
-    return panels;
-  }
-
   void block_row(int64_t i, Workspace& space) const {
     const int64_t begin = walk_.starts[i], end = walk_.starts[i + 1], height = walk_.out_extent(i);
     if (begin == end) return;
-    transpose_left(i, height, space);
+    space.left.resize(height * ld_left_);
+    transpose_left(a_ + i * walk_.out_side, lda_, batch_, padded_batch_, height, space.left.data(), ld_left_);
     for (int64_t k = begin; k < end;) {
       const int64_t j = walk_.neighbours[k];
       int64_t width = walk_.in_extent(j), blocks = 1;
@@ -82,28 +67,15 @@ class SampledProduct {
     }
   }
 
-  // space.left [height, padded batch] = a[:, block i]^T
-  void transpose_left(int64_t i, int64_t height, Workspace& space) const {
-    space.left.resize(height * padded_batch_);
-    const Stored* a = a_ + i * walk_.out_side;
-    Operand* left = space.left.data();
-    if constexpr (std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1) {
-      transpose(a, lda_, left, padded_batch_, batch_, height);
-    } else {
-      for (int64_t m = 0; m < batch_; ++m)
-        for (int64_t h = 0; h < height; ++h) left[h * padded_batch_ + m] = static_cast<Operand>(a[m * lda_ + h]);
-      for (int64_t m = batch_; m < padded_batch_; ++m)
-        for (int64_t h = 0; h < height; ++h) left[h * padded_batch_ + m] = Operand(0);
-    }
-  }
-
   void run_of_blocks(int64_t k, int64_t blocks, int64_t j, int64_t height, int64_t width, Workspace& space) const {
     space.sums.resize(std::max<size_t>(space.sums.size(), height * width));
-    for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
-      const int64_t rows = std::min(kBatchChunk, padded_batch_ - m);
-      const Operand* b = in_place_ ? b_ + m * ldb_ + j * walk_.in_side : b_ + (j * padded_batch_ + m) * ldb_;
-      Product<Operand>::run(height, width, rows, space.left.data() + m, padded_batch_, b, ldb_, space.sums.data(),
-                            width, m > 0);
+    for (int64_t w = 0; w < width; w += kRunWidth) {
+      for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
+        const int64_t rows = std::min(kBatchChunk, padded_batch_ - m);
+        const Operand* b = in_place_ ? b_ + m * ldb_ + j * walk_.in_side : b_ + (j * padded_batch_ + m) * ldb_;
+        Product<Operand>::run(height, std::min(kRunWidth, width - w), rows, space.left.data() + m, ld_left_,
+                              b + w * Product<Operand>::k_multiple, ldb_, space.sums.data() + w, width, m > 0);
+      }
     }
     for (int64_t block = 0; block < blocks; ++block)
       write(k + block, height, walk_.in_extent(j + block), space.sums.data() + block * walk_.in_side, width);
@@ -130,7 +102,7 @@ class SampledProduct {
   Masks masks_;
   Stored* values_;
   const Stored* a_;
-  int64_t lda_, batch_, padded_batch_;
+  int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
   bool in_place_ = false;
   at::Tensor panels_;

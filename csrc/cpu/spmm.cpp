@@ -57,7 +57,7 @@ class Multiplication {
     const bool even = walk.in_side % multiple == 0 && walk.in_features % multiple == 0;
     const bool in_place = std::is_same_v<Stored, Operand> && even && mean_run_length(walk) * walk.in_side >= kDirectK;
     const int64_t width = round_up(walk.in_side, multiple);
-    if (!in_place) panels_ = column_panels<Stored, Operand>(x, walk.in_side, width);
+    if (!in_place) panels_ = left_panels<Stored, Operand>(x, walk.in_side, width);
     const void* data = in_place ? x.const_data_ptr() : panels_.const_data_ptr();
     x_ = {static_cast<const Operand*>(data), x.size(0), in_place ? x.stride(0) : width, width, in_place};
   }
