@@ -1,0 +1,172 @@
+"""A convolution as the block-sparse linear map that it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.embedding.blocks import choose_block_shape
+from efcn_sparse.embedding.build import build
+from efcn_sparse.embedding.geometry import ConvGeometry
+from efcn_sparse.embedding.kernel import mean_bias, mean_kernel
+from efcn_sparse.embedding.support import Local, Support
+from efcn_sparse.embedding.ties import Ties
+from efcn_sparse.linear import SparseLinear
+from efcn_sparse.pattern import BlockPattern
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+
+
+class EmbeddedConv(nn.Module):
+    """A convolution whose weights are untied: a :class:`SparseLinear` from all input units to all output units.
+
+    Inputs and outputs are those of the convolution, ``[N, C, *size]`` or ``[C, *size]``. Outputs are channels last in
+    memory, and inputs that are channels last are not copied. The bias is one number per output unit.
+
+    Args:
+        geometry: the convolution's sizes at the one input size that the layer takes.
+        support: the entries of W that may be non-zero.
+        block_shape: ``(block_rows, block_cols)``; chosen by cost when None.
+        bias: whether there is a bias.
+        device, dtype: where and what the parameters are.
+
+    Attributes:
+        linear: the weights: ``linear.values``, ``linear.bias``, ``linear.pattern``.
+        ties: which kernel entry each stored weight copies.
+        geometry, support: as given.
+        unread_kernel: ``[n]``: entries of the original kernel that only ever meet padding, and so have no copy, in
+            the order of ``weight.flatten()``; None where there are none.
+
+    Law: ``EmbeddedConv.from_conv(conv, size)(x) == conv(x)``, and ``.to_conv()`` gives ``conv`` back bit by bit.
+
+    Raises:
+        ValueError: an input has another size than the embedded one.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 8, 3, padding=1)
+        >>> layer = EmbeddedConv.from_conv(conv, (5, 5))
+        >>> x = torch.randn(2, 3, 5, 5)
+        >>> torch.allclose(layer(x), conv(x), atol=1e-6), torch.equal(layer.to_conv().weight, conv.weight)
+        (True, True)
+    """
+
+    unread_kernel: Tensor | None
+
+    def __init__(
+        self,
+        geometry: ConvGeometry,
+        support: Support | None = None,
+        block_shape: Sequence[int] | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        structure: tuple[BlockPattern, Ties] | None = None,
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.support = Local() if support is None else support
+        if structure is None:
+            shape = choose_block_shape(geometry, self.support) if block_shape is None else block_shape
+            structure = build(geometry, self.support, (int(shape[0]), int(shape[1])))
+        pattern, ties = structure
+        device = torch.get_default_device() if device is None else torch.device(device)
+        self.ties = ties.to(device)
+        self.linear = SparseLinear(
+            geometry.in_features, geometry.out_features, pattern, bias=bias, device=device, dtype=dtype
+        )
+        unread = int((ties.counts == 0).sum())
+        kernel = torch.zeros(unread, device=device, dtype=self.linear.values.dtype) if unread else None
+        self.register_buffer("unread_kernel", kernel, persistent=unread > 0)
+
+    # -- conversion --------------------------------------------------------------------------------------------
+
+    @classmethod
+    @torch.no_grad()
+    def from_conv(
+        cls,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        input_size: Sequence[int],
+        support: Support | None = None,
+        block_shape: Sequence[int] | None = None,
+        *,
+        structure: tuple[BlockPattern, Ties] | None = None,
+    ) -> EmbeddedConv:
+        """The embedding of ``conv`` at one input size; off-local weights start at zero.
+
+        Args:
+            conv: with zero padding; left as it is.
+            input_size: the spatial sizes of its input.
+            structure: the pattern and ties of ``build``, if they are there already.
+        """
+        geometry = ConvGeometry.of(conv, tuple(input_size))
+        weight = conv.weight
+        layer = cls(
+            geometry, support, block_shape, bias=conv.bias is not None, device="meta", dtype=weight.dtype,
+            structure=structure,
+        )  # fmt: skip
+        layer.ties = layer.ties.to(weight.device)
+        layer.linear.pattern = layer.linear.pattern.to(weight.device)
+        layer.linear.values = nn.Parameter(layer.ties.scatter(weight.detach()), requires_grad=weight.requires_grad)
+        if conv.bias is not None:
+            untied = conv.bias.detach().repeat(math.prod(geometry.output_size))
+            layer.linear.bias = nn.Parameter(untied, requires_grad=conv.bias.requires_grad)
+        if layer.unread_kernel is not None:
+            layer.unread_kernel = weight.detach().flatten()[layer.ties.counts == 0]
+        return layer.train(conv.training)
+
+    @torch.no_grad()
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The nearest convolution: each kernel entry the mean over its copies, each bias over its positions."""
+        geometry, values, bias = self.geometry, self.linear.values, self.linear.bias
+        symmetric = all(low == high for low, high in geometry.padding)
+        conv = _CONVOLUTIONS[len(geometry.input_size)](
+            geometry.in_channels,
+            geometry.out_channels,
+            geometry.kernel_size,  # type: ignore[arg-type]  # one tuple type per dimension
+            stride=geometry.stride,  # type: ignore[arg-type]
+            padding=tuple(low for low, _ in geometry.padding) if symmetric else "same",  # type: ignore[arg-type]
+            dilation=geometry.dilation,  # type: ignore[arg-type]
+            groups=geometry.groups,
+            bias=bias is not None,
+            device="meta",
+            dtype=values.dtype,
+        )
+        kernel = mean_kernel(values.detach(), self.ties, self.unread_kernel)
+        conv.weight = nn.Parameter(kernel, requires_grad=values.requires_grad)
+        if bias is not None:
+            conv.bias = nn.Parameter(mean_bias(bias.detach(), geometry.out_channels), requires_grad=bias.requires_grad)
+        return conv.train(self.training)
+
+    # -- nn.Module ---------------------------------------------------------------------------------------------
+
+    def forward(self, input: Tensor) -> Tensor:
+        geometry = self.geometry
+        expected = (geometry.in_channels, *geometry.input_size)
+        batched = input.dim() == len(expected) + 1
+        if tuple(input.shape[1:] if batched else input.shape) != expected:
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
+        x = input if batched else input.unsqueeze(0)
+        units = x.movedim(1, -1).reshape(x.shape[0], geometry.in_features)
+        y = self.linear(units).view(x.shape[0], *geometry.output_size, geometry.out_channels).movedim(-1, 1)
+        return y if batched else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        geometry = self.geometry
+        return (
+            f"{geometry.in_channels}, {geometry.out_channels}, input_size={geometry.input_size}, "
+            f"kernel_size={geometry.kernel_size}, stride={geometry.stride}, support={self.support}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmbeddedConv:
+        super()._apply(fn, recurse)
+        self.ties = self.ties.to(self.linear.values.device)
+        return self
