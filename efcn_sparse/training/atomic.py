@@ -1,0 +1,35 @@
+"""Files that are either the old ones or the new ones, whatever moment the process is killed at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+SUFFIX = ".tmp"
+
+
+def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a neighbour of ``path``, force it to the disk and move it into place."""
+    temporary = path.with_name(path.name + SUFFIX)
+    write(temporary)
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)  # the new name is safe only once its folder is
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """:func:`replace_atomically` with a text."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    replace_atomically(path, write)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

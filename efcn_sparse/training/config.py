@@ -1,0 +1,209 @@
+"""The configuration of a relax run: everything that its numbers depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from efcn_sparse.training.plan import CNN, CONTROL, FCN, dilation_of, is_embedded, snapshot_epochs
+from efcn_sparse.training.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaxConfig:
+    """The settings of :func:`run_relax`; the defaults are those of the original experiment.
+
+    Source: d'Ascoli, Sagun, Biroli, Bruna, "Finding the Needle in the Haystack with Convolutions", NeurIPS 2019.
+
+    Args:
+        preset: the architecture and the data, a key of ``PRESETS``.
+        seeds: one whole experiment for each; a seed decides the initial weights, the order of the data, dropout, and
+            for ``digits`` also the split and the positions.
+        arms: any of ``cnn``, ``fcn``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-full``.
+        cnn_epochs: the last epoch at which the CNN may be embedded. The CNN itself goes on at the same learning rate
+            for as long as any of its embeddings is trained: that is the control.
+        relax_epochs: how many epochs an embedded net is trained.
+        fcn_epochs: how many epochs the standard FCN is trained.
+        snapshots: how many log-spaced relax times there are besides 0, before equal ones are merged.
+        relax_times: the relax times themselves; None computes them from ``cnn_epochs`` and ``snapshots``.
+        lr, relaxed_lr, fcn_lr: learning rates of the CNN, of the embedded nets and of the FCN; None means ``lr``.
+            If ``relaxed_lr`` differs from ``lr``, the arm ``cnn-relaxed`` (the CNN continued at it) is run as well.
+        momentum, weight_decay, batch_size: of SGD.
+        train_limit, test_limit: use only so many images; None uses all.
+        data: where the images are (see :func:`efcn_sparse.training.load_data`); None for ``digits``.
+        device: a torch device.
+        threads: of torch within the run; None leaves them as they are.
+
+    Raises:
+        ValueError: a field is out of range; the message names it.
+
+    Law: ``RelaxConfig.from_json(config.to_json()) == config``.
+
+    Example:
+        >>> config = RelaxConfig.from_preset("digits", seeds=(0, 1, 2))
+        >>> config.relax_times[:3]
+        (0, 1, 2)
+        >>> RelaxConfig(preset="digits", lr=-1)
+        Traceback (most recent call last):
+        ValueError: lr must be positive, got -1
+    """
+
+    preset: str
+    seeds: tuple[int, ...] = (0,)
+    arms: tuple[str, ...] = ("cnn", "fcn", "elcn", "efcn-dilated2", "efcn-full")
+    cnn_epochs: int = 150
+    relax_epochs: int = 100
+    fcn_epochs: int = 150
+    snapshots: int = 20
+    relax_times: tuple[int, ...] = None  # type: ignore[assignment]  # filled in below
+    lr: float = 0.1
+    relaxed_lr: float = None  # type: ignore[assignment]
+    fcn_lr: float = None  # type: ignore[assignment]
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 250
+    train_limit: int | None = None
+    test_limit: int | None = None
+    data: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        for name, least in _LEAST.items():
+            _check_integer(name, getattr(self, name), least)
+        for name in ("train_limit", "test_limit", "threads"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+        if self.relax_times is None:
+            self._set("relax_times", snapshot_epochs(self.cnn_epochs, self.snapshots))
+        for name in ("relaxed_lr", "fcn_lr"):
+            if getattr(self, name) is None:
+                self._set(name, self.lr)
+        for name in ("seeds", "relax_times"):
+            self._set(name, _distinct(name, getattr(self, name)))
+            for item in getattr(self, name):
+                _check_integer(f"each of {name}", item, 0)
+        if max(self.relax_times) > self.cnn_epochs:
+            raise ValueError(f"relax_times must lie in [0, cnn_epochs={self.cnn_epochs}], got {self.relax_times}")
+        self._set("relax_times", tuple(sorted(self.relax_times)))
+        self._check_rates()
+        self._check_arms()
+        self._check_places()
+
+    def _check_rates(self) -> None:
+        for name in ("lr", "relaxed_lr", "fcn_lr"):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+            self._set(name, float(getattr(self, name)))
+        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
+        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
+        self._set("momentum", float(self.momentum))
+        self._set("weight_decay", float(self.weight_decay))
+
+    def _check_arms(self) -> None:
+        self._set("arms", _distinct("arms", self.arms))
+        for arm in self.arms:
+            if arm not in (CNN, FCN) and not is_embedded(arm):
+                known = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-full"
+                raise ValueError(f"each of arms must be one of {known}, got {arm!r}")
+        if CNN not in self.arms and self.arms != (FCN,):
+            raise ValueError(f"arms must hold 'cnn', from which the others are embedded, got {self.arms}")
+
+    def _check_places(self) -> None:
+        if self.data is not None and not isinstance(self.data, str):
+            raise ValueError(f"data must be a path or a name, got {self.data!r}")
+        try:
+            torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {self.device!r}") from None
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    # -- what follows from the fields --------------------------------------------------------------------------
+
+    @property
+    def embedded_arms(self) -> tuple[str, ...]:
+        """The arms that are embedded at each relax time, the smaller supports first."""
+        radius = {arm: dilation_of(arm) or 0 for arm in self.arms if is_embedded(arm)}
+        return tuple(sorted(radius, key=lambda arm: (arm != "elcn", arm == "efcn-full", radius[arm])))
+
+    @property
+    def relaxed_arms(self) -> tuple[str, ...]:
+        """The arms that start at each relax time: the embedded ones, and the control if its learning rate differs."""
+        control = (CONTROL,) if self.embedded_arms and self.relaxed_lr != self.lr else ()
+        return (*control, *self.embedded_arms)
+
+    @property
+    def control_epochs(self) -> int:
+        """How long the CNN is trained: as long as the last of its embeddings."""
+        last = max(self.relax_times) + self.relax_epochs if self.embedded_arms else 0
+        return max(self.cnn_epochs, last)
+
+    # -- to and from ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> RelaxConfig:
+        """The settings that a preset comes with, save for ``changes``.
+
+        Changing ``cnn_epochs`` or ``snapshots`` computes the relax times anew, and a changed ``lr`` goes for all arms.
+
+        Example:
+            >>> RelaxConfig.from_preset("vanilla-cifar10").cnn_epochs
+            150
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        return cls(preset=preset, **{**PRESETS[preset].settings, **changes})
+
+    def to_json(self) -> str:
+        """The configuration as a JSON object, one field a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RelaxConfig:
+        """The configuration of :meth:`to_json`; unknown fields are refused."""
+        fields = json.loads(text)
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"text must be a JSON object, got {type(fields).__name__}")
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"text must hold only fields of RelaxConfig, got {', '.join(unknown)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+    def differences(self, other: RelaxConfig) -> dict[str, tuple[Any, Any]]:
+        """The fields in which the two differ: name to ``(here, there)``."""
+        names = [field.name for field in dataclasses.fields(self)]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+_LEAST = {"cnn_epochs": 0, "relax_epochs": 0, "fcn_epochs": 0, "snapshots": 1, "batch_size": 1}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _distinct(name: str, items: Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(items, str) or not isinstance(items, Iterable):
+        raise ValueError(f"{name} must be a sequence, got {items!r}")
+    items = tuple(items)
+    if not items or len(set(items)) != len(items):
+        raise ValueError(f"{name} must hold one or more different items, got {items}")
+    return items

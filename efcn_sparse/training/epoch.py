@@ -1,0 +1,62 @@
+"""One epoch of plain SGD, and the reading of loss and accuracy after it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from efcn_sparse.training.images import Images
+from efcn_sparse.training.seeds import derived_seed, order_of_epoch
+
+READING_BATCH = 2000
+TRAIN_READING = 10_000
+
+
+def train_epoch(
+    model: nn.Module, optimiser: Optimizer, images: Images, *, batch_size: int, seed: int, epoch: int
+) -> None:
+    """Show every training image once, in the order of ``(seed, epoch)``; the last batch may be smaller."""
+    model.train()
+    torch.manual_seed(derived_seed("dropout", seed, epoch))
+    order = order_of_epoch(seed, epoch, len(images.train_x)).to(images.train_x.device)
+    for chosen in order.split(batch_size):
+        loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def read_performance(model: nn.Module, images: Images) -> dict[str, float]:
+    """Mean cross-entropy and accuracy in evaluation mode, on the test images and on up to 10,000 training images."""
+    test_loss, test_accuracy = evaluate(model, images.test_x, images.test_y)
+    train_loss, train_accuracy = evaluate(model, images.train_x[:TRAIN_READING], images.train_y[:TRAIN_READING])
+    return {
+        "train_loss": train_loss, "train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """``(mean cross-entropy, accuracy in [0, 1])`` of ``model`` in evaluation mode; its mode is restored.
+
+    Args:
+        x: ``[N, C, H, W]``.
+        y: int64 ``[N]``.
+    """
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=x.device)
+    right = torch.zeros((), dtype=torch.int64, device=x.device)
+    for part, labels in zip(x.split(READING_BATCH), y.split(READING_BATCH), strict=True):
+        logits = model(part)
+        loss += functional.cross_entropy(logits, labels, reduction="sum").double()
+        right += (logits.argmax(1) == labels).sum()
+    model.train(was_training)
+    return float(loss) / len(y), float(right) / len(y)
+
+
+def _rows(x: Tensor, chosen: Tensor) -> Tensor:
+    # indexing the channels-last storage as rows keeps the batch channels-last without a second copy
+    return x.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)

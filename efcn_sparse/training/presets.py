@@ -1,0 +1,49 @@
+"""The experiments that are ready to run, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from efcn_sparse.models import alexnet_variant, vanilla_cnn
+from efcn_sparse.training.digits_cnn import digits_cnn
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An architecture, the images it takes, and settings of :class:`RelaxConfig` that differ from the original's.
+
+    Attributes:
+        build: the CNN, freshly initialised from torch's generator, for so many classes.
+        image_shape: (channels, height, width).
+        classes: how many classes there are.
+        hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for digits.
+        settings: fields of RelaxConfig.
+    """
+
+    build: Callable[[int], nn.Module]
+    image_shape: tuple[int, int, int]
+    classes: int
+    hub_name: str = ""
+    label: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DIGITS = {
+    "seeds": (0, 1),
+    "cnn_epochs": 30,
+    "relax_epochs": 12,
+    "fcn_epochs": 42,
+    "snapshots": 5,
+    "batch_size": 50,
+}
+
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(digits_cnn, (1, 20, 20), 10, settings=_DIGITS),
+    "vanilla-cifar10": Preset(vanilla_cnn, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
+    "alexnet-cifar10": Preset(alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
+    "alexnet-cifar100": Preset(alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label"),
+}

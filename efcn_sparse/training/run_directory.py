@@ -1,0 +1,112 @@
+"""The folder of one run: whose it is, that only one process writes into it, and what it was made with."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from efcn_sparse.training.atomic import SUFFIX, write_text_atomically
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.environment import environment
+
+_log = logging.getLogger("efcn_sparse.training")
+_LOCK = ".lock"
+
+
+class RunDirectory:
+    """A run directory that this process holds; leave the ``with`` block to release it.
+
+    The lock is the kernel's (``flock``), so it is gone with the process, however that ends.
+
+    Args:
+        path: a folder that is missing, empty, or a run with the same configuration.
+
+    Raises:
+        ValueError: ``path`` holds something else, or a run with another configuration; the fields are named.
+        BlockingIOError: another process is at work in it.
+    """
+
+    def __init__(self, path: str | Path, config: RelaxConfig) -> None:
+        self.path, self.config = Path(path), config
+        self.checkpoints = self.path / "checkpoints"
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> RunDirectory:
+        refuse_other(self.path, self.config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / _LOCK).open("ab")
+        try:
+            self._take()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._lock is not None
+        self._lock.close()
+
+    def _take(self) -> None:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"run_dir {self.path} is in use by another process") from None
+        refuse_other(self.path, self.config)  # again: somebody may have begun a run before we had the lock
+        self.checkpoints.mkdir(exist_ok=True)
+        for torn in (*self.path.glob("*" + SUFFIX), *self.checkpoints.glob("*" + SUFFIX)):
+            torn.unlink()
+        if not (self.path / "config.json").is_file():
+            write_text_atomically(self.path / "config.json", self.config.to_json())
+
+    def note_environment(self) -> None:
+        """Write environment.json, or warn where it tells of another machine or other versions than these."""
+        here = environment(self.config.device)
+        path = self.path / "environment.json"
+        if not path.is_file():
+            write_text_atomically(path, json.dumps(here, indent=2) + "\n")
+            return
+        there = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{key} {there.get(key)!r} became {value!r}" for key, value in here.items() if there.get(key) != value
+        ]
+        if changed:
+            _log.warning("going on in another environment, so the last bits may differ: %s", "; ".join(changed))
+
+
+def read_config(run_dir: str | Path) -> RelaxConfig:
+    """The configuration of a run.
+
+    Raises:
+        ValueError: ``run_dir`` is no run directory, or its config.json is damaged.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"run_dir must be a run directory with a config.json, got {run_dir}")
+    try:
+        return RelaxConfig.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} must hold a RelaxConfig, got: {error}") from None
+
+
+def refuse_other(path: Path, config: RelaxConfig) -> None:
+    """Raise ``ValueError`` unless ``path`` can hold a run with ``config``."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run_dir must be a folder, got the file {path}")
+    if (path / "config.json").is_file():
+        differences = read_config(path).differences(config)
+        if differences:
+            told = "; ".join(
+                f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differences.items()
+            )
+            raise ValueError(f"run_dir {path} holds a run with another configuration: {told}")
+    elif path.is_dir():
+        others = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, "config.json" + SUFFIX))
+        if others and others != ["checkpoints"]:
+            raise ValueError(f"run_dir must be empty or a run directory, got {path} with {', '.join(others[:3])}")

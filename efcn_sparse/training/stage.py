@@ -1,0 +1,118 @@
+"""One training run from its first or its latest checkpoint to its last epoch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from efcn_sparse.subspace import deviation
+from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, save_checkpoint
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.epoch import read_performance, train_epoch
+from efcn_sparse.training.images import Images
+from efcn_sparse.training.nets import build_cnn, build_like, embed_as
+from efcn_sparse.training.plan import CNN, Stage, is_embedded, stage_name
+from efcn_sparse.training.progress import Progress
+from efcn_sparse.training.readings import Readings
+
+PARTS = ("delta", "tied", "untied", "off_local")
+
+
+@dataclass
+class Notebook:
+    """Where a stage writes to: readings, checkpoints and the screen."""
+
+    metrics: Readings
+    layers: Readings
+    progress: Progress
+    checkpoints: Path
+    checkpoint_seconds: float
+
+
+def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Notebook) -> None:
+    """Train ``stage`` to its end, with a reading after every epoch.
+
+    The order on the disk is: rows, then the checkpoint that covers them, then the removal of the one before. So a
+    checkpoint never lacks its rows, and rows past it are what a kill left.
+    """
+    before = epochs_on_disk(notebook.checkpoints).get(stage.name, [])
+    if before:
+        epoch = before[-1]
+        model = build_like(stage.arm, config.preset, stage.seed)
+    else:
+        epoch = stage.first
+        model = _first_model(config, stage, notebook.checkpoints)
+    model = model.to(config.device)
+    optimiser = SGD(model.parameters(), lr=stage.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    started = time.perf_counter()
+    if before:
+        load_checkpoint(checkpoint_path(notebook.checkpoints, stage.name, epoch), model, optimiser)
+        _forget(stage, before, notebook.checkpoints)
+    else:
+        _write_reading(stage, model, images, epoch, started, notebook)
+        _write_checkpoint(stage, model, optimiser, epoch, notebook)
+    saved = time.perf_counter()
+    while epoch < stage.last:
+        epoch += 1
+        started = time.perf_counter()
+        train_epoch(model, optimiser, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch)
+        row = _write_reading(stage, model, images, epoch, started, notebook)
+        notebook.progress.show(stage, row, advance=1)
+        if epoch in stage.kept or time.perf_counter() - saved > notebook.checkpoint_seconds:
+            _write_checkpoint(stage, model, optimiser, epoch, notebook)
+            saved = time.perf_counter()
+        if epoch == stage.last:
+            notebook.progress.finished(stage, row)
+
+
+def _first_model(config: RelaxConfig, stage: Stage, checkpoints: Path) -> nn.Module:
+    if stage.relax_epoch is None:
+        return build_like(stage.arm, config.preset, stage.seed)
+    cnn = build_cnn(config.preset, stage.seed)
+    load_checkpoint(checkpoint_path(checkpoints, stage_name(CNN, stage.seed, None), stage.relax_epoch), cnn)
+    if not all(bool(parameter.isfinite().all()) for parameter in cnn.parameters()):
+        raise ValueError(
+            f"lr must keep the CNN finite, got {config.lr}, with which seed {stage.seed} diverged by epoch {stage.first}"
+        )
+    return embed_as(stage.arm, cnn, config.preset) if is_embedded(stage.arm) else cnn
+
+
+def _write_reading(
+    stage: Stage, model: nn.Module, images: Images, epoch: int, started: float, notebook: Notebook
+) -> dict[str, Any]:
+    where = {"arm": stage.arm, "seed": stage.seed, "relax_epoch": stage.relax_epoch, "epoch": epoch}
+    row: dict[str, Any] = {**where, "lr": stage.lr, **read_performance(model, images)}
+    if is_embedded(stage.arm):
+        reading = deviation(model)
+        row |= {part: getattr(reading, part) for part in PARTS}
+        notebook.layers.append(
+            [
+                {**where, "layer": name, **{part: getattr(layer, part) for part in PARTS}}
+                for name, layer in reading.layers.items()
+            ]
+        )
+    row["seconds"] = round(time.perf_counter() - started, 4)
+    notebook.metrics.append([row])
+    return row
+
+
+def _write_checkpoint(
+    stage: Stage, model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, notebook: Notebook
+) -> None:
+    notebook.metrics.sync()
+    notebook.layers.sync()
+    save_checkpoint(checkpoint_path(notebook.checkpoints, stage.name, epoch), model, optimiser)
+    _forget(stage, epochs_on_disk(notebook.checkpoints)[stage.name], notebook.checkpoints)
+
+
+def _forget(stage: Stage, epochs: list[int], checkpoints: Path) -> None:
+    """Remove the checkpoints that served only for going on, except the latest."""
+    for epoch in epochs[:-1]:
+        if epoch not in stage.kept:
+            checkpoint_path(checkpoints, stage.name, epoch).unlink()
