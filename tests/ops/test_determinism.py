@@ -1,0 +1,26 @@
+"""A result does not change from run to run, nor with the number of threads."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ops import laws
+from tests.table import PATTERNS, Row, pattern, rows
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+def test_run_to_run(row: Row, name: str) -> None:
+    laws.results_repeat(row, pattern(name))
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+def test_one_thread_or_many(row: Row, name: str) -> None:
+    laws.results_ignore_threads(row, pattern(name))
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("batch", [1, 7, 301])
+def test_one_thread_or_many_at_odd_batches(row: Row, batch: int) -> None:
+    laws.results_ignore_threads(row, pattern("unbalanced"), batch=batch)

@@ -1,0 +1,116 @@
+"""Nothing is read that was not written or given, and nothing is written outside the result.
+
+Allocations are filled with NaN (``torch.utils.deterministic.fill_uninitialized_memory``), and inputs and outputs lie
+inside larger buffers of sentinels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import efcn_sparse as es
+from tests import oracle
+from tests.ops import laws
+from tests.ops.inputs import randn, random_values, within
+from tests.oracle import assert_accurate
+from tests.table import PATTERNS, Row, pattern, rows
+
+SENTINEL = 77.0
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN while the test runs."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("row", rows())
+def test_the_poison_is_there(row: Row) -> None:
+    fresh = (torch.empty(64, dtype=row.dtype), torch.ones(3, dtype=row.dtype).new_empty(5, 5))
+    assert all(bool(memory.isnan().all()) for memory in fresh)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+def test_fresh_memory_is_written_before_it_is_read(row: Row, name: str) -> None:
+    laws.spmm_is_dense(row, pattern(name), batch=5, transpose=False, bias=True)
+    laws.spmm_is_dense(row, pattern(name), batch=5, transpose=True, bias=False)
+    laws.sddmm_is_dense(row, pattern(name), batch=5)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("batch", [1, 40, 301])
+def test_scratch_memory_of_split_batches(row: Row, batch: int) -> None:
+    for name in ("masked-ragged", "mid-blocks", "unbalanced"):
+        laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=False, bias=True)
+        laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=True, bias=True)
+        laws.sddmm_is_dense(row, pattern(name), batch=batch)
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_guard_bands_stay_and_do_not_leak_in(row: Row, name: str, beta: float) -> None:
+    p = pattern(name)
+    a, b = (within(randn(6, side, row=row, seed=side))[0] for side in p.shape)
+    values = within(random_values(p, row))[0]
+    for transpose, x, like in ((False, b, a), (True, a, b)):
+        bias, old = within(randn(like.shape[1], row=row, seed=3))[0], randn(*like.shape, row=row, seed=4)
+        out, buffer = within(old, SENTINEL)
+        es.spmm(x, values, p, transpose=transpose, bias=bias, out=out, beta=beta, backend=row.backend)
+        _assert_guards_stay(buffer, out.numel())
+        result = oracle.spmm(x, values, p, transpose=transpose, bias=bias)
+        assert_accurate(out, oracle.accumulated(result, 1.0, beta, old), "spmm")
+    old = random_values(p, row, seed=5, outside=0.0)
+    out, buffer = within(old, SENTINEL)
+    es.sddmm(a, b, p, out=out, beta=beta, backend=row.backend)
+    _assert_guards_stay(buffer, out.numel())
+    assert_accurate(out, oracle.accumulated(oracle.sddmm(a, b, p), 1.0, beta, old), "sddmm")
+
+
+def _assert_guards_stay(buffer: torch.Tensor, inner: int) -> None:
+    margin = (buffer.numel() - inner) // 2
+    assert bool((buffer[:margin] == SENTINEL).all()), "written before the start of out"
+    assert bool((buffer[margin + inner :] == SENTINEL).all()), "written past the end of out"
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", ["masked", "masked-ragged", "masked-partly", "ragged", "larger-than-the-matrix"])
+@pytest.mark.parametrize("outside", [float("nan"), float("inf")])
+def test_values_outside_the_support_are_not_read(row: Row, name: str, outside: float) -> None:
+    p = pattern(name)
+    x, dy = randn(6, p.shape[1], row=row, seed=1), randn(6, p.shape[0], row=row, seed=2)
+    zeros, poison = (random_values(p, row, outside=number) for number in (0.0, outside))
+    for transpose, matrix in ((False, x), (True, dy)):
+        clean, same = (
+            es.spmm(matrix, values, p, transpose=transpose, backend=row.backend) for values in (zeros, poison)
+        )
+        assert torch.equal(clean, same)
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+def test_inputs_stay_as_they_are(row: Row, name: str) -> None:
+    p = pattern(name)
+    a, b = randn(6, p.shape[0], row=row, seed=1), randn(6, p.shape[1], row=row, seed=2)
+    values, structure = random_values(p, row), [tensor.clone() for tensor in p.structure]
+    inputs = (a, b, values)
+    before = [tensor.clone() for tensor in inputs]
+    es.spmm(b, values, p, backend=row.backend)
+    es.spmm(a, values, p, transpose=True, backend=row.backend)
+    es.sddmm(a, b, p, backend=row.backend)
+    assert all(torch.equal(now.nan_to_num(), then.nan_to_num()) for now, then in zip(inputs, before, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(p.structure, structure, strict=True))

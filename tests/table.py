@@ -1,0 +1,129 @@
+"""The table that every property of the operations runs over, as data: backends × dtypes × patterns.
+
+A new backend is one more row of ``BACKENDS``; a new kind of pattern one more entry of ``PATTERNS``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from efcn_sparse import BlockPattern, extension_status
+
+FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+DTYPES = (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)
+
+
+class Backend(NamedTuple):
+    """One row: the backend's name, where it runs, what it multiplies, and why it is not on this machine (or None)."""
+
+    name: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    missing: Callable[[], str | None]
+
+
+def _no_extension() -> str | None:
+    status = extension_status()
+    return None if status.available else status.reason
+
+
+BACKENDS = (
+    Backend("reference", "cpu", DTYPES, lambda: None),
+    Backend("cpu", "cpu", DTYPES, _no_extension),
+)
+
+
+class Row(NamedTuple):
+    """What one test runs on."""
+
+    backend: str
+    device: str
+    dtype: torch.dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def rows(*dtypes: torch.dtype) -> list[Any]:
+    """``pytest.param`` of each backend with each of ``dtypes`` (all by default); absent backends skip with the reason."""
+    table = []
+    for backend in BACKENDS:
+        reason = backend.missing()
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        for dtype in backend.dtypes:
+            if not dtypes or dtype in dtypes:
+                row = Row(backend.name, backend.device, dtype)
+                table.append(pytest.param(row, id=f"{backend.name}-{dtype_name(dtype)}", marks=marks))
+    return table
+
+
+# -- patterns ----------------------------------------------------------------------------------------------------
+
+
+def _random(shape: tuple[int, int], block_shape: tuple[int, int], density: float) -> BlockPattern:
+    return BlockPattern.random(shape, block_shape, density, torch.Generator().manual_seed(1))
+
+
+def _blocks(rows: Iterable[str], block_shape: tuple[int, int], shape: tuple[int, int] | None = None) -> BlockPattern:
+    mask = torch.tensor([[character == "x" for character in row] for row in rows])
+    shape = shape or (mask.shape[0] * block_shape[0], mask.shape[1] * block_shape[1])
+    return BlockPattern.from_mask(mask, block_shape, shape=shape)
+
+
+def _entries(shape: tuple[int, int], block_shape: tuple[int, int], density: float) -> BlockPattern:
+    mask: Tensor = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < density
+    return BlockPattern.from_mask(mask, block_shape)
+
+
+def _mixed_masks() -> BlockPattern:
+    mask = torch.ones((24, 32), dtype=torch.bool)
+    mask[:8, :8].tril_()
+    mask[8:16, 8:16] = False
+    mask[10, 12] = True
+    return BlockPattern.from_mask(mask, (8, 8))
+
+
+PATTERNS: dict[str, Callable[[], BlockPattern]] = {
+    "square": lambda: _random((64, 48), (16, 16), 0.5),
+    "full": lambda: BlockPattern.dense((48, 32), (16, 16)),
+    "empty": lambda: _random((24, 16), (8, 8), 0.0),
+    "empty-rows-and-columns": lambda: _blocks((".x.x", "....", "xx..", "....", "...x"), (8, 4)),
+    "one-block": lambda: _blocks(("...", ".x.", "..."), (16, 8)),
+    "one-entry": lambda: BlockPattern.dense((1, 1), (1, 1)),
+    "entries": lambda: _random((13, 17), (1, 1), 0.3),
+    "tall-blocks": lambda: _random((192, 30), (64, 6), 0.5),
+    "wide-blocks": lambda: _random((48, 256), (16, 64), 0.5),
+    "odd-blocks": lambda: _random((32, 41), (3, 5), 0.4),
+    "row-blocks": lambda: _random((12, 64), (1, 16), 0.4),
+    "column-blocks": lambda: _random((64, 12), (16, 1), 0.4),
+    "big-blocks": lambda: _random((256, 384), (128, 128), 0.5),
+    "mid-blocks": lambda: _random((128, 192), (32, 32), 0.4),
+    "ragged": lambda: _blocks(("x.x.x", ".xx.x", "x...x", ".x..x", "xxxxx"), (8, 8), (35, 37)),
+    "ragged-rows": lambda: _blocks(("xx.", ".xx", "x.x"), (16, 16), (33, 48)),
+    "ragged-columns": lambda: _blocks(("xx.", ".xx", "x.x"), (16, 16), (48, 47)),
+    "larger-than-the-matrix": lambda: BlockPattern.dense((5, 3), (16, 16)),
+    "masked": lambda: _entries((32, 48), (8, 8), 0.1),
+    "masked-ragged": lambda: _entries((29, 43), (8, 6), 0.15),
+    "masked-partly": _mixed_masks,
+    "banded": lambda: _blocks(["." * (2 * r) + "x" * 20 + "." * (20 - 2 * r) for r in range(10)], (8, 8)),
+    "unbalanced": lambda: _blocks(("x" * 25, "x" + "." * 24, "." * 25, "." * 24 + "x"), (16, 8)),
+}
+
+
+@functools.cache
+def pattern(name: str) -> BlockPattern:
+    """The pattern of that name in ``PATTERNS``."""
+    return PATTERNS[name]()
+
+
+NO_OUTPUTS, NO_INPUTS, NOTHING = (0, 16), (16, 0), (0, 0)
+EMPTY_SHAPES = (NO_OUTPUTS, NO_INPUTS, NOTHING)
+BATCHES = (0, 1, 2, 7, 250, 301)
+LEADING = ((), (5,), (2, 3), (1, 4, 2), (0, 3))
