@@ -56,10 +56,10 @@ class Contest:
         self.samples = {name: [] for name in self.contestants}
 
     def warm_up(self) -> None:
-        """Call everyone twice, or once if that took long."""
+        """Call everyone twice, or once if that takes over 0.1 s."""
         for call in self.contestants.values():
             for _ in range(_WARM_UP):
-                if _timed(call) > 10 * _LONG_CALL:
+                if _timed(call) > _LONG_CALL:
                     break
 
     def rivals_turn(self) -> None:

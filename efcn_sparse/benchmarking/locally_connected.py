@@ -58,5 +58,7 @@ def unfold_twin(model: nn.Module, example_input: Tensor) -> nn.Module:
     for hook in hooks:
         hook.remove()
     for name, size in sizes.items():
-        twin.set_submodule(name, UnfoldLocallyConnected(twin.get_submodule(name), *size))
+        conv = twin.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        twin.set_submodule(name, UnfoldLocallyConnected(conv, *size))
     return twin

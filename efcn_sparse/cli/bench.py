@@ -1,0 +1,50 @@
+"""``efcn-sparse bench``: measure this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``bench`` to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure the kernels and a training step on this machine",
+        description="Measure SpMM, SDDMM and a VanillaCNN training step against their rivals, as ratios in one "
+        "process. Takes minutes, and wants a machine that does nothing else.",
+    )
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds: under a minute")
+    shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
+    parser.add_argument("--suite", choices=["all", "ops", "vanilla"], default="all", help="which part (default: all)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="write <machine>-<date>.json and .md into that folder"
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the tables, write the files asked for."""
+    if args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
+        raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
+
+    from efcn_sparse.benchmarking import report, suite
+    from efcn_sparse.benchmarking.shapes import SHAPES
+
+    shapes = SHAPES["quick" if args.quick else "tiny" if args.tiny else "full"]
+    suites = suite.SUITES if args.suite == "all" else (args.suite,)
+    session = suite.run(shapes, args.threads, suites, lambda line: print(line, file=sys.stderr, flush=True))
+    results = session.results()
+    print(report.markdown(results), end="")
+    if args.json is not None:
+        report.write_json(results, args.json)
+    if args.results is not None:
+        for path in report.write(results, args.results, session.machine.slug):
+            print(f"wrote {path}", file=sys.stderr)
+    return 0
