@@ -156,7 +156,8 @@ def _check(trainers: dict[str, Trainer]) -> float:
     for name, layer in trainers[OURS].model.named_modules():
         if isinstance(layer, SparseLinear):
             found, dense = layer.values.grad, twins[name].get_parameter("weight").grad
-            assert found is not None and dense is not None
+            assert found is not None
+            assert dense is not None
             errors[f"the gradient of {name}"] = relative_error(found, layer.pattern.gather(dense))
     wrong = {name: error for name, error in errors.items() if not error <= _TOLERANCE}
     if wrong:
