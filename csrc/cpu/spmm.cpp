@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kBatchRows = 512;      // rows of the batch in one task
 constexpr int64_t kMinBatchRows = 64;    // less than this is not worth another packing of the weights
-constexpr int64_t kPanelBytes = 1 << 18; // a quarter of the L2 cache of a current core
+constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
 constexpr int64_t kSegmentK = 128;       // K of one product: with n = 64 its B fits the L1 cache
 constexpr int64_t kDirectK = 48;         // runs at least this long are read from x in place
 

@@ -70,8 +70,7 @@ T narrow(double x) {
 template <typename T>
 class Subspace {
  public:
-  Subspace(const at::Tensor& values, const SubspacePlan& plan)
-      : plan_(plan), values_(const_cast<T*>(values.const_data_ptr<T>())), space_(plan.n_positions) {}
+  Subspace(T* values, const SubspacePlan& plan) : plan_(plan), values_(values), space_(plan.n_positions) {}
 
   Squares read() const {
     const int64_t entry_tasks = (plan_.n_entries + kEntriesPerTask - 1) / kEntriesPerTask;
@@ -236,7 +235,10 @@ void dispatch_values(const at::Tensor& values, Run&& run) {
 static at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan) {
   const SubspacePlan checked(plan, values);
   Squares squares;
-  dispatch_values(values, [&](auto tag) { squares = Subspace<decltype(tag)>(values, checked).read(); });
+  dispatch_values(values, [&](auto tag) {
+    using T = decltype(tag);
+    squares = Subspace<T>(const_cast<T*>(values.const_data_ptr<T>()), checked).read();  // read() writes nothing
+  });
   auto result = at::empty({3}, values.options().dtype(at::kDouble));
   auto* out = result.mutable_data_ptr<double>();
   out[0] = squares.tied;
@@ -247,8 +249,10 @@ static at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan
 
 static void subspace_project(at::Tensor& values, at::TensorList plan, bool tie) {
   const SubspacePlan checked(plan, values);
-  values.mutable_data_ptr();
-  dispatch_values(values, [&](auto tag) { Subspace<decltype(tag)>(values, checked).project(tie); });
+  dispatch_values(values, [&](auto tag) {
+    using T = decltype(tag);
+    Subspace<T>(values.mutable_data_ptr<T>(), checked).project(tie);
+  });
 }
 
 }  // namespace efcn_sparse::cpu
