@@ -1,5 +1,10 @@
 """Block-sparse layers for PyTorch that train, and fully-connected twins of CNNs built from them."""
 
+from efcn_sparse.embedding import Dilated as Dilated
+from efcn_sparse.embedding import Full as Full
+from efcn_sparse.embedding import Local as Local
+from efcn_sparse.embedding import embed as embed
+from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify

@@ -1,6 +1,8 @@
 """Convolutions as fully-connected layers, and back."""
 
 from efcn_sparse.embedding.conv import EmbeddedConv as EmbeddedConv
+from efcn_sparse.embedding.embed import embed as embed
+from efcn_sparse.embedding.embed import unembed as unembed
 from efcn_sparse.embedding.geometry import ConvGeometry as ConvGeometry
 from efcn_sparse.embedding.support import Dilated as Dilated
 from efcn_sparse.embedding.support import Full as Full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -69,7 +70,7 @@ def _cost(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
 
 def _efficiency(side: float) -> float:
     sides = list(_EFFICIENCY)
-    for low, high in zip(sides, sides[1:], strict=False):
+    for low, high in itertools.pairwise(sides):
         if side < high:
             share = math.log2(side / low)
             return _EFFICIENCY[low] * (1 - share) + _EFFICIENCY[high] * share

@@ -111,8 +111,8 @@ def _taps(geometry: ConvGeometry, support: Support, out_pixel: list[Tensor], in_
         if window.step > 1:
             inside = ((t - window.start) % window.step == 0) & inside
         tap = t // dilation + tap * kernel
-    assert isinstance(tap, torch.Tensor) and isinstance(inside, torch.Tensor)
-    return torch.where(torch.as_tensor(local), tap, torch.where(inside, OFF_LOCAL, OUTSIDE).to(tap.dtype))
+    off_local = torch.where(torch.as_tensor(inside), OFF_LOCAL, OUTSIDE)
+    return torch.where(torch.as_tensor(local), tap, off_local).to(in_pixel[0].dtype)
 
 
 def _distinct(maps: Tensor) -> tuple[Tensor, Tensor]:

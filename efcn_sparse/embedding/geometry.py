@@ -27,7 +27,7 @@ class ConvGeometry:
     Example:
         >>> g = ConvGeometry(3, 64, 1, (32, 32), (4, 4), (2, 2), ((2, 2), (2, 2)), (1, 1))
         >>> g.output_size, g.in_features, g.out_features, g.local_weights
-        ((17, 17), 3072, 18496, 836352)
+        ((17, 17), 3072, 18496, 786432)
     """
 
     in_channels: int

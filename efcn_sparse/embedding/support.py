@@ -10,7 +10,7 @@ from efcn_sparse.embedding.geometry import ConvGeometry
 
 @dataclass(frozen=True)
 class Support:
-    """A window of kernel coordinates per spatial dimension; the base of :class:`Local`, :class:`Dilated`, :class:`Full`.
+    """A window of kernel coordinates per spatial dimension: the base of the three supports.
 
     An entry of W at output pixel p and input pixel q is in the support where its kernel coordinate
     ``t = q + padding_low - stride * p`` lies in the window, in every dimension.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,8 +88,8 @@ class Ties:
         target = torch.device(device)
         if target.type == "meta" or target == self.maps.device:
             return self
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Ties(**{name: part.to(target) if isinstance(part, Tensor) else part for name, part in parts.items()})
+        parts = (self.class_of_block, self.maps, self.class_starts, self.blocks_by_class, self.counts)
+        return Ties(self.kernel_shape, *(part.to(target) for part in parts))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ties:
         return self

@@ -1,0 +1,116 @@
+"""Swapping the convolutions of a model for fully-connected twins, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from efcn_sparse.embedding.blocks import choose_block_shape
+from efcn_sparse.embedding.build import build
+from efcn_sparse.embedding.conv import EmbeddedConv
+from efcn_sparse.embedding.example_run import check_same_output, checked_example, undisturbed
+from efcn_sparse.embedding.refusals import refuse
+from efcn_sparse.embedding.support import Local, Support
+from efcn_sparse.embedding.survey import survey
+
+
+def embed(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    *,
+    support: Support = Local(),
+    layers: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A copy of ``model`` in which every convolution is a block-sparse fully-connected layer that computes the same.
+
+    Everything else (activations, pooling, normalisation, residual sums, heads) is copied as it is. The model runs
+    once on the example, in evaluation mode, to find the input size of each convolution, and the copy runs once to be
+    compared; neither changes the model, its training flags, its buffers or the state of the random generators.
+
+    Args:
+        model: any module with :class:`torch.nn.Conv1d`, ``Conv2d`` or ``Conv3d`` in it; it is not changed.
+        example_input: the model's positional inputs, of the size that the copy shall take (any batch size).
+        support: which weights may be non-zero: ``Local()``, ``Dilated(radius)`` or ``Full()``.
+        layers: choices by shell-style name pattern, the first match counts: a support; None to leave the convolution
+            as it is; or ``dict(support=..., block_shape=(rows, cols))``.
+
+    Returns:
+        The copy. A convolution that is shared under several names stays shared; ``requires_grad`` carries over.
+
+    Law: ``embed(model, x)(x) == model(x)`` and ``unembed(embed(model, x))`` has the parameters of ``model``.
+
+    Raises:
+        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantised or parametrised; padding
+            other than zeros; a forward or hooks of its own; called at two sizes or not at all; a shared weight); a
+            name pattern matches nothing; or the copy computes something else on the example.
+        TypeError: an argument is of the wrong kind.
+
+    Source: d'Ascoli, Sagun, Biroli, Bruna: Finding the Needle in the Haystack with Convolutions, NeurIPS 2019.
+
+    Example:
+        >>> import efcn_sparse as es
+        >>> cnn = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+        >>> x = torch.randn(4, 3, 6, 6)
+        >>> efcn = es.embed(cnn, x, support=es.Dilated(1))
+        >>> torch.allclose(efcn(x), cnn(x), atol=1e-5)
+        True
+        >>> efcn[0].linear.pattern.shape
+        (288, 108)
+    """
+    example = checked_example(example_input)
+    sites, expected = survey(model, example, support, layers)
+    for site in sites:
+        if next(site.conv.parameters()).is_meta:
+            raise refuse(site.name, site.conv, "it is on the meta device; plan() takes such models")
+    structures: dict[Any, Any] = {}
+    embedded: dict[int, Any] = {}
+    for site in sites:
+        rule, geometry = site.rule, site.geometry
+        key = (geometry, rule)
+        if key not in structures:
+            shape = rule.block_shape or choose_block_shape(geometry, rule.support)
+            structures[key] = build(geometry, rule.support, shape)
+        assert isinstance(site.conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        embedded[id(site.conv)] = EmbeddedConv.from_conv(
+            site.conv, geometry.input_size, rule.support, structure=structures[key]
+        )
+    twin = copy.deepcopy(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
+    try:
+        with undisturbed(twin):
+            got = twin(*example)
+    except Exception as error:
+        raise ValueError(f"the embedded copy must run on the example, got {type(error).__name__}: {error}") from error
+    check_same_output(expected, got)
+    return twin
+
+
+def unembed(model: nn.Module) -> nn.Module:
+    """The nearest CNN: a copy of ``model`` in which every embedded convolution is a convolution again.
+
+    Each kernel entry is the mean over its stored copies and each bias the mean over positions, which is the nearest
+    point in the L2 norm; off-local weights are dropped. ``model`` is not changed.
+
+    Law: ``unembed(embed(cnn, x))`` has exactly the parameters of ``cnn``.
+
+    Raises:
+        ValueError: ``model`` holds no embedded convolution.
+        TypeError: ``model`` is no module.
+
+    Example:
+        >>> import efcn_sparse as es
+        >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+        >>> back = es.unembed(es.embed(cnn, torch.randn(1, 1, 8, 8)))
+        >>> torch.equal(back[0].weight, cnn[0].weight)
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    convolutions: dict[int, Any] = {
+        id(module): module.to_conv() for module in model.modules() if isinstance(module, EmbeddedConv)
+    }
+    if not convolutions:
+        raise ValueError(f"model must hold an embedded convolution, got {type(model).__name__} without one")
+    return copy.deepcopy(model, convolutions)
