@@ -1,0 +1,100 @@
+"""How strong the off-local weights are at each distance from the receptive field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from efcn_sparse.analysis.receptive_field import axis_distances
+from efcn_sparse.analysis.run_data import Floats
+from efcn_sparse.embedding.ties import OFF_LOCAL
+
+if TYPE_CHECKING:
+    from efcn_sparse.embedding import EmbeddedConv
+
+BLOCKS_AT_ONCE = 1 << 22  # elements of values that one pass squares: bounds the memory of a reading
+
+
+@dataclass(frozen=True)
+class DistanceProfile:
+    """Sums over one layer's off-local weights, by distance from the receptive field in input pixels.
+
+    Attributes:
+        squares: float64 ``[n]``: the sum of squares at distance 0, 1, …, n - 1.
+        counts: float64 ``[n]``: how many off-local weights lie there.
+        local_squares, local_count: the same two over all local weights.
+    """
+
+    squares: Floats
+    counts: Floats
+    local_squares: float
+    local_count: float
+
+    @property
+    def norm(self) -> Floats:
+        """The L2 norm at each distance; nan where the support has no weight."""
+        return np.where(self.counts > 0, np.sqrt(self.squares), np.nan)
+
+    @property
+    def rms(self) -> Floats:
+        """The root mean square weight at each distance; nan where the support has no weight."""
+        return np.where(self.counts > 0, np.sqrt(self.squares / np.maximum(self.counts, 1)), np.nan)
+
+    @property
+    def local_rms(self) -> float:
+        """The root mean square of the local weights."""
+        return math.sqrt(self.local_squares / max(self.local_count, 1))
+
+
+@torch.no_grad()
+def distance_profile(layer: EmbeddedConv) -> DistanceProfile:
+    """The :class:`DistanceProfile` of an embedded convolution, read off its stored blocks.
+
+    Law: the squares, ``local_squares`` included, sum to ‖W‖².
+    """
+    values, pattern, ties = layer.linear.values.detach(), layer.linear.pattern, layer.ties
+    block_rows, block_cols = pattern.block_shape
+    channels_out, channels_in = layer.geometry.out_channels, layer.geometry.in_channels
+    # Rows of a block that share an output pixel share a distance, so squares are summed over them first.
+    same_out, same_in = math.gcd(block_rows, channels_out), math.gcd(block_cols, channels_in)
+    out_axes = _coordinates(
+        (pattern.grid[0], block_rows // same_out), same_out, channels_out, layer.geometry.output_size
+    )
+    in_axes = _coordinates((pattern.grid[1], block_cols // same_in), same_in, channels_in, layer.geometry.input_size)
+    tables = axis_distances(layer.geometry)
+    off_local, local = ties.maps == OFF_LOCAL, ties.maps >= 0
+    rows = pattern.rows_of_blocks().to(torch.int64)
+    cols, classes = pattern.col_indices.to(torch.int64), ties.class_of_block.to(torch.int64)
+    longest = 1 + max((int(table.max()) for table in tables if table.numel()), default=0)
+    squares, counts = torch.zeros(longest, dtype=torch.float64), torch.zeros(longest, dtype=torch.float64)
+    local_squares = local_count = 0.0
+    tiled = (-1, block_rows // same_out, same_out, block_cols // same_in, same_in)
+    per_off = off_local.view(tiled).sum((2, 4)).double()
+    per_local = local.sum((1, 2)).double()
+    step = max(1, BLOCKS_AT_ONCE // (block_rows * block_cols))
+    for start in range(0, pattern.nnz_blocks, step):
+        chunk = slice(start, start + step)
+        of_class = classes[chunk]
+        squared = values[chunk].double().square()
+        local_squares += float((squared * local[of_class]).sum())
+        local_count += float(per_local[of_class].sum())
+        weight = (squared * off_local[of_class]).view(tiled).sum((2, 4))
+        distance = torch.zeros(weight.shape, dtype=torch.int64)
+        for table, out_axis, in_axis in zip(tables, out_axes, in_axes, strict=True):
+            p, q = out_axis[rows[chunk]], in_axis[cols[chunk]]
+            distance = torch.maximum(distance, table[p[:, :, None], q[:, None, :]])
+        squares += torch.bincount(distance.flatten(), weight.flatten(), longest)
+        counts += torch.bincount(distance.flatten(), per_off[of_class].flatten(), longest)
+    return DistanceProfile(squares.numpy(), counts.numpy(), local_squares, local_count)
+
+
+def _coordinates(groups: tuple[int, int], size: int, channels: int, pixels: tuple[int, ...]) -> list[Tensor]:
+    """For each dimension, where every group of ``size`` features lies: int64 ``[blocks, groups of a block]``."""
+    pixel = torch.arange(groups[0] * groups[1]) * size // channels
+    pixel = pixel.clamp(max=math.prod(pixels) - 1)  # groups past the matrix edge carry no weight
+    return [axis.view(groups) for axis in torch.unravel_index(pixel, pixels)]

@@ -1,0 +1,1 @@
+"""One figure a file; each returns drawings and writes nothing."""

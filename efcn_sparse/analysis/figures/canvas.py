@@ -1,0 +1,138 @@
+"""The look of all figures, and how they reach the disk. Nothing here touches matplotlib's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efcn_sparse.training.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 11.5  # inches: 1150 px of the page
+DPI = 200
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "efcn_sparse",
+    "figure.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what the page says of it.
+
+    Attributes:
+        name: file name without ending.
+        alt: what it shows, for readers who do not see it.
+        caption: how to read it.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """Matplotlib with :data:`STYLE` inside the block.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", package="matplotlib", extra="plot", needed_for="a report")
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure of ``width`` × ``height`` inches with constrained layout, on the Agg canvas."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
+    """Write ``folder``/name.png and .svg; the same figure gives the same bytes."""
+    png, svg = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
+    drawing.figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    drawing.figure.savefig(svg, dpi=DPI, metadata={"Date": None})
+    return png, svg
+
+
+def colours_of_times(times: Sequence[int]) -> dict[int, Any]:
+    """A colour for each relax time: viridis by rank without its palest end, dark is early."""
+    from matplotlib import colormaps
+
+    steps = np.linspace(0.0, 0.88, max(len(times), 2))
+    return {time: colormaps["viridis"](step) for time, step in zip(times, steps, strict=False)}
+
+
+def legend_of_times(figure: Figure, times: Sequence[int], extra: Sequence[Any] = (), title: str = "relaxed at") -> None:
+    """A legend right of the axes with one line for each relax time, then ``extra`` handles."""
+    from matplotlib.lines import Line2D
+
+    colours = colours_of_times(times)
+    handles = [Line2D([], [], color=colours[time], lw=2.0, label=f"epoch {time}") for time in times]
+    if handles or extra:
+        figure.legend(
+            handles=[*handles, *extra], loc="outside right upper", title=title if handles else None, alignment="left"
+        )
+
+
+def set_epoch_ticks(axes: Axes, times: Sequence[int]) -> None:
+    """A symlog x axis, linear from 0 to 1, with ticks at ``times``, as many as fit without touching."""
+    axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
+    if not times:
+        return
+    at = [_symlog(time) for time in times]
+    room = max(at[-1] - at[0], 1e-9) * 0.055
+    kept: list[int] = []
+    for time in reversed(times):  # the last time always has its label
+        if not kept or _symlog(kept[-1]) - _symlog(time) >= room:
+            kept.append(time)
+    axes.set_xticks(kept[::-1], [str(time) for time in kept[::-1]])
+    axes.set_xticks([time for time in times if time not in kept], minor=True)
+    axes.set_xlim(*_padded(times[0], times[-1]))
+
+
+def _symlog(value: float) -> float:
+    return value * 0.5 if value <= 1 else 0.5 + float(np.log10(value))
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """Limits a little outside [low, high] on the symlog axis."""
+    width = max(_symlog(high) - _symlog(low), 0.3) * 0.05
+    top = _symlog(high) + width
+    return low - 2 * width if low <= 1 else low * 10**-width, top * 2 if top <= 0.5 else 10 ** (top - 0.5)

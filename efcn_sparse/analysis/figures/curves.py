@@ -1,0 +1,83 @@
+"""Accuracy and loss over the epochs, one column of panels for each arm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure
+from efcn_sparse.analysis.palette import look_of
+from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.analysis.statistics import mean_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CAPTION = (
+    "One column for each arm, colour is the relax time: a curve starts with a dot at the epoch at which the CNN was "
+    "embedded. The dashed black curve is the CNN at its own learning rate. Means over seeds, shades are one standard "
+    "deviation."
+)
+
+
+def draw_curves(run: Run) -> list[Drawing]:
+    """Two figures, accuracy and loss, each on the test and on the training data; none without readings."""
+    if not run.traces:
+        return []
+    return [
+        _draw(run, "accuracy", ("test_accuracy", "train_accuracy")),
+        _draw(run, "loss", ("test_loss", "train_loss")),
+    ]
+
+
+def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
+    from matplotlib.lines import Line2D
+
+    scratch = [arm for arm in run.arms if run.of(arm)]
+    relaxed = [arm for arm in run.arms if run.relax_epochs([arm])]
+    columns = ([scratch] if scratch else []) + [[arm] for arm in relaxed]
+    figure = new_figure(height=5.6)
+    grid = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
+    for row, quantity in zip(grid, quantities, strict=True):
+        for axes, arms in zip(row, columns, strict=True):
+            _panel(axes, run, arms, quantity)
+        row[0].set_ylabel(quantity.replace("_", " ") + (" (cross-entropy, log scale)" if what == "loss" else ""))
+    for axes, arms in zip(grid[0], columns, strict=True):
+        name = " and ".join(look_of(arm, run.arms).name for arm in arms)
+        axes.set_title(name, color=look_of(arms[0], run.arms).colour, fontweight="bold")
+    figure.supxlabel("epoch", fontsize=9)
+    extra = [
+        Line2D([], [], color=look_of(arm).colour, ls="--" if arm == "cnn" else "-", label=look_of(arm).name)
+        for arm in scratch
+    ]
+    legend_of_times(figure, run.relax_epochs(), extra)
+    alt = f"Test and training {what} over the epochs for every arm and relax time."
+    return Drawing(f"curves-{what}", figure, alt, _CAPTION)
+
+
+def _panel(axes: Axes, run: Run, arms: list[str], quantity: str) -> None:
+    if quantity.endswith("loss"):
+        axes.set_yscale("log")
+    colours = colours_of_times(run.relax_epochs())
+    if run.of("cnn"):
+        _curve(axes, run, "cnn", None, quantity, look_of("cnn").colour, dashed=True)
+    for arm in arms:
+        if arm != "cnn" and run.of(arm):
+            _curve(axes, run, arm, None, quantity, look_of(arm, run.arms).colour)
+        for time in run.relax_epochs([arm]):
+            _curve(axes, run, arm, time, quantity, colours[time])
+
+
+def _curve(
+    axes: Axes, run: Run, arm: str, time: int | None, quantity: str, colour: object, dashed: bool = False
+) -> None:
+    epochs, mean, std = mean_curve(run.of(arm, time), quantity)
+    if not epochs.size:
+        return
+    if std.any():
+        low = np.maximum(mean - std, mean * 0.2) if quantity.endswith("loss") else mean - std
+        axes.fill_between(epochs, low, mean + std, color=colour, alpha=0.12, lw=0)  # type: ignore[arg-type]
+    axes.plot(epochs, mean, "--" if dashed else "-", color=colour, lw=1.1 if dashed else 1.3)  # type: ignore[arg-type]
+    if time is not None:
+        axes.plot(epochs[:1], mean[:1], "o", color=colour, ms=4.5, mec="white", mew=0.6, zorder=4)  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+"""The deviation from the CNN subspace and its three parts over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from efcn_sparse.analysis.figures.canvas import (
+    Drawing,
+    colours_of_times,
+    legend_of_times,
+    new_figure,
+    set_epoch_ticks,
+)
+from efcn_sparse.analysis.palette import look_of
+from efcn_sparse.analysis.run_data import Run, Trace
+from efcn_sparse.analysis.statistics import mean_curve, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABELS = {
+    "off_local": "off-local share δ\n‖off-local‖ / ‖W‖",
+    "untied": "untied share\n‖untied‖ / ‖W‖",
+    "tied": "tied share\n‖tied‖ / ‖W‖",
+    "norm": "norm ‖W‖",
+}
+
+
+def measured(trace: Trace, quantity: str) -> np.ndarray:
+    """``norm`` (of all weights), or the share of ``tied``, ``untied`` or ``off_local`` in it, at each epoch.
+
+    Law: the squares of the three shares sum to one.
+    """
+    parts = {name: trace.columns[name] for name in ("tied", "untied", "off_local")}
+    norm = np.sqrt(sum(part**2 for part in parts.values()))
+    return norm if quantity == "norm" else parts[quantity] / np.where(norm > 0, norm, np.nan)
+
+
+def draw_deviation(run: Run) -> list[Drawing]:
+    """One figure for each embedded arm, rows are quantities and columns layers, and a summary of them all."""
+    arms = [arm for arm in run.relaxed_arms if run.layer_names(arm)]
+    summary = [_draw_summary(run)] if run.relaxed_arms else []
+    return summary + [_draw_arm(run, arm) for arm in arms]
+
+
+def _draw_arm(run: Run, arm: str) -> Drawing:
+    layers, times = run.layer_names(arm), run.relax_epochs([arm])
+    quantities = [name for name in LABELS if name != "off_local" or arm != "elcn"]
+    figure = new_figure(height=0.9 + 1.75 * len(quantities))
+    columns = len(layers) + 1
+    grid = figure.subplots(len(quantities), columns, sharex=True, sharey="row", squeeze=False)
+    colours = colours_of_times(run.relax_epochs())
+    for row, quantity in zip(grid, quantities, strict=True):
+        for axes, layer in zip(row, [*layers, None], strict=True):
+            for time in times:
+                traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
+                _curve(axes, traces, quantity, time, colours[time])
+            if quantity in ("off_local", "untied"):
+                axes.set_ylim(bottom=0)
+        row[0].set_ylabel(LABELS[quantity])
+    for axes, name in zip(grid[0], [*layers, "all embedded layers"], strict=True):
+        axes.set_title(name, fontweight="bold")
+    figure.supxlabel("epochs since the embedding", fontsize=9)
+    legend_of_times(figure, times)
+    look = look_of(arm, run.arms)
+    none = " It has no off-local weights, so δ is 0." if arm == "elcn" else ""
+    caption = (
+        f"{look.name}: what share of the weights' norm has left the CNN.{none} Tied weights are equal at every position, "
+        "untied is the rest of the weights inside the receptive field, off-local are those outside; the squares of the "
+        "three shares sum to one. Means over seeds, shades are one standard deviation."
+    )
+    return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.name} from the CNN subspace over time.", caption)
+
+
+def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, colour: object) -> None:
+    derived = [
+        Trace(t.arm, t.seed, t.relax_epoch, t.layer, t.epochs - time, {quantity: measured(t, quantity)}) for t in traces
+    ]
+    if not derived:
+        return
+    epochs, mean, std = mean_curve(derived, quantity)
+    if std.any():
+        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.12, lw=0)  # type: ignore[arg-type]
+    axes.plot(epochs, mean, color=colour, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)  # type: ignore[arg-type]
+
+
+def _draw_summary(run: Run) -> Drawing:
+    figure = new_figure(height=3.4)
+    panels = dict(zip(("off_local", "untied", "norm"), figure.subplots(1, 3), strict=True))
+    for arm in run.relaxed_arms:
+        look, times = look_of(arm, run.arms), run.relax_epochs([arm])
+        for quantity, axes in panels.items():
+            if quantity == "off_local" and arm == "elcn":
+                continue
+            last = [spread([measured(trace, quantity)[-1] for trace in run.of(arm, time)]) for time in times]
+            axes.errorbar(
+                times, [one.mean for one in last], np.nan_to_num([one.std for one in last]), color=look.colour,
+                marker=look.marker, ms=5, mec="white", mew=0.6, capsize=2, elinewidth=0.9, label=look.name,
+            )  # fmt: skip
+    for quantity, axes in panels.items():
+        set_epoch_ticks(axes, run.relax_epochs(run.relaxed_arms))
+        axes.set_ylabel(LABELS[quantity])
+        axes.set_ylim(bottom=0)
+    panels["norm"].set_ylabel("norm ‖W‖ of all embedded layers")
+    figure.supxlabel("relax time t_w (linear up to 1, then logarithmic)", fontsize=9)
+    handles = panels["untied"].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper")
+    caption = (
+        "Where the embedded nets end: shares at the last epoch over all embedded layers, against the relax time. "
+        "Means over seeds, bars are one standard deviation. The eLCN has no off-local weights."
+    )
+    return Drawing("deviation-summary", figure, "Final deviation from the CNN subspace against relax time.", caption)

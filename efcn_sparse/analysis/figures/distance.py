@@ -1,0 +1,72 @@
+"""The norm of off-local weights against their distance from the receptive field."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from efcn_sparse.analysis.figures.canvas import Drawing, new_figure
+from efcn_sparse.analysis.palette import look_of
+from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.analysis.weights import Moment, Weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STYLES = {"embedding": ":", "midway": "--", "end": "-"}
+_COMMON = "Distance is the larger of the horizontal and the vertical distance to the receptive field, in input pixels. "
+
+
+def draw_distance(run: Run, weights: Weights) -> list[Drawing]:
+    """Two figures, norm and root mean square: rows are relax times, columns layers; none without checkpoints."""
+    if not weights.moments:
+        return []
+    zero = all(not moment.layers[layer].profile.squares.any() for moment in weights.moments for layer in moment.layers
+               if moment.when == "embedding")  # fmt: skip
+    note = "At the embedding all of them are exactly zero and have no curve." if zero else ""
+    return [
+        _draw(run, weights, "norm", f"The norm of all off-local weights at each distance, seed {weights.seed}. {_COMMON}{note}"),
+        _draw(run, weights, "rms", f"The same divided by the number of weights at that distance (root mean square), seed "
+              f"{weights.seed}. Diamonds on the left: the weights inside the receptive field at the end."),
+    ]  # fmt: skip
+
+
+def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    layers = list(weights.moments[0].layers)
+    arms = sorted({moment.arm for moment in weights.moments}, key=run.config.embedded_arms.index)
+    figure = new_figure(height=0.8 + 2.0 * len(weights.times))
+    grid = figure.subplots(len(weights.times), len(layers), sharex="col", sharey="col", squeeze=False)
+    for row, time in zip(grid, weights.times, strict=True):
+        for axes, layer in zip(row, layers, strict=True):
+            for arm in arms:
+                for when in _STYLES:
+                    moment = weights.find(arm, time, when)
+                    if moment is not None:
+                        _curve(axes, moment, layer, quantity, look_of(arm, run.arms).colour)
+            axes.set_yscale("log")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        row[0].set_ylabel(f"t_w = {time}\n" + ("norm" if quantity == "norm" else "rms weight"))
+    for axes, layer in zip(grid[0], layers, strict=True):
+        axes.set_title(layer, fontweight="bold")
+    figure.supxlabel("distance from the receptive field (input pixels)", fontsize=9)
+    looks = [look_of(arm, run.arms) for arm in arms]
+    handles = [Line2D([], [], color=look.colour, marker=look.marker, ms=4, label=look.name) for look in looks]
+    handles += [Line2D([], [], color="#555555", ls=_STYLES[when], label=when) for when in ("midway", "end")]
+    figure.legend(handles=handles, loc="outside right upper")
+    alt = f"{'Norm' if quantity == 'norm' else 'Root mean square'} of off-local weights by distance, for every layer."
+    return Drawing(f"distance-{quantity}", figure, alt, caption)
+
+
+def _curve(axes: Axes, moment: Moment, layer: str, quantity: str, colour: str) -> None:
+    profile = moment.layers[layer].profile
+    line = profile.norm if quantity == "norm" else profile.rms
+    line = np.where(line > 0, line, np.nan)
+    at = np.flatnonzero(np.isfinite(line))
+    marker = look_of(moment.arm).marker if moment.when == "end" else ""
+    axes.plot(at, line[at], _STYLES[moment.when], color=colour, lw=1.4, marker=marker, ms=3.5, mew=0)
+    if quantity == "rms" and moment.when == "end":
+        axes.plot([0], [profile.local_rms], "D", mfc="white", mec=colour, ms=5.5)

@@ -1,0 +1,104 @@
+"""The HTML page: a template, filled and escaped."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from efcn_sparse.analysis.palette import look_of
+from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.analysis.sentences import findings, progress, totals
+from efcn_sparse.analysis.statistics import finals
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved figure on the page; ``png`` and ``svg`` are paths inside the run directory."""
+
+    png: Path
+    svg: Path
+    alt: str
+    caption: str
+    width: int
+
+    @property
+    def data(self) -> str:
+        """The PNG as a data URI, so that the page is one file."""
+        return "data:image/png;base64," + base64.b64encode(self.png.read_bytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, its pictures, and sentences on what is missing."""
+
+    title: str
+    pictures: Sequence[Picture]
+    gaps: Sequence[str] = ()
+
+
+def render_page(run: Run, sections: Sequence[Section]) -> str:
+    """The page of ``run`` as HTML; every text from the run is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files("efcn_sparse.analysis").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(
+        name=run.path.resolve().name,
+        preset=run.config.preset,
+        findings=findings(run),
+        progress=progress(run),
+        problems=run.problems,
+        rows=_final_rows(run),
+        sections=sections,
+        config=_table(dataclasses.asdict(run.config)),
+        environment=_table(run.environment),
+        duration=_duration(sum(totals(trace) for trace in run.traces)),
+    )
+
+
+def _final_rows(run: Run) -> list[dict[str, str]]:
+    rows = []
+    for final in finals(run):
+        look, against = look_of(final.arm, run.arms), final.against_cnn
+        rows.append({
+            "colour": look.colour,
+            "arm": look.name,
+            "time": "–" if final.relax_epoch is None else str(final.relax_epoch),
+            "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)),
+            "test": final.test_accuracy.text(),
+            "n": str(final.test_accuracy.n),
+            "against": _points(against.mean, against.std) if against.n else "–",
+            "train": final.train_accuracy.text(),
+            "loss": final.test_loss.text(),
+            "delta": final.delta.text(),
+        })  # fmt: skip
+    return rows
+
+
+def _points(mean: float, std: float) -> str:
+    return f"{100 * mean:+.1f}" + ("" if std != std else f" ± {100 * std:.1f}")  # nan: one seed has no spread
+
+
+def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), _text(value)) for name, value in content.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(one) for one in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
+    return "–" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds <= 0:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,75 @@
+"""Figures and a page from a run directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from efcn_sparse.analysis.figures.canvas import Drawing, drawing_style, save
+from efcn_sparse.analysis.figures.curves import draw_curves
+from efcn_sparse.analysis.figures.deviation import draw_deviation
+from efcn_sparse.analysis.figures.distance import draw_distance
+from efcn_sparse.analysis.figures.final_accuracy import draw_final_accuracy
+from efcn_sparse.analysis.figures.heat_maps import draw_heat_maps
+from efcn_sparse.analysis.page import Picture, Section, render_page
+from efcn_sparse.analysis.run_data import Run, read_run
+from efcn_sparse.analysis.weights import Weights, read_weights
+
+_NO_READINGS = "No readings have been written yet, so there is nothing to draw."
+_PAGE_PIXELS_PER_INCH = 100
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write RUN/figures/\\*.png and \\*.svg and RUN/report.html, one file that opens from disk without a network.
+
+    A run that is not complete gets a report of what there is, which says what is missing.
+
+    Args:
+        run_dir: the folder that ``efcn-sparse relax`` wrote.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: ``run_dir`` is no run directory, or one of its files is damaged.
+        ModuleNotFoundError: matplotlib (the extra ``plot``) is not installed.
+
+    Example:
+        >>> write_report("nowhere")
+        Traceback (most recent call last):
+        ValueError: run_dir must be a run directory with a config.json, got nowhere
+    """
+    run = read_run(run_dir)
+    with drawing_style():
+        weights = read_weights(run)
+        folder = run.path / "figures"
+        folder.mkdir(exist_ok=True)
+        sections = [_section(folder, *parts) for parts in _contents(run, weights)]
+    page = run.path / "report.html"
+    temporary = page.with_suffix(".html.part")
+    temporary.write_text(render_page(run, sections), encoding="utf-8")
+    os.replace(temporary, page)
+    return page
+
+
+def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequence[str]]]:
+    final, curves, deviation = draw_final_accuracy(run), draw_curves(run), draw_deviation(run)
+    heat_maps, distance = draw_heat_maps(run, weights), draw_distance(run, weights)
+    no_deviation = () if deviation else ("No embedded arm has readings yet.",)
+    return [
+        ("Final test accuracy against the relax time", final, () if final else (_NO_READINGS,)),
+        ("Accuracy and loss over the epochs", curves, () if curves else (_NO_READINGS,)),
+        ("Deviation from the CNN subspace", deviation, no_deviation),
+        ("Weights of a unit", heat_maps, weights.gaps),
+        ("Off-local weights by distance", distance, () if distance else weights.gaps),
+    ]
+
+
+def _section(folder: Path, title: str, drawings: list[Drawing], gaps: Sequence[str]) -> Section:
+    pictures = []
+    for drawing in drawings:
+        png, svg = save(drawing, folder)
+        width = round(drawing.figure.get_figwidth() * _PAGE_PIXELS_PER_INCH)
+        pictures.append(Picture(png, svg, drawing.alt, drawing.caption, width))
+    return Section(title, pictures, gaps)

@@ -1,0 +1,179 @@
+"""A run directory of ``efcn-sparse relax``, read back as arrays."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.plan import Stage, stages
+from efcn_sparse.training.readings import LAYERS, METRICS
+from efcn_sparse.training.run_directory import read_config
+
+KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The readings of one training run, in the order of its epochs.
+
+    Attributes:
+        arm, seed: which run; ``relax_epoch`` is None for arms that are not embedded.
+        layer: the layer's name in layers.csv, empty in metrics.csv.
+        epochs: int64 ``[n]``, increasing.
+        columns: float64 ``[n]`` each; nan where the file has no number.
+    """
+
+    arm: str
+    seed: int
+    relax_epoch: int | None
+    layer: str
+    epochs: Ints
+    columns: dict[str, Floats]
+
+    def final(self, column: str) -> float:
+        """The last reading of ``column``."""
+        return float(self.columns[column][-1])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a report reads except the checkpoints.
+
+    Attributes:
+        path: the run directory.
+        config: what was asked for; ``plan`` is the training runs that follow from it.
+        environment: environment.json, empty if missing.
+        traces: one per arm, seed and relax epoch, of metrics.csv.
+        layer_traces: one per arm, seed, relax epoch and layer, of layers.csv.
+        problems: what was missing or could not be read, one sentence each.
+    """
+
+    path: Path
+    config: RelaxConfig
+    plan: tuple[Stage, ...]
+    environment: dict[str, Any]
+    traces: tuple[Trace, ...]
+    layer_traces: tuple[Trace, ...]
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that have readings, in the order of :func:`arm_order`."""
+        return sorted({trace.arm for trace in self.traces}, key=arm_order)
+
+    @property
+    def relaxed_arms(self) -> list[str]:
+        """The embedded arms: those whose deviation from the CNN was measured."""
+        return [arm for arm in self.arms if arm.startswith(("elcn", "efcn"))]
+
+    def relax_epochs(self, arms: Iterable[str] | None = None) -> list[int]:
+        """The relax times of ``arms`` (of all arms if None), increasing."""
+        chosen = set(self.arms if arms is None else arms)
+        return sorted({t.relax_epoch for t in self.traces if t.arm in chosen and t.relax_epoch is not None})
+
+    def of(self, arm: str, relax_epoch: int | None = None) -> list[Trace]:
+        """The traces of one arm and relax time, one per seed."""
+        return [trace for trace in self.traces if (trace.arm, trace.relax_epoch) == (arm, relax_epoch)]
+
+    def layers_of(self, arm: str, layer: str, relax_epoch: int | None) -> list[Trace]:
+        """The per-layer traces of one arm, layer and relax time, one per seed."""
+        key = (arm, layer, relax_epoch)
+        return [trace for trace in self.layer_traces if (trace.arm, trace.layer, trace.relax_epoch) == key]
+
+    def layer_names(self, arm: str) -> list[str]:
+        """The embedded layers of an arm, in the order of layers.csv."""
+        return list(dict.fromkeys(trace.layer for trace in self.layer_traces if trace.arm == arm))
+
+
+def arm_order(arm: str) -> tuple[int, int, str]:
+    """Sorts arms from the CNN over ever larger supports to the standard FCN.
+
+    Example:
+        >>> sorted(["fcn", "efcn-full", "efcn-dilated10", "efcn-dilated2", "elcn", "cnn"], key=arm_order)
+        ['cnn', 'elcn', 'efcn-dilated2', 'efcn-dilated10', 'efcn-full', 'fcn']
+    """
+    fixed = {"cnn": 0, "cnn-relaxed": 1, "elcn": 2, "efcn-full": 4, "fcn": 5}
+    radius = arm.removeprefix("efcn-dilated")
+    if radius != arm and radius.isdecimal():
+        return (3, int(radius), arm)
+    return (fixed.get(arm, 6), 0, arm)
+
+
+def read_run(run_dir: str | Path) -> Run:
+    """Read a run directory; files that a partial run does not have yet become entries of ``problems``.
+
+    Args:
+        run_dir: the folder that ``efcn-sparse relax`` wrote; it must hold config.json.
+
+    Raises:
+        ValueError: ``run_dir`` is no run directory, or one of its files is damaged.
+    """
+    path = Path(run_dir)
+    config = read_config(path)
+    problems: list[str] = []
+    environment = _read_json(path / "environment.json", problems)
+    traces = _read_traces(path / "metrics.csv", METRICS, problems)
+    layer_traces = _read_traces(path / "layers.csv", LAYERS, problems)
+    return Run(path, config, tuple(stages(config)), environment, traces, layer_traces, tuple(problems))
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        problems.append(f"{path.name} is missing.")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must hold JSON, got text that does not parse ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> tuple[Trace, ...]:
+    """The traces of a CSV; a row that appears again (after a resume) replaces the earlier one."""
+    if not path.is_file():
+        problems.append(f"{path.name} is missing: no readings of this kind have been written yet.")
+        return ()
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    if text and not text.endswith("\n"):
+        problems.append(f"The last line of {path.name} is incomplete and was left out.")
+        lines.pop()
+    if not lines:
+        problems.append(f"{path.name} is empty.")
+        return ()
+    reader = csv.DictReader(lines)
+    if tuple(reader.fieldnames or ()) != columns:
+        raise ValueError(f"{path} must have the columns {','.join(columns)}, got {','.join(reader.fieldnames or ())}")
+    numbers = [name for name in columns if name not in KEYS]
+    rows: dict[tuple[str, int, int | None, str], dict[int, list[float]]] = {}
+    for row in reader:
+        try:
+            relax_epoch = int(row["relax_epoch"]) if row["relax_epoch"] else None
+            key = (row["arm"], int(row["seed"]), relax_epoch, row.get("layer") or "")
+            reading = [float(row[name]) if row[name] else float("nan") for name in numbers]
+            rows.setdefault(key, {})[int(row["epoch"])] = reading
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} line {reader.line_num} must hold numbers, got {dict(row)} ({error})") from None
+    if not rows:
+        problems.append(f"{path.name} holds no readings yet.")
+    return tuple(_trace(key, readings, numbers) for key, readings in rows.items())
+
+
+def _trace(key: tuple[str, int, int | None, str], readings: dict[int, list[float]], columns: list[str]) -> Trace:
+    epochs = sorted(readings)
+    table = np.array([readings[epoch] for epoch in epochs], dtype=np.float64)
+    named = {name: table[:, index] for index, name in enumerate(columns)}
+    return Trace(*key, epochs=np.array(epochs, dtype=np.int64), columns=named)

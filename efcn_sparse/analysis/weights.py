@@ -1,0 +1,151 @@
+"""What the report needs of the checkpoints: images of one unit's weights, and norms by distance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from efcn_sparse.analysis.distance_profile import DistanceProfile, distance_profile
+from efcn_sparse.analysis.receptive_field import receptive_field
+from efcn_sparse.analysis.rows import incoming_weights
+from efcn_sparse.analysis.run_data import Floats, Run
+from efcn_sparse.training.checkpoint import checkpoint_path
+from efcn_sparse.training.plan import Stage
+
+if TYPE_CHECKING:
+    from efcn_sparse.embedding import EmbeddedConv
+
+AT_MOST = 3  # relax times that are shown
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One embedded layer at one moment.
+
+    Attributes:
+        image: float64 ``[height, width]``: the L2 norm over the input channels of a unit's weights at each input pixel;
+            one-dimensional inputs have height 1, of three-dimensional ones the norm over the first dimension is taken.
+        box: first and last row, first and last column of the unit's receptive field.
+        unit: the unit's output channel, then its output pixel.
+        profile: the norms by distance, over all units.
+    """
+
+    image: Floats
+    box: tuple[tuple[int, int], tuple[int, int]]
+    unit: tuple[int, ...]
+    profile: DistanceProfile
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A checkpoint of an eFCN: ``when`` is ``embedding``, ``midway`` or ``end``."""
+
+    arm: str
+    relax_epoch: int
+    when: str
+    epoch: int
+    layers: dict[str, LayerWeights]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The moments that could be read, the relax times chosen, the seed, and a sentence for each gap."""
+
+    seed: int
+    times: tuple[int, ...]
+    moments: tuple[Moment, ...]
+    gaps: tuple[str, ...]
+
+    def find(self, arm: str, relax_epoch: int, when: str) -> Moment | None:
+        """The moment asked for, if its checkpoint was there."""
+        wanted = (arm, relax_epoch, when)
+        return next((m for m in self.moments if (m.arm, m.relax_epoch, m.when) == wanted), None)
+
+
+def read_weights(run: Run) -> Weights:
+    """Read the eFCN checkpoints of the first seed that has any, at the first, the middle and the last relax time.
+
+    One checkpoint is in memory at a time. What is missing or cannot be read becomes an entry of ``gaps``.
+    """
+    planned = [stage for stage in run.plan if stage.arm.startswith("efcn") and stage.relax_epoch is not None]
+    if not planned:
+        return Weights(0, (), (), ("The run has no eFCN arm.",))
+    seed = next((stage.seed for stage in planned if any(_there(run, stage))), planned[0].seed)
+    planned = [stage for stage in planned if stage.seed == seed]
+    times = _chosen_times(run, planned)
+    if not times:
+        return Weights(seed, (), (), (f"No eFCN checkpoint of seed {seed} has been written yet.",))
+    moments: list[Moment] = []
+    gaps: list[str] = []
+    channels: dict[str, int] = {}
+    # The last relax time first: the best trained kernel chooses the channel that all moments then show.
+    for stage in sorted((s for s in planned if s.relax_epoch in times), key=lambda s: -(s.relax_epoch or 0)):
+        moments += _moments(run, stage, channels, gaps)
+    return Weights(seed, times, tuple(moments), tuple(gaps))
+
+
+def _there(run: Run, stage: Stage) -> list[bool]:
+    return [checkpoint_path(run.path / "checkpoints", stage.name, epoch).is_file() for epoch in stage.kept]
+
+
+def _chosen_times(run: Run, planned: list[Stage]) -> tuple[int, ...]:
+    """First, middle and last of the relax times with the most checkpoints."""
+    found: dict[int, int] = {}
+    for stage in planned:
+        found[stage.relax_epoch or 0] = found.get(stage.relax_epoch or 0, 0) + sum(_there(run, stage))
+    most = max(found.values())
+    times = sorted(time for time, count in found.items() if count == most and count)
+    if len(times) < AT_MOST:
+        times = sorted(time for time, count in found.items() if count)
+    picks = np.linspace(0, len(times) - 1, min(AT_MOST, len(times))).round().astype(int)
+    return tuple(times[pick] for pick in picks)
+
+
+def _moments(run: Run, stage: Stage, channels: dict[str, int], gaps: list[str]) -> Iterator[Moment]:
+    from efcn_sparse.training import load_arm
+
+    names = {stage.kept[len(stage.kept) // 2]: "midway", stage.kept[-1]: "end", stage.kept[0]: "embedding"}
+    for epoch, there in zip(stage.kept, _there(run, stage), strict=True):
+        place = f"{stage.name} at epoch {epoch} ({names[epoch]})"
+        if not there:
+            gaps.append(f"No checkpoint of {place}.")
+            continue
+        try:
+            model = load_arm(run.path, stage.arm, stage.seed, stage.relax_epoch, epoch)
+        except (OSError, ValueError, RuntimeError) as error:
+            gaps.append(f"The checkpoint of {place} could not be read: {error}")
+            continue
+        layers = {name: _layer_weights(layer, name, channels) for name, layer in _embedded_layers(model)}
+        yield Moment(stage.arm, stage.relax_epoch or 0, names[epoch], epoch, layers)
+
+
+def _embedded_layers(model: torch.nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:
+    from efcn_sparse.embedding import EmbeddedConv
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, EmbeddedConv))
+
+
+@torch.no_grad()
+def _layer_weights(layer: EmbeddedConv, name: str, channels: dict[str, int]) -> LayerWeights:
+    """The middle output pixel's unit, of the channel with the largest weights in the first moment that is read."""
+    geometry, pattern, values = layer.geometry, layer.linear.pattern, layer.linear.values.detach()
+    pixel = tuple(size // 2 for size in geometry.output_size)
+    channels_out = geometry.out_channels
+    flat = 0
+    for coordinate, size in zip(pixel, geometry.output_size, strict=True):
+        flat = flat * size + coordinate
+    if name not in channels:
+        norms = [incoming_weights(values, pattern, flat * channels_out + c).norm() for c in range(channels_out)]
+        channels[name] = int(torch.stack(norms).argmax())
+    row = incoming_weights(values, pattern, flat * channels_out + channels[name])
+    image = row.double().view(*geometry.input_size, -1).norm(dim=-1)
+    box = receptive_field(geometry, pixel)
+    if image.dim() == 1:
+        image, box = image[None], [(0, 0), *box]
+    while image.dim() > 2:
+        image, box = image.norm(dim=0), box[1:]
+    return LayerWeights(image.numpy(), (box[0], box[1]), (channels[name], *pixel), distance_profile(layer))
