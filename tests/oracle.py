@@ -96,7 +96,9 @@ def assert_accurate(got: Tensor, expected: Expected, what: str) -> None:
     u is the unit roundoff of what is accumulated in: fp32, or fp64 for fp64. Entries without terms must be zeros.
     """
     dtype, shape = got.dtype, tuple(got.shape)
-    assert shape == tuple(expected.exact.shape), f"{what}: shape must be {list(expected.exact.shape)}, got {list(shape)}"
+    assert shape == tuple(expected.exact.shape), (
+        f"{what}: shape must be {list(expected.exact.shape)}, got {list(shape)}"
+    )
     info = torch.finfo(dtype)
     accumulate = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
     bound = CONSTANT * accumulate * expected.terms.sqrt() * expected.magnitude

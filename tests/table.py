@@ -20,12 +20,14 @@ DTYPES = (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)
 
 
 class Backend(NamedTuple):
-    """One row: the backend's name, where it runs, what it multiplies, and why it is not on this machine (or None)."""
+    """One row: the backend's name, where it runs, what it multiplies, why it is not on this machine (or None), and
+    whether its results have the same bits on any number of threads."""
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]
+    threads_keep_bits: bool
 
 
 def _no_extension() -> str | None:
@@ -34,8 +36,8 @@ def _no_extension() -> str | None:
 
 
 BACKENDS = (
-    Backend("reference", "cpu", DTYPES, lambda: None),
-    Backend("cpu", "cpu", DTYPES, _no_extension),
+    Backend("reference", "cpu", DTYPES, lambda: None, threads_keep_bits=False),  # the BLAS splits as it likes
+    Backend("cpu", "cpu", DTYPES, _no_extension, threads_keep_bits=True),
 )
 
 
@@ -51,10 +53,10 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def rows(*dtypes: torch.dtype) -> list[Any]:
+def rows(*dtypes: torch.dtype, where: Callable[[Backend], bool] = lambda _: True) -> list[Any]:
     """``pytest.param`` of each backend with each of ``dtypes`` (all by default); absent backends skip with the reason."""
     table = []
-    for backend in BACKENDS:
+    for backend in filter(where, BACKENDS):
         reason = backend.missing()
         marks = [pytest.mark.skip(reason=reason)] if reason else []
         for dtype in backend.dtypes:

@@ -88,6 +88,15 @@ class SparseLinear(nn.Module):
             bound = fan_in.clamp(min=1).to(self.bias.dtype).rsqrt()
             self.bias.uniform_(-1.0, 1.0).mul_(bound)
 
+    @property
+    def weight(self) -> Tensor:
+        """W as a dense matrix, made anew at each reading, differentiable.
+
+        For code that reads the weight of an :class:`torch.nn.Linear`, as :class:`torch.nn.MultiheadAttention` and the
+        fast path of :class:`torch.nn.TransformerEncoderLayer` do. Writing into it changes nothing.
+        """
+        return self.pattern.to_dense(self.values)
+
     def forward(self, x: Tensor) -> Tensor:
         return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
 

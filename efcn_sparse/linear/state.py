@@ -12,11 +12,14 @@ _PARTS = ("crow_indices", "col_indices", "mask_index", "masks")
 
 
 def save_pattern(pattern: BlockPattern, destination: dict[str, Any], prefix: str) -> None:
-    """Add the pattern's arrays under ``prefix``; arrays without elements are left out."""
+    """Add copies of the pattern's arrays under ``prefix``; arrays without elements are left out.
+
+    Copies, because two layers may share one pattern, and safetensors refuses tensors that share memory.
+    """
     for part in _PARTS:
         tensor: Tensor = getattr(pattern, part)
         if tensor.numel() or part == "crow_indices":
-            destination[f"{prefix}pattern.{part}"] = tensor
+            destination[f"{prefix}pattern.{part}"] = tensor.clone()
 
 
 def load_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, missing: list[str]) -> str:

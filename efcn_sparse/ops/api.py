@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.checks import check_alike, check_features, check_floating, check_pattern
+from efcn_sparse.ops.checks import (
+    check_alike,
+    check_apart,
+    check_backend,
+    check_features,
+    check_floating,
+    check_pattern,
+)
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -52,28 +59,30 @@ def spmm(
         >>> es.spmm(torch.ones(1, 4), values, pattern)
         tensor([[ 1.,  5.,  9., 13.]])
     """
+    check_backend(backend)
     check_floating("x", x)
     check_floating("values", values)
     check_pattern(pattern, "x", x)
     pattern.check_values(values)
     out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
     check_features("x", x, in_features)
-    check_alike("values", values, "x", x)
+    check_alike("values", values, "x", x, may_cast=out is None)
     if bias is not None:
         check_floating("bias", bias)
         if tuple(bias.shape) != (out_features,):
             raise ValueError(f"bias must be [{out_features}], got {list(bias.shape)}")
-        check_alike("bias", bias, "x", x)
+        check_alike("bias", bias, "x", x, may_cast=out is None)
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     if out is None:
         _check_scaling(alpha, beta)
         y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
-    _check_out("out", out, (*x.shape[:-1], out_features), x, (x, values, bias))
-    y = out if out.dim() == 2 else out.view(-1, out_features)
+    _check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
+    y = out if out.dim() == 2 else out.view(rows.shape[0], out_features)
     torch.ops.efcn_sparse.spmm_(
         y, rows, values, bias, pattern.structure, pattern.shape, transpose, alpha, beta, backend
     )
+    _mark_written(out)
     return out
 
 
@@ -116,12 +125,13 @@ def sddmm(
         >>> es.sddmm(torch.tensor([[2.0]]), torch.arange(4.0).view(1, 4), pattern)
         tensor([[[0., 2.]]])
     """
+    check_backend(backend)
     check_floating("a", a)
     check_floating("b", b)
     check_pattern(pattern, "a", a)
     check_features("a", a, pattern.shape[0])
     check_features("b", b, pattern.shape[1])
-    check_alike("b", b, "a", a)
+    check_alike("b", b, "a", a, may_cast=out is None)
     if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"b must have the leading dimensions of a, {list(a.shape[:-1])}, got {list(b.shape[:-1])}")
     batch = math.prod(a.shape[:-1])
@@ -130,8 +140,9 @@ def sddmm(
     if out is None:
         _check_scaling(alpha, beta)
         return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
-    _check_out("out", out, pattern.values_shape, a, (a, b))
+    _check_out(out, pattern.values_shape, {"a": a, "b": b})
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
+    _mark_written(out)
     return out
 
 
@@ -140,12 +151,21 @@ def _check_scaling(alpha: float, beta: float) -> None:
         raise ValueError(f"alpha and beta need out to accumulate into, got alpha={alpha}, beta={beta} and out=None")
 
 
-def _check_out(name: str, out: Tensor, shape: tuple[int, ...], like: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
-    check_floating(name, out)
+def _check_out(out: Tensor, shape: tuple[int, ...], inputs: dict[str, Tensor | None]) -> None:
+    check_floating("out", out)
     if tuple(out.shape) != shape:
-        raise ValueError(f"{name} must be {list(shape)}, got {list(out.shape)}")
+        raise ValueError(f"out must be {list(shape)}, got {list(out.shape)}")
     if not out.is_contiguous():
-        raise ValueError(f"{name} must be contiguous, got strides {list(out.stride())}")
-    check_alike(name, out, "the input", like)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *inputs)):
-        raise RuntimeError(f"{name} is written in place without gradient: call under torch.no_grad()")
+        raise ValueError(f"out must be contiguous, got strides {list(out.stride())}")
+    given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    for name, tensor in given.items():
+        check_alike("out", out, name, tensor, may_cast=False)
+        check_apart("out", out, name, tensor)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (out, *given.values())):
+        raise RuntimeError("out is written in place without gradient: call under torch.no_grad()")
+
+
+def _mark_written(out: Tensor) -> None:
+    """Let autograd notice, as after any in-place operation of torch, that what it saved of ``out`` is gone."""
+    if not torch.compiler.is_compiling() and not out.is_inference():
+        torch.autograd.graph.increment_version(out)

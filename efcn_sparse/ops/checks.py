@@ -8,11 +8,19 @@ from torch import Tensor
 from efcn_sparse.pattern import BlockPattern
 
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def check_backend(backend: str) -> None:
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a string, got {type(backend).__name__}")
 
 
 def check_features(name: str, tensor: Tensor, features: int) -> None:
@@ -20,12 +28,37 @@ def check_features(name: str, tensor: Tensor, features: int) -> None:
         raise ValueError(f"{name} must be [..., {features}], got {list(tensor.shape)}")
 
 
-def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor, *, may_cast: bool = True) -> None:
     """One device for both; one dtype too, unless autocast will see to that."""
     if tensor.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
-    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(tensor.device.type):
+    if tensor.dtype != other.dtype and not (may_cast and _autocast_unites(tensor, other)):
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+
+
+def _autocast_unites(tensor: Tensor, other: Tensor) -> bool:
+    """Whether autocast gives both the same dtype: it is on for their device, and neither is fp64, which it leaves."""
+    device = tensor.device.type
+    castable = torch.float64 not in (tensor.dtype, other.dtype)
+    return castable and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
+    """``out`` must not lie where ``other`` is still to be read."""
+    if torch.compiler.is_compiling() or out.is_meta or 0 in (out.numel(), other.numel()):
+        return
+    if out.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+        return
+    (first, last), (other_first, other_last) = _span(out), _span(other)
+    if first <= other_last and other_first <= last:
+        raise ValueError(f"{name} must not share memory with {other_name}")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The first and the last byte of a tensor's storage that it can touch."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.storage_offset() * tensor.element_size()
+    return first, first + (reach + 1) * tensor.element_size() - 1
 
 
 def check_pattern(pattern: BlockPattern, name: str, tensor: Tensor) -> None:

@@ -39,19 +39,18 @@ def _row_major(matrix: Tensor) -> Tensor:
 
 
 def _spmm_into(y, x, values, bias, structure, shape, transpose, alpha, beta, backend) -> None:
+    run = BACKENDS[resolve(backend, x.device.type, x.dtype)]
     if y.numel() == 0:
         return
-    run = BACKENDS[resolve(backend, x.device.type, x.dtype)]
     run.spmm(y, _row_major(x), values.contiguous(), bias, Structure.of(structure), shape, transpose, alpha, beta)
 
 
 def _sddmm_into(values, a, b, structure, shape, alpha, beta, backend) -> None:
+    run = BACKENDS[resolve(backend, a.device.type, a.dtype)]
     if values.numel() == 0:
         return
-    if a.shape[0] == 0:
-        values.mul_(beta) if beta != 0.0 else values.zero_()
-        return
-    run = BACKENDS[resolve(backend, a.device.type, a.dtype)]
+    if a.shape[0] == 0:  # a row of zeros: values are scaled, and cleared outside the support, as for any batch
+        a, b = a.new_zeros((1, shape[0])), b.new_zeros((1, shape[1]))
     run.sddmm(values, _row_major(a), _row_major(b), Structure.of(structure), shape, alpha, beta)
 
 

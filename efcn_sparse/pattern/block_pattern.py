@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efcn_sparse.pattern.checks import checked_indices, checked_masks, checked_pair
+from efcn_sparse.pattern.checks import (
+    check_has_numbers,
+    checked_indices,
+    checked_masks,
+    checked_pair,
+    checked_positions,
+    index_device,
+)
 from efcn_sparse.pattern.walks import transposed_walk
 
 
@@ -58,7 +65,7 @@ class BlockPattern:
     block_order: Tensor
     mask_index: Tensor
     masks: Tensor
-    structure: list[Tensor]
+    structure: tuple[Tensor, ...]
     nnz_blocks: int
     _fingerprint: str | None
 
@@ -110,7 +117,7 @@ class BlockPattern:
         fields = dict(
             shape=tuple(shape), block_shape=tuple(block_shape), grid=grid, crow_indices=crow, col_indices=col,
             ccol_indices=ccol, row_indices=row, block_order=order, mask_index=mask_index, masks=masks,
-            structure=list(structure), nnz_blocks=int(col.numel()), _fingerprint=fingerprint,
+            structure=tuple(structure), nnz_blocks=int(col.numel()), _fingerprint=fingerprint,
         )  # fmt: skip
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -126,13 +133,8 @@ class BlockPattern:
         """
         shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
         grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
-        rows, cols = torch.as_tensor(rows), torch.as_tensor(cols)
-        for name, index, bound in (("rows", rows, grid[0]), ("cols", cols, grid[1])):
-            if index.numel() and not (0 <= int(index.min()) and int(index.max()) < bound):
-                raise ValueError(
-                    f"{name} must lie in [0, {bound}), got values from {int(index.min())} to {int(index.max())}"
-                )
-        flat = torch.unique(rows.to(torch.int64) * grid[1] + cols.to(torch.int64))
+        rows, cols = checked_positions(rows, cols, grid)
+        flat = torch.unique(rows * grid[1] + cols)
         rows = flat // max(grid[1], 1)
         crow = torch.zeros(grid[0] + 1, dtype=torch.int64, device=flat.device)
         crow[1:] = torch.bincount(rows, minlength=grid[0]).cumsum(0)
@@ -156,6 +158,7 @@ class BlockPattern:
         """
         from efcn_sparse.pattern.masks import blocks_of_mask, unique_masks
 
+        check_has_numbers("mask", mask)
         if mask.dtype != torch.bool or mask.dim() != 2:
             raise ValueError(f"mask must be a bool matrix, got {mask.dtype} of shape {list(mask.shape)}")
         block_shape = checked_pair("block_shape", block_shape, least=1)
@@ -186,6 +189,7 @@ class BlockPattern:
         """
         shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
         grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        device = index_device(device)
         crow = torch.arange(grid[0] + 1, device=device) * grid[1]
         return cls.from_bsr(crow, torch.arange(grid[1], device=device).repeat(grid[0]), shape, block_shape)
 
@@ -207,7 +211,7 @@ class BlockPattern:
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"density must lie in [0, 1], got {density}")
         grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
-        device = generator.device if generator is not None else None
+        device = generator.device if generator is not None else index_device()
         flat = torch.randperm(grid[0] * grid[1], generator=generator, device=device)
         flat = flat[: round(density * grid[0] * grid[1])]
         return cls.from_blocks(flat // max(grid[1], 1), flat % max(grid[1], 1), shape, block_shape)
@@ -244,9 +248,9 @@ class BlockPattern:
         full = heights.to(torch.int64) * widths
         if self.masks.shape[0] == 0:
             return int(full.sum())
-        per_mask = self.masks.sum((1, 2), dtype=torch.int64)
+        inside = self.masks.cumsum(1, dtype=torch.int64).cumsum(2)  # [m, h - 1, w - 1]: mask m's entries in h x w
         index = self.mask_index.to(torch.int64)
-        return int(torch.where(index < 0, full, per_mask[index.clamp(min=0)]).sum())
+        return int(torch.where(index < 0, full, inside[index.clamp(min=0), heights - 1, widths - 1]).sum())
 
     @property
     def fingerprint(self) -> str:

@@ -15,15 +15,30 @@ def checked_pair(name: str, pair: Sequence[int], least: int) -> tuple[int, int]:
     """``pair`` as two ints of at least ``least``."""
     try:
         first, second = (int(side) for side in pair)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be two integers, got {pair!r}") from None
     if (first, second) != tuple(pair) or min(first, second) < least:
         raise ValueError(f"{name} must be two integers of at least {least}, got {tuple(pair)}")
     return first, second
 
 
+def index_device(device: torch.device | str | None = None) -> torch.device:
+    """``device``, else the default one; a pattern has no meta form, so in place of meta it is the CPU."""
+    chosen = torch.get_default_device() if device is None else torch.device(device)
+    return torch.device("cpu") if chosen.type == "meta" else chosen
+
+
+def check_has_numbers(name: str, tensor: Tensor) -> None:
+    """Refuse what is no tensor, and a meta tensor, which holds no numbers to decide by."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a meta tensor of shape {list(tensor.shape)}")
+
+
 def _checked_integers(name: str, index: Tensor | Sequence[int]) -> Tensor:
-    index = torch.as_tensor(index)
+    index = index if isinstance(index, Tensor) else torch.as_tensor(index, device=index_device())
+    check_has_numbers(name, index)
     if index.dtype not in _INTEGERS and index.numel():  # an empty list becomes a float tensor
         raise TypeError(f"{name} must hold integers, got {index.dtype}")
     if index.dim() != 1:
@@ -63,6 +78,23 @@ def checked_indices(
                 f"got {int(col[at])} then {int(col[at + 1])} in row {int(row[at])}"
             )
     return crow.to(torch.int32), col.to(torch.int32)
+
+
+def checked_positions(
+    rows: Tensor | Sequence[int], cols: Tensor | Sequence[int], grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Block rows and block columns as int64 arrays of one length, inside the grid."""
+    rows, cols = _checked_integers("rows", rows), _checked_integers("cols", cols)
+    if rows.device != cols.device:
+        raise ValueError(f"rows and cols must be on one device, got {rows.device} and {cols.device}")
+    if rows.numel() != cols.numel():
+        raise ValueError(f"cols must be [{rows.numel()}] as rows is, got [{cols.numel()}]")
+    for name, index, bound in (("rows", rows, grid[0]), ("cols", cols, grid[1])):
+        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < bound):
+            raise ValueError(
+                f"{name} must lie in [0, {bound}), got values from {int(index.min())} to {int(index.max())}"
+            )
+    return rows, cols
 
 
 def checked_masks(

@@ -55,7 +55,8 @@ def to_scipy(values: Tensor, pattern: BlockPattern) -> bsr_array:
 
     pattern.check_values(values)
     _refuse_ragged(pattern, "scipy.sparse.bsr_array")
-    parts = (values.detach().numpy(), pattern.col_indices.numpy(), pattern.crow_indices.numpy())
+    # copies of the indices: SciPy's eliminate_zeros and sort_indices would write into the pattern
+    parts = (values.detach().numpy(), pattern.col_indices.numpy().copy(), pattern.crow_indices.numpy().copy())
     return bsr_array(parts, shape=pattern.shape, blocksize=pattern.block_shape)
 
 
