@@ -11,5 +11,7 @@ from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.ops import sddmm as sddmm
 from efcn_sparse.ops import spmm as spmm
 from efcn_sparse.pattern import BlockPattern as BlockPattern
+from efcn_sparse.subspace import deviation as deviation
+from efcn_sparse.subspace import project as project
 
 __version__ = "0.1.0"

@@ -1,0 +1,6 @@
+"""The CNN subspace of an embedded network: how far the weights are from it, and the way back."""
+
+from efcn_sparse.subspace.deviation import Deviation as Deviation
+from efcn_sparse.subspace.deviation import LayerDeviation as LayerDeviation
+from efcn_sparse.subspace.deviation import deviation as deviation
+from efcn_sparse.subspace.project import project as project

@@ -1,0 +1,64 @@
+"""Back onto the CNN subspace, or onto the locally connected one."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.subspace.backends import resolve
+from efcn_sparse.subspace.layers import bias_blocks, embedded_layers, weight_blocks
+from efcn_sparse.subspace.plan import Plan
+
+_SUBSPACES = ("cnn", "lcn")
+
+
+@torch.no_grad()
+def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
+    """Move every embedded convolution to the nearest point of a subspace, in place.
+
+    Args:
+        model: any module that holds embedded convolutions; nothing else in it is changed, and no optimiser's state.
+        onto: ``"lcn"``: off-local weights become zero; ``"cnn"``: local weights become the mean of their kernel
+            entry's copies too, and biases their mean over positions, per channel.
+        backend: ``"auto"``, or the name of a backend, which is then used or refused.
+
+    Returns:
+        ``model``.
+
+    Law: an orthogonal projection: it is idempotent, and ``‖W‖² == ‖P W‖² + ‖W - P W‖²``.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: ``model`` holds no embedded convolution, or there is no subspace of that name.
+        RuntimeError: the named backend cannot run here.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> twin = es.embed(torch.nn.Conv2d(2, 4, 3, padding=1), torch.zeros(1, 2, 8, 8), support=es.Dilated(1))
+        >>> with torch.no_grad():
+        ...     _ = torch.nn.init.normal_(twin.linear.values)
+        >>> d = es.deviation(es.project(twin, onto="cnn"))
+        >>> d.untied, d.off_local
+        (0.0, 0.0)
+    """
+    if onto not in _SUBSPACES:
+        raise ValueError(f"onto must be 'cnn' or 'lcn', got {onto!r}")
+    tie = onto == "cnn"
+    work = []
+    for layer in embedded_layers(model).values():
+        bias = bias_blocks(layer)
+        work += [weight_blocks(layer)] if bias is None or not tie else [weight_blocks(layer), bias]
+    runs = [resolve(backend, values.device.type, values.dtype) for values, _ in work]
+    for run, (values, plan) in zip(runs, work, strict=True):
+        _project_tensor(values, plan, tie, run)
+    return model
+
+
+def _project_tensor(values: Tensor, plan: Plan, tie: bool, run: ModuleType) -> None:
+    packed = values.contiguous()
+    run.project(packed, plan, tie)
+    if packed is not values:
+        values.copy_(packed)
+    torch.autograd.graph.increment_version(values)  # a graph that saved the old values must not be walked any more
