@@ -1,0 +1,92 @@
+"""Configurations are checked field by field and survive JSON; relax times are the original's."""
+
+import re
+
+import numpy as np
+import pytest
+
+import efcn_sparse.training as training
+from efcn_sparse.training.plan import stages
+
+BAD = [
+    (dict(preset="mnist"),
+     "preset must be one of digits, vanilla-cifar10, alexnet-cifar10, alexnet-cifar100, got 'mnist'"),
+    (dict(seeds=()), "seeds must hold one or more different items, got ()"),
+    (dict(seeds=(1, 1)), "seeds must hold one or more different items, got (1, 1)"),
+    (dict(seeds=3), "seeds must be a sequence, got 3"),
+    (dict(seeds=(-1,)), "each of seeds must be an integer of at least 0, got -1"),
+    (dict(seeds=(0.5,)), "each of seeds must be an integer of at least 0, got 0.5"),
+    (dict(arms="cnn"), "arms must be a sequence, got 'cnn'"),
+    (dict(arms=("cnn", "efcn")),
+     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-full, got 'efcn'"),
+    (dict(arms=("cnn", "efcn-dilated0")),
+     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-full, got 'efcn-dilated0'"),
+    (dict(arms=("elcn",)), "arms must hold 'cnn', from which the others are embedded, got ('elcn',)"),
+    (dict(cnn_epochs=-1), "cnn_epochs must be an integer of at least 0, got -1"),
+    (dict(relax_epochs=1.5), "relax_epochs must be an integer of at least 0, got 1.5"),
+    (dict(fcn_epochs=True), "fcn_epochs must be an integer of at least 0, got True"),
+    (dict(snapshots=0), "snapshots must be an integer of at least 1, got 0"),
+    (dict(batch_size=0), "batch_size must be an integer of at least 1, got 0"),
+    (dict(train_limit=0), "train_limit must be an integer of at least 1, got 0"),
+    (dict(threads=0), "threads must be an integer of at least 1, got 0"),
+    (dict(relax_times=(0, 151)), "relax_times must lie in [0, cnn_epochs=150], got (0, 151)"),
+    (dict(relax_times=()), "relax_times must hold one or more different items, got ()"),
+    (dict(lr=0), "lr must be positive, got 0"),
+    (dict(lr=float("nan")), "lr must be positive, got nan"),
+    (dict(relaxed_lr=-0.1), "relaxed_lr must be positive, got -0.1"),
+    (dict(fcn_lr="fast"), "fcn_lr must be positive, got 'fast'"),
+    (dict(momentum=1), "momentum must lie in [0, 1), got 1"),
+    (dict(weight_decay=-1), "weight_decay must not be negative, got -1"),
+    (dict(data=3), "data must be a path or a name, got 3"),
+    (dict(device="abacus"), "device must be a torch device such as 'cpu' or 'cuda:0', got 'abacus'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])
+def test_a_wrong_field_is_named(change, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training.RelaxConfig(**{"preset": "digits", **change})
+
+
+@pytest.mark.parametrize("preset", training.PRESETS)
+def test_json_round_trip(preset):
+    config = training.RelaxConfig.from_preset(preset, relaxed_lr=0.01, train_limit=100)
+    assert training.RelaxConfig.from_json(config.to_json()) == config
+    assert config.differences(config) == {}
+
+
+def test_the_defaults_are_the_originals():
+    config = training.RelaxConfig.from_preset("vanilla-cifar10")
+    assert (config.lr, config.batch_size, config.momentum, config.weight_decay) == (0.1, 250, 0.0, 0.0)
+    assert (config.cnn_epochs, config.relax_epochs, config.relaxed_lr) == (150, 100, 0.1)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10, 100, 150, 300])
+def test_snapshots_are_the_originals(epochs):
+    original = np.unique(np.logspace(0, np.log10(epochs), 20).astype(int))
+    assert training.snapshot_epochs(epochs) == (0, *original.tolist())
+
+
+def test_digits_has_at_least_five_relax_times_and_two_seeds_and_all_arms():
+    config = training.RelaxConfig.from_preset("digits")
+    assert len(config.relax_times) >= 5
+    assert len(config.seeds) >= 2
+    assert {"cnn", "fcn", "elcn", "efcn-full"} < set(config.arms)
+    assert any(arm.startswith("efcn-dilated") for arm in config.arms)
+
+
+def test_the_control_is_trained_as_long_as_the_last_embedding():
+    config = training.RelaxConfig(preset="digits", cnn_epochs=10, relax_epochs=7, arms=("cnn", "elcn"))
+    plan = {stage.name: stage for stage in stages(config)}
+    assert plan["cnn-seed0"].last == 17 == plan["elcn-seed0-t10"].last
+    assert set(config.relax_times) <= set(plan["cnn-seed0"].kept)
+    assert plan["elcn-seed0-t10"].kept == (10, 13, 17)
+
+
+def test_the_relaxed_control_is_run_only_if_its_learning_rate_differs():
+    same = training.RelaxConfig(preset="digits", relaxed_lr=0.1)
+    other = training.RelaxConfig(preset="digits", relaxed_lr=0.01)
+    assert "cnn-relaxed" not in {stage.arm for stage in stages(same)}
+    controls = [stage for stage in stages(other) if stage.arm == "cnn-relaxed"]
+    assert [stage.relax_epoch for stage in controls] == list(other.relax_times)
+    assert {stage.lr for stage in controls} == {0.01}
