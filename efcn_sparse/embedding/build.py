@@ -28,14 +28,15 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
         >>> pattern.nnz, ties.counts
         (10, tensor([3, 4, 3]))
     """
-    rows, cols = covered_blocks(geometry, support, block_shape)
-    classes, maps = classify(geometry, support, block_shape, rows, cols)
-    shape = (geometry.out_features, geometry.in_features)
-    crow = torch.zeros(-(-shape[0] // block_shape[0]) + 1, dtype=torch.int64)
-    crow[1:] = torch.bincount(rows, minlength=crow.numel() - 1).cumsum(0)
-    mask_index, masks = _masks(shape, block_shape, rows, cols, classes, maps)
-    pattern = BlockPattern.from_bsr(crow, cols, shape, block_shape, mask_index=mask_index, masks=masks)
-    return pattern, Ties.of_classes(geometry.kernel_shape, classes, maps)
+    with torch.device("cpu"):  # whatever the default device is
+        rows, cols = covered_blocks(geometry, support, block_shape)
+        classes, maps = classify(geometry, support, block_shape, rows, cols)
+        shape = (geometry.out_features, geometry.in_features)
+        crow = torch.zeros(-(-shape[0] // block_shape[0]) + 1, dtype=torch.int64)
+        crow[1:] = torch.bincount(rows, minlength=crow.numel() - 1).cumsum(0)
+        mask_index, masks = _masks(shape, block_shape, rows, cols, classes, maps)
+        pattern = BlockPattern.from_bsr(crow, cols, shape, block_shape, mask_index=mask_index, masks=masks)
+        return pattern, Ties.of_classes(geometry.kernel_shape, classes, maps)
 
 
 def _masks(

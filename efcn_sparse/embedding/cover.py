@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,17 +25,38 @@ def covered_blocks(
     Returns:
         int64 ``[n]`` twice.
     """
-    grid = (-(-geometry.out_features // block_shape[0]), -(-geometry.in_features // block_shape[1]))
-    wanted = torch.arange(grid[0]) if block_rows is None else block_rows
+    grid = _grid(geometry, block_shape)
+    wanted = torch.arange(grid[0], device="cpu") if block_rows is None else block_rows
     if isinstance(support, Full):
-        return wanted.repeat_interleave(grid[1]), torch.arange(grid[1]).repeat(wanted.numel())
+        return wanted.repeat_interleave(grid[1]), torch.arange(grid[1], device="cpu").repeat(wanted.numel())
+    found = list(_covered(geometry, support, block_shape, wanted))
+    blocks = torch.cat(found) if found else wanted
+    return blocks // grid[1], blocks % grid[1]
+
+
+def count_covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> int:
+    """How many blocks have an entry in the support."""
+    grid = _grid(geometry, block_shape)
+    if isinstance(support, Full):
+        return grid[0] * grid[1]
+    wanted = torch.arange(grid[0], device="cpu")
+    return sum(blocks.numel() for blocks in _covered(geometry, support, block_shape, wanted))
+
+
+def _grid(geometry: ConvGeometry, block_shape: tuple[int, int]) -> tuple[int, int]:
+    return -(-geometry.out_features // block_shape[0]), -(-geometry.in_features // block_shape[1])
+
+
+def _covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int], rows: Tensor) -> Iterator[Tensor]:
+    """The covered blocks as ``row * grid columns + column``, ascending, a bounded number of block rows at a time."""
     windows = [support.window(geometry, dim) for dim in range(len(geometry.input_size))]
     segments = (block_shape[0] - 1) // geometry.out_channels + 2
     spans = math.prod(len(window) for window in windows) * (geometry.in_channels // block_shape[1] + 2)
     chunk = max(1, _CHUNK_CANDIDATES // (segments * spans))
-    flat = [_covered_by(rows, geometry, support, windows, block_shape, grid[1]) for rows in wanted.split(chunk)]
-    blocks = torch.cat(flat) if flat else wanted
-    return blocks // grid[1], blocks % grid[1]
+    columns = _grid(geometry, block_shape)[1]
+    with torch.device("cpu"):  # structure is built there, whatever the default device is
+        for part in rows.split(chunk):
+            yield _covered_by(part, geometry, support, windows, block_shape, columns)
 
 
 def _covered_by(

@@ -95,3 +95,24 @@ def _everything(geometry: ConvGeometry, dim: int) -> range:
     """All kernel coordinates that occur inside the image."""
     low = geometry.padding[dim][0]
     return range(low - geometry.stride[dim] * (geometry.output_size[dim] - 1), low + geometry.input_size[dim])
+
+
+def parse_support(text: str) -> Support:
+    """The support that prints as ``text``.
+
+    Raises:
+        ValueError: ``text`` is not ``local``, ``full`` or ``dilated<radius>``.
+
+    Law: ``parse_support(str(support)) == support``.
+
+    Example:
+        >>> parse_support("dilated2")
+        Dilated(radius=2)
+    """
+    plain = {"local": Local(), "full": Full()}
+    if text in plain:
+        return plain[text]
+    radius = text.removeprefix("dilated")
+    if radius != text and radius.isascii() and radius.isdigit():
+        return Dilated(int(radius))
+    raise ValueError(f"support must be local, full or dilated<radius> such as dilated2, got {text!r}")

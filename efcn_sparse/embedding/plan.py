@@ -1,0 +1,148 @@
+"""What embedding a model would store, without storing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.embedding.blocks import choose_block_shape
+from efcn_sparse.embedding.build import build
+from efcn_sparse.embedding.cover import count_covered
+from efcn_sparse.embedding.example_run import checked_example
+from efcn_sparse.embedding.geometry import ConvGeometry
+from efcn_sparse.embedding.support import Local, Support
+from efcn_sparse.embedding.survey import survey
+from efcn_sparse.pattern import BlockPattern
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One convolution's embedding, not yet built.
+
+    Attributes:
+        name: in the model.
+        geometry, support, block_shape, dtype: of the layer.
+        stored_blocks: how many blocks its pattern has.
+    """
+
+    name: str
+    geometry: ConvGeometry
+    support: Support
+    block_shape: tuple[int, int]
+    dtype: torch.dtype
+    stored_blocks: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)``."""
+        return self.geometry.out_features, self.geometry.in_features
+
+    @property
+    def local_weights(self) -> int:
+        """Entries inside receptive fields."""
+        return self.geometry.local_weights
+
+    @property
+    def support_weights(self) -> int:
+        """Entries that may be non-zero."""
+        return self.support.weights(self.geometry)
+
+    @property
+    def stored_weights(self) -> int:
+        """Numbers in ``values``: those of the support, and the rest of the blocks that are partly inside it."""
+        return self.stored_blocks * self.block_shape[0] * self.block_shape[1]
+
+    @property
+    def full_weights(self) -> int:
+        """Entries of the dense matrix."""
+        return self.geometry.full_weights
+
+    @property
+    def bytes(self) -> int:
+        """Memory of ``values``."""
+        return self.stored_weights * self.dtype.itemsize
+
+    @cached_property
+    def pattern(self) -> BlockPattern:
+        """The pattern itself, built when first asked for."""
+        return build(self.geometry, self.support, self.block_shape)[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers that :func:`embed` would embed, with their sums."""
+
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def local_weights(self) -> int:
+        """Entries inside receptive fields, over all layers."""
+        return sum(layer.local_weights for layer in self.layers)
+
+    @property
+    def support_weights(self) -> int:
+        """Entries that may be non-zero, over all layers."""
+        return sum(layer.support_weights for layer in self.layers)
+
+    @property
+    def stored_blocks(self) -> int:
+        """Blocks, over all layers."""
+        return sum(layer.stored_blocks for layer in self.layers)
+
+    @property
+    def stored_weights(self) -> int:
+        """Numbers in ``values``, over all layers."""
+        return sum(layer.stored_weights for layer in self.layers)
+
+    @property
+    def full_weights(self) -> int:
+        """Entries of the dense matrices, over all layers."""
+        return sum(layer.full_weights for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all ``values``."""
+        return sum(layer.bytes for layer in self.layers)
+
+
+def plan(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    *,
+    support: Support = Local(),
+    layers: Mapping[str, Any] | None = None,
+) -> Plan:
+    """What :func:`embed` would store with these arguments, layer by layer, in seconds and without the weights.
+
+    Args:
+        model, example_input, support, layers: as for :func:`embed`; both of the first may be on the meta device, where
+            the example run costs nothing.
+
+    Raises:
+        ValueError: what :func:`embed` refuses before it builds anything.
+        TypeError: an argument is of the wrong kind.
+
+    Example:
+        >>> from efcn_sparse.models import vanilla_cnn
+        >>> with torch.device("meta"):
+        ...     planned = plan(vanilla_cnn(), torch.empty(1, 3, 32, 32))
+        >>> planned.local_weights, planned.full_weights, planned.layers[0].block_shape
+        (5722112, 73928704, (64, 6))
+    """
+    sites, _ = survey(model, checked_example(example_input), support, layers)
+    shapes: dict[Any, tuple[tuple[int, int], int]] = {}
+    planned = []
+    for site in sites:
+        geometry, rule = site.geometry, site.rule
+        if (geometry, rule) not in shapes:
+            shape = rule.block_shape or choose_block_shape(geometry, rule.support)
+            shapes[geometry, rule] = shape, count_covered(geometry, rule.support, shape)
+        block_shape, blocks = shapes[geometry, rule]
+        dtype = next(site.conv.parameters()).dtype
+        planned.append(LayerPlan(site.name, geometry, rule.support, block_shape, dtype, blocks))
+    return Plan(tuple(planned))
