@@ -82,11 +82,10 @@ class RelaxConfig:
         for name in ("train_limit", "test_limit", "threads"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), 1)
-        if self.relax_times is None:
-            self._set("relax_times", snapshot_epochs(self.cnn_epochs, self.snapshots))
-        for name in ("relaxed_lr", "fcn_lr"):
+        computed = snapshot_epochs(self.cnn_epochs, self.snapshots)
+        for name, default in {"relax_times": computed, "relaxed_lr": self.lr, "fcn_lr": self.lr}.items():
             if getattr(self, name) is None:
-                self._set(name, self.lr)
+                self._set(name, default)
         for name in ("seeds", "relax_times"):
             self._set(name, _distinct(name, getattr(self, name)))
             for item in getattr(self, name):
@@ -173,13 +172,16 @@ class RelaxConfig:
     @classmethod
     def from_json(cls, text: str) -> RelaxConfig:
         """The configuration of :meth:`to_json`; unknown fields are refused."""
-        fields = json.loads(text)
+        fields: Any = json.loads(text)
         if not isinstance(fields, Mapping):
             raise ValueError(f"text must be a JSON object, got {type(fields).__name__}")
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"text must hold only fields of RelaxConfig, got {', '.join(unknown)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**arguments)
 
     def differences(self, other: RelaxConfig) -> dict[str, tuple[Any, Any]]:
         """The fields in which the two differ: name to ``(here, there)``."""

@@ -39,7 +39,7 @@ def place(originals: Tensor, positions: Tensor) -> Tensor:
     return canvas.unsqueeze(1)
 
 
-def digits(seed: int, *, train_places: int = 1, test_places: int = 2) -> Images:
+def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
     """Scikit-learn's 1797 digits (8×8, 16 grey levels), each placed at random on a 20×20 canvas.
 
     Training and test images come from different originals; ``seed`` decides the split and the positions.
@@ -52,7 +52,7 @@ def digits(seed: int, *, train_places: int = 1, test_places: int = 2) -> Images:
     Example:
         >>> images = digits(0)
         >>> images.train_x.shape, images.test_x.shape
-        (torch.Size([1200, 1, 20, 20]), torch.Size([1194, 1, 20, 20]))
+        (torch.Size([2400, 1, 20, 20]), torch.Size([1194, 1, 20, 20]))
     """
     datasets = require("sklearn.datasets", package="scikit-learn", extra="digits", needed_for="the preset digits")
     source = datasets.load_digits()

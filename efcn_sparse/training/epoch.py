@@ -30,11 +30,9 @@ def train_epoch(
 
 def read_performance(model: nn.Module, images: Images) -> dict[str, float]:
     """Mean cross-entropy and accuracy in evaluation mode, on the test images and on up to 10,000 training images."""
-    test_loss, test_accuracy = evaluate(model, images.test_x, images.test_y)
-    train_loss, train_accuracy = evaluate(model, images.train_x[:TRAIN_READING], images.train_y[:TRAIN_READING])
-    return {
-        "train_loss": train_loss, "train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy
-    }  # fmt: skip
+    train = evaluate(model, images.train_x[:TRAIN_READING], images.train_y[:TRAIN_READING])
+    test = evaluate(model, images.test_x, images.test_y)
+    return {"train_loss": train[0], "train_accuracy": train[1], "test_loss": test[0], "test_accuracy": test[1]}
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ def build_cnn(preset: str, seed: int) -> nn.Module:
     chosen = PRESETS[preset]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("cnn", seed))
-        return chosen.build(chosen.classes).to(memory_format=torch.channels_last)
+        cnn = chosen.build(chosen.classes)
+    return cnn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_fcn(preset: str, seed: int) -> nn.Module:

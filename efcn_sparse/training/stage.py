@@ -78,7 +78,7 @@ def _first_model(config: RelaxConfig, stage: Stage, checkpoints: Path) -> nn.Mod
     load_checkpoint(checkpoint_path(checkpoints, stage_name(CNN, stage.seed, None), stage.relax_epoch), cnn)
     if not all(bool(parameter.isfinite().all()) for parameter in cnn.parameters()):
         raise ValueError(
-            f"lr must keep the CNN finite, got {config.lr}, with which seed {stage.seed} diverged by epoch {stage.first}"
+            f"lr must keep the CNN finite, got {config.lr}: seed {stage.seed} diverged by epoch {stage.first}"
         )
     return embed_as(stage.arm, cnn, config.preset) if is_embedded(stage.arm) else cnn
 

@@ -1,0 +1,166 @@
+"""Images through Hugging Face datasets, from local files of CIFAR's shape; nothing is fetched unasked."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import efcn_sparse.training as training
+
+pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
+pil = pytest.importorskip("PIL.Image")
+
+HOW = (
+    "pass --data FOLDER with parquet files or with train/<class>/*.png and test/<class>/*.png, "
+    "or fetch it from the Hugging Face Hub with --data uoft-cs/cifar10 --download"
+)
+
+
+def noise(count, side=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def encoded(pixels):
+    buffer = io.BytesIO()
+    pil.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, pixels, labels, image="img", label="label"):
+    import pyarrow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {image: [{"bytes": encoded(p), "path": None} for p in pixels], label: labels}
+    parquet.write_table(pyarrow.table(table), path)
+
+
+def config(folder, preset="vanilla-cifar10", **changes):
+    return training.RelaxConfig.from_preset(preset, data=None if folder is None else str(folder), **changes)
+
+
+@pytest.fixture
+def cifar10(tmp_path):
+    pixels, labels = noise(30), [index % 10 for index in range(30)]
+    write_parquet(tmp_path / "plain_text" / "train-00000-of-00001.parquet", pixels[:20], labels[:20])
+    write_parquet(tmp_path / "plain_text" / "test-00000-of-00001.parquet", pixels[20:], labels[20:])
+    return tmp_path, pixels, labels
+
+
+def test_every_pixel_of_a_parquet_folder_arrives_with_its_label(cifar10):
+    folder, pixels, labels = cifar10
+    images = training.load_data(config(folder))
+    assert images.train_x.shape == (20, 3, 32, 32)
+    assert images.train_x.is_contiguous(memory_format=torch.channels_last)
+    known = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    train = known[:20]
+    deviation, mean = torch.std_mean(train, (0, 2, 3), keepdim=True)
+    for x, y, first in ((images.train_x, images.train_y, 0), (images.test_x, images.test_y, 20)):
+        expected = ((known - mean) / deviation)[first : first + len(x)]
+        distance = (x.flatten(1)[:, None] - expected.flatten(1)[None]).abs().amax(-1)
+        assert bool((distance.amin(1) < 1e-4).all())
+        source = distance.argmin(1)
+        assert sorted(source.tolist()) == list(range(len(x)))
+        assert y.tolist() == [labels[first + int(index)] for index in source]
+
+
+def test_an_image_folder_gives_the_same_kind_of_data(tmp_path):
+    for split, count in (("train", 4), ("test", 2)):
+        for klass, name in enumerate(("bird", "cat")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pil.fromarray(noise(1, seed=10 * klass + index)[0]).save(folder / f"{index}.png")
+    images = training.load_data(config(tmp_path))
+    assert images.train_x.shape == (8, 3, 32, 32)
+    assert sorted(images.train_y.tolist()) == [0] * 4 + [1] * 4
+    assert sorted(images.test_y.tolist()) == [0, 0, 1, 1]
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", noise(3), [0, 50, 99], image="image", label="fine_label")
+    images = training.load_data(config(tmp_path, "alexnet-cifar100"))
+    assert sorted(images.train_y.tolist()) == [0, 50, 99]
+
+
+def test_one_epoch_of_the_protocol_on_a_parquet_folder(cifar10, tmp_path):
+    small = config(
+        cifar10[0], arms=("cnn", "elcn"), cnn_epochs=1, relax_epochs=1, relax_times=(1,), batch_size=10, threads=1
+    )
+    run_dir = training.run_relax(small, tmp_path / "run", quiet=True)
+    lines = (run_dir / "metrics.csv").read_text().splitlines()
+    keys = [line.rsplit(",", 10)[0] for line in lines[1:]]
+    assert keys == ["cnn,0,,0", "cnn,0,,1", "cnn,0,,2", "elcn,0,1,1", "elcn,0,1,2"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, f"data must be given for uoft-cs/cifar10: {HOW}"),
+        ("uoft-cs/cifar10", f"data must be a folder unless --download is given, got 'uoft-cs/cifar10': {HOW}"),
+    ],
+)
+def test_without_data_the_message_says_how_to_get_them_and_nothing_is_fetched(data, message, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("something was fetched"))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training.run_relax(config(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_name_is_fetched_when_asked_for(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, **_):
+        asked.append(name)
+        column = [{"bytes": encoded(pixels), "path": None} for pixels in noise(3)]
+        table = datasets.Dataset.from_dict({"img": column, "label": [0, 1, 2]})
+        return {"train": table, "test": table}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(training.load_data(config("uoft-cs/cifar10"), download=True).train_x) == 3
+    assert asked == ["uoft-cs/cifar10"]
+
+
+def folder_with(tmp_path, **arguments):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", **{"pixels": noise(2), "labels": [0, 1], **arguments})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(pixels=noise(2, side=28)), "data must hold 32x32 images, got 28x28"),
+        (dict(labels=[0, 10]), "data must have labels in [0, 10), got 0 to 10"),
+        (dict(image="photo"), "data must have a column 'img' or 'image', got photo, label"),
+        (dict(label="kind"), "data must have a column 'label', got img, kind"),
+        (dict(labels=["a", "b"]), "data must have integers in the column 'label', got <U1"),
+    ],
+)
+def test_other_data_are_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training.load_data(config(folder_with(tmp_path, **arguments)))
+
+
+def test_a_missing_split_is_named(tmp_path):
+    write_parquet(tmp_path / "train.parquet", noise(2), [0, 1])
+    message = "data must hold parquet files for train and test, got none with 'test' in its name"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training.load_data(config(tmp_path))
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"got {tmp_path} without train: pass --data FOLDER")):
+        training.load_data(config(tmp_path))
+
+
+def test_digits_take_no_data():
+    with pytest.raises(ValueError, match=re.escape("data must be left out for the preset digits, got 'x'")):
+        training.load_data(training.RelaxConfig.from_preset("digits", data="x"))

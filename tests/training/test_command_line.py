@@ -1,0 +1,103 @@
+"""Exit statuses of ``efcn-sparse``, and that what the user got wrong is told in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from efcn_sparse.cli import main as command_line
+from efcn_sparse.cli.main import main
+from efcn_sparse.cli.relax import outcome
+
+TINY = [
+    "relax", "--preset", "digits", "--seeds", "1", "--arms", "cnn", "elcn", "--epochs", "1", "--relax-epochs", "1",
+    "--relax-times", "0", "--train-limit", "40", "--test-limit", "40", "--threads", "1", "--no-report",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["relax", "--preset", "digits", "--lr", "-1"], "lr must be positive, got -1.0"),
+        (["relax", "--preset", "digits", "--seeds", "0"], "argument --seeds: must be at least 1, got 0"),
+        (["relax", "--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
+        (["relax", "--preset", "digits", "--arms", "cnn", "rnn"], "each of arms must be one of"),
+        (["relax", "--preset", "digits", "--run-dir", "/dev/null"], "run_dir must be a folder, got the file /dev/null"),
+        (["relax", "--preset", "vanilla-cifar10"], "data must be given for uoft-cs/cifar10: pass --data FOLDER"),
+        (["relax"], "the following arguments are required: --preset"),
+        (["bake"], "invalid choice: 'bake'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_2(arguments, told, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("efcn-sparse: error: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_without_a_terminal_prints_plain_lines_and_the_outcome(tmp_path, capsys):
+    assert main([*TINY, "--run-dir", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""  # no progress bar
+    lines = out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["cnn-seed0", "elcn-seed0-t0"]
+    assert lines[2].split() == ["test", "accuracy,", "%", "no", "embedding", "t_w=0"]
+    assert lines[-1] == f"run directory: {tmp_path / 'run'}"
+
+
+def test_the_outcome_is_the_last_accuracy_with_its_spread(tmp_path):
+    from efcn_sparse.training.readings import METRICS
+
+    rows = [
+        "cnn,0,,0,0.1,1,1,1,0.5,,,,,1", "cnn,0,,1,0.1,1,1,1,0.9,,,,,1", "cnn,1,,1,0.1,1,1,1,0.8,,,,,1",
+        "elcn,0,10,11,0.1,1,1,1,0.25,0,1,0,0,1", "elcn,0,9,10,0.1,1,1,1,0.125,0,1,0,0,1",
+    ]  # fmt: skip
+    (tmp_path / "metrics.csv").write_text("\n".join([",".join(METRICS), *rows]) + "\n")
+    table = [line.split() for line in outcome(tmp_path).splitlines()]
+    assert table[0][-2:] == ["t_w=9", "t_w=10"]
+    assert table[1] == ["cnn", "85.0", "±7.1", "-", "-"]
+    assert table[2] == ["elcn", "-", "12.5", "25.0"]
+
+
+def test_help_leaves_the_commands_unloaded():
+    script = (
+        "import sys; from efcn_sparse.cli.main import main; main(['--help']); "
+        "loaded = {name for name in sys.modules if name.startswith('efcn_sparse.cli.')}; "
+        "assert loaded == {'efcn_sparse.cli.main'}, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "relax" in done.stdout
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("efcn-sparse ")
+
+
+def test_an_error_of_ours_is_no_user_error(monkeypatch):
+    def fails(args):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("efcn_sparse.cli.relax.run", fails)
+    with pytest.raises(AssertionError, match="a bug"):
+        main(TINY)
+
+
+def test_a_command_that_is_not_there_leaves_the_others_alone(monkeypatch, capsys):
+    monkeypatch.setitem(command_line.COMMANDS, "dream", "not there")
+    assert main(["dream"]) == 2
+    assert main(["relax", "--help"]) == 0
+    assert "dream" not in capsys.readouterr().out
+
+
+def test_an_interruption_is_130(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("efcn_sparse.cli.relax.run", interrupted)
+    assert main(TINY) == 130
+    assert capsys.readouterr().err == "efcn-sparse: interrupted\n"
