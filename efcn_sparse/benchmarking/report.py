@@ -127,7 +127,7 @@ def _goal(goal: float | None, met: bool | None) -> str:
 
 
 def _short(met: bool | None) -> str:
-    return "" if met else ", short"
+    return {True: ", met", False: ", short", None: ", not judged here"}[met]
 
 
 def _rate(gflops: float | None) -> str:
