@@ -12,7 +12,7 @@ from typing import Any
 
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
-from efcn_sparse.analysis.sentences import findings, progress, totals
+from efcn_sparse.analysis.sentences import findings, headline, progress, totals
 from efcn_sparse.analysis.statistics import finals
 
 
@@ -50,6 +50,7 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
     return environment.from_string(source).render(
         name=run.path.resolve().name,
         preset=run.config.preset,
+        headline=headline(run),
         findings=findings(run),
         progress=progress(run),
         problems=run.problems,
@@ -57,6 +58,7 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
         sections=sections,
         config=_table(dataclasses.asdict(run.config)),
         environment=_table(run.environment),
+        training_runs=len(run.plan),
         duration=_duration(sum(totals(trace) for trace in run.traces)),
     )
 
@@ -81,7 +83,9 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
 
 
 def _points(mean: float, std: float) -> str:
-    return f"{100 * mean:+.1f}" + ("" if std != std else f" ± {100 * std:.1f}")  # nan: one seed has no spread
+    return f"{100 * mean:+.1f}".replace("-", "−") + (
+        "" if std != std else f" ± {100 * std:.1f}"
+    )  # nan: one seed has no spread
 
 
 def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:

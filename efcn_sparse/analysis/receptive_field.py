@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ def receptive_field(geometry: ConvGeometry, pixel: Sequence[int]) -> list[tuple[
     """
     box = []
     for p, size, kernel, stride, (low, _), dilation in zip(
-        pixel, geometry.input_size, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, strict=True
+        pixel, geometry.input_size, geometry.kernel_size, geometry.stride, geometry.padding,
+        geometry.dilation, strict=True,
     ):  # fmt: skip
         first = p * stride - low
         box.append((max(first, 0), min(first + (kernel - 1) * dilation, size - 1)))

@@ -21,7 +21,7 @@ _PAGE_PIXELS_PER_INCH = 100
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write RUN/figures/\\*.png and \\*.svg and RUN/report.html, one file that opens from disk without a network.
+    """Write RUN/figures (PNG and SVG) and RUN/report.html, one file that opens from disk without a network.
 
     A run that is not complete gets a report of what there is, which says what is missing.
 

@@ -9,19 +9,37 @@ from efcn_sparse.analysis.run_data import Run, Trace
 from efcn_sparse.analysis.statistics import Final, finals, rank_correlation
 
 
-def findings(run: Run) -> list[str]:
-    """The sentences that open the page; fewer where there are fewer readings."""
+def headline(run: Run) -> str:
+    """The run in one sentence: FCN, CNN and the best eFCN; empty without readings."""
     last = [final for final in finals(run) if final.test_accuracy.n]
-    sentences = [_scratch(run, last)] if any(final.relax_epoch is None for final in last) else []
+    parts = [
+        f"{look_of(final.arm).name} {final.test_accuracy.text()}"
+        for arm in ("fcn", "cnn")
+        for final in last
+        if final.arm == arm
+    ]
+    efcn = [final for final in last if final.arm.startswith("efcn")]
+    if efcn:
+        best = max(efcn, key=lambda final: final.test_accuracy.mean)
+        name = look_of(best.arm, run.arms).name
+        parts.append(f"best eFCN ({name}, t_w = {best.relax_epoch}) {best.test_accuracy.text()}")
+    return f"Final test accuracy: {', '.join(parts)}." if parts else ""
+
+
+def findings(run: Run) -> list[str]:
+    """One entry for the nets trained from scratch and one for each relaxed arm, as far as there are readings."""
+    last = [final for final in finals(run) if final.test_accuracy.n]
+    entries = [_scratch(run, last)] if any(final.relax_epoch is None for final in last) else []
     for arm in run.arms:
         of_arm = [final for final in last if final.arm == arm and final.relax_epoch is not None]
         if of_arm:
-            sentences += [_best(run, of_arm), _against_references(run, of_arm, last), _deviation(run, of_arm)]
-    return [sentence for sentence in sentences if sentence]
+            sentences = (_best(run, of_arm), _against_references(run, of_arm, last), _deviation(run, of_arm))
+            entries.append(" ".join(sentence for sentence in sentences if sentence))
+    return entries
 
 
 def progress(run: Run) -> list[str]:
-    """How far the training runs of the plan are: one sentence if all are done, otherwise one for each gap."""
+    """How far the plan's training runs are: a sentence for each one that has begun; empty if all are done."""
     reached = {(t.arm, t.seed, t.relax_epoch): int(t.epochs[-1]) for t in run.traces}
     waiting, unfinished = 0, []
     for stage in run.plan:
@@ -34,7 +52,7 @@ def progress(run: Run) -> list[str]:
             unfinished.append(f"{name} (seed {stage.seed}{time}) has reached epoch {epoch} of {stage.last}.")
     done = len(run.plan) - waiting - len(unfinished)
     if done == len(run.plan):
-        return [f"The run is complete: {_count(done, 'training run')}."]
+        return []
     began = f"The run is not complete: {done} of {_count(len(run.plan), 'training run')} are finished, "
     return [f"{began}{waiting} have not begun.", *unfinished]
 
@@ -49,31 +67,29 @@ def _count(n: int, what: str) -> str:
 
 
 def _scratch(run: Run, last: list[Final]) -> str:
-    parts = [
-        f"{look_of(f.arm, run.arms).name} {f.test_accuracy.text()} (epoch {f.epochs[1]}, {_count(f.test_accuracy.n, 'seed')})"
-        for f in last
-        if f.relax_epoch is None
-    ]  # fmt: skip
-    return f"Final test accuracy from scratch: {'; '.join(parts)}."
+    parts = []
+    for final in last:
+        if final.relax_epoch is None:
+            name, seeds = look_of(final.arm, run.arms).name, _count(final.test_accuracy.n, "seed")
+            parts.append(f"{name} {final.test_accuracy.text()} (epoch {final.epochs[1]}, {seeds})")
+    return f"Final test accuracy, trained from scratch: {'; '.join(parts)}."
 
 
 def _best(run: Run, of_arm: list[Final]) -> str:
     best = max(of_arm, key=lambda final: final.test_accuracy.mean)
     name = look_of(best.arm, run.arms).name
-    of = f", the best of {len(of_arm)} relax times" if len(of_arm) > 1 else ""
+    of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
     text = f"{name} at t_w = {best.relax_epoch}{of}: {best.test_accuracy.text()}"
     if best.against_cnn.n:
         difference = 100 * best.against_cnn.mean
+        spread = f" ± {100 * best.against_cnn.std:.1f}" if best.against_cnn.n > 1 else ""
         side = "above" if difference > 0 else "below"
-        gap = "level with" if abs(difference) < 0.005 else f"{abs(difference):.1f} points {side}"
-        text += f", {gap} the CNN of the same seeds at the same epoch"
-        if best.against_cnn.n > 1:
-            text += f" (differences of {best.against_cnn.n} seeds spread by {100 * best.against_cnn.std:.1f})"
+        text += f", {abs(difference):.1f}{spread} points {side} the CNN of the same seeds at the same epoch"
     return text + "."
 
 
 def _against_references(run: Run, of_arm: list[Final], last: list[Final]) -> str:
-    name, parts = look_of(of_arm[0].arm, run.arms).name, []
+    parts = []
     fcn = next((final.test_accuracy for final in last if final.arm == "fcn"), None)
     if fcn is not None:
         parts.append(f"above the FCN at {sum(f.test_accuracy.mean > fcn.mean for f in of_arm)}")
@@ -82,7 +98,7 @@ def _against_references(run: Run, of_arm: list[Final], last: list[Final]) -> str
         parts.append(f"above the CNN at the same epoch at {sum(f.against_cnn.mean > 0 for f in compared)}")
     if not parts or len(of_arm) < 2:
         return ""
-    text = f"{name} ends {' and '.join(parts)} of {len(of_arm)} relax times"
+    text = f"It ends {' and '.join(parts)} of {len(of_arm)} relax times"
     rank = rank_correlation([f.relax_epoch or 0 for f in of_arm], [f.test_accuracy.mean for f in of_arm])
     return text + (f"; rank correlation of its accuracy with t_w {rank:+.2f}." if math.isfinite(rank) else ".")
 
@@ -92,10 +108,9 @@ def _deviation(run: Run, of_arm: list[Final]) -> str:
     if not read or of_arm[0].arm == "elcn":
         return ""
     low, high = (pick(read, key=lambda final: final.delta.mean) for pick in (min, max))
-    name = look_of(of_arm[0].arm, run.arms).name
     if low is high:
-        return f"{name} ends at δ = {low.delta.mean:.3f}."
+        return f"It ends at δ = {low.delta.mean:.3f}."
     return (
-        f"{name} ends at δ between {low.delta.mean:.3f} (t_w = {low.relax_epoch}) and {high.delta.mean:.3f} "
+        f"It ends at δ between {low.delta.mean:.3f} (t_w = {low.relax_epoch}) and {high.delta.mean:.3f} "
         f"(t_w = {high.relax_epoch})."
     )

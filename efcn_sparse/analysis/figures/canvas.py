@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH = 11.5  # inches: 1150 px of the page
 DPI = 200
+LINEAR = 0.35  # how many decades the stretch from 0 to 1 is worth on an axis of relax times
+T_W = "$t_\\mathrm{w}$"
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -111,13 +113,13 @@ def legend_of_times(figure: Figure, times: Sequence[int], extra: Sequence[Any] =
         )
 
 
-def set_epoch_ticks(axes: Axes, times: Sequence[int]) -> None:
-    """A symlog x axis, linear from 0 to 1, with ticks at ``times``, as many as fit without touching."""
-    axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
+def set_epoch_ticks(axes: Axes, times: Sequence[int], spacing: float = 0.05) -> None:
+    """A symlog x axis, linear from 0 to 1; of ``times``, those ``spacing`` of its length apart get labels."""
+    axes.set_xscale("symlog", linthresh=1.0, linscale=LINEAR)
     if not times:
         return
     at = [_symlog(time) for time in times]
-    room = max(at[-1] - at[0], 1e-9) * 0.055
+    room = max(at[-1] - at[0], 1e-9) * spacing
     kept: list[int] = []
     for time in reversed(times):  # the last time always has its label
         if not kept or _symlog(kept[-1]) - _symlog(time) >= room:
@@ -127,12 +129,28 @@ def set_epoch_ticks(axes: Axes, times: Sequence[int]) -> None:
     axes.set_xlim(*_padded(times[0], times[-1]))
 
 
+def plain_log_labels(axes: Axes) -> None:
+    """Plain numbers on a log y axis that spans few decades, so that more than its powers of ten have labels."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    decades = float(np.log10(high / low))
+    if decades >= 2:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0) if decades > 0.8 else (1.5, 2.0, 3.0, 4.0, 5.0, 7.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=STYLE["ytick.labelsize"])
+
+
 def _symlog(value: float) -> float:
-    return value * 0.5 if value <= 1 else 0.5 + float(np.log10(value))
+    return value * LINEAR if value <= 1 else LINEAR + float(np.log10(value))
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
     """Limits a little outside [low, high] on the symlog axis."""
     width = max(_symlog(high) - _symlog(low), 0.3) * 0.05
-    top = _symlog(high) + width
-    return low - 2 * width if low <= 1 else low * 10**-width, top * 2 if top <= 0.5 else 10 ** (top - 0.5)
+    ends = (_symlog(low) - width, _symlog(high) + width)
+    left, right = (end / LINEAR if end <= LINEAR else 10 ** (end - LINEAR) for end in ends)
+    return left, right

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,15 +69,13 @@ def _panel(axes: Axes, run: Run, arms: list[str], quantity: str) -> None:
             _curve(axes, run, arm, time, quantity, colours[time])
 
 
-def _curve(
-    axes: Axes, run: Run, arm: str, time: int | None, quantity: str, colour: object, dashed: bool = False
-) -> None:
+def _curve(axes: Axes, run: Run, arm: str, time: int | None, quantity: str, colour: Any, dashed: bool = False) -> None:
     epochs, mean, std = mean_curve(run.of(arm, time), quantity)
     if not epochs.size:
         return
     if std.any():
         low = np.maximum(mean - std, mean * 0.2) if quantity.endswith("loss") else mean - std
-        axes.fill_between(epochs, low, mean + std, color=colour, alpha=0.12, lw=0)  # type: ignore[arg-type]
-    axes.plot(epochs, mean, "--" if dashed else "-", color=colour, lw=1.1 if dashed else 1.3)  # type: ignore[arg-type]
+        axes.fill_between(epochs, low, mean + std, color=colour, alpha=0.12, lw=0)
+    axes.plot(epochs, mean, "--" if dashed else "-", color=colour, lw=1.1 if dashed else 1.3)
     if time is not None:
-        axes.plot(epochs[:1], mean[:1], "o", color=colour, ms=4.5, mec="white", mew=0.6, zorder=4)  # type: ignore[arg-type]
+        axes.plot(epochs[:1], mean[:1], "o", color=colour, ms=4.5, mec="white", mew=0.6, zorder=4)

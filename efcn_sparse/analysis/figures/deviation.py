@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import (
+    T_W,
     Drawing,
     colours_of_times,
     legend_of_times,
@@ -51,9 +52,12 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
     quantities = [name for name in LABELS if name != "off_local" or arm != "elcn"]
     figure = new_figure(height=0.9 + 1.75 * len(quantities))
     columns = len(layers) + 1
-    grid = figure.subplots(len(quantities), columns, sharex=True, sharey="row", squeeze=False)
+    grid = figure.subplots(len(quantities), columns, sharex=True, squeeze=False)
     colours = colours_of_times(run.relax_epochs())
     for row, quantity in zip(grid, quantities, strict=True):
+        for axes in row[1:] if quantity != "norm" else ():
+            axes.sharey(row[0])
+            axes.tick_params(labelleft=False)
         for axes, layer in zip(row, [*layers, None], strict=True):
             for time in times:
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
@@ -69,8 +73,8 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
     none = " It has no off-local weights, so δ is 0." if arm == "elcn" else ""
     caption = (
         f"{look.name}: what share of the weights' norm has left the CNN.{none} Tied weights are equal at every position, "
-        "untied is the rest of the weights inside the receptive field, off-local are those outside; the squares of the "
-        "three shares sum to one. Means over seeds, shades are one standard deviation."
+        "untied is the rest of those inside the receptive field, off-local are those outside; the squares of the three "
+        "shares sum to one. Means over seeds, shades are one standard deviation."
     )
     return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.name} from the CNN subspace over time.", caption)
 
@@ -83,8 +87,8 @@ def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, colour
         return
     epochs, mean, std = mean_curve(derived, quantity)
     if std.any():
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.12, lw=0)  # type: ignore[arg-type]
-    axes.plot(epochs, mean, color=colour, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)  # type: ignore[arg-type]
+        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.12, lw=0)
+    axes.plot(epochs, mean, color=colour, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)
 
 
 def _draw_summary(run: Run) -> Drawing:
@@ -100,12 +104,13 @@ def _draw_summary(run: Run) -> Drawing:
                 times, [one.mean for one in last], np.nan_to_num([one.std for one in last]), color=look.colour,
                 marker=look.marker, ms=5, mec="white", mew=0.6, capsize=2, elinewidth=0.9, label=look.name,
             )  # fmt: skip
+    panels["off_local"].set_ylim(bottom=0)
+    panels["untied"].set_ylim(bottom=0)
     for quantity, axes in panels.items():
-        set_epoch_ticks(axes, run.relax_epochs(run.relaxed_arms))
+        set_epoch_ticks(axes, run.relax_epochs(run.relaxed_arms), spacing=0.085)
         axes.set_ylabel(LABELS[quantity])
-        axes.set_ylim(bottom=0)
     panels["norm"].set_ylabel("norm ‖W‖ of all embedded layers")
-    figure.supxlabel("relax time t_w (linear up to 1, then logarithmic)", fontsize=9)
+    figure.supxlabel(f"relax time {T_W} (linear up to 1, then logarithmic)", fontsize=9)
     handles = panels["untied"].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right upper")
     caption = (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import Drawing, new_figure
+from efcn_sparse.analysis.figures.canvas import T_W, Drawing, new_figure, plain_log_labels
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.weights import Moment, Weights
@@ -25,11 +25,12 @@ def draw_distance(run: Run, weights: Weights) -> list[Drawing]:
     zero = all(not moment.layers[layer].profile.squares.any() for moment in weights.moments for layer in moment.layers
                if moment.when == "embedding")  # fmt: skip
     note = "At the embedding all of them are exactly zero and have no curve." if zero else ""
-    return [
-        _draw(run, weights, "norm", f"The norm of all off-local weights at each distance, seed {weights.seed}. {_COMMON}{note}"),
-        _draw(run, weights, "rms", f"The same divided by the number of weights at that distance (root mean square), seed "
-              f"{weights.seed}. Diamonds on the left: the weights inside the receptive field at the end."),
-    ]  # fmt: skip
+    norm = f"The norm of all off-local weights at each distance, seed {weights.seed}. {_COMMON}{note}"
+    rms = (
+        f"The root mean square of the off-local weights at each distance, seed {weights.seed}. The diamonds on the left "
+        "are the weights inside the receptive field at the end."
+    )
+    return [_draw(run, weights, "norm", norm), _draw(run, weights, "rms", rms)]
 
 
 def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
@@ -48,14 +49,20 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
                     if moment is not None:
                         _curve(axes, moment, layer, quantity, look_of(arm, run.arms).colour)
             axes.set_yscale("log")
+            axes.set_xlim(left=-0.3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        row[0].set_ylabel(f"t_w = {time}\n" + ("norm" if quantity == "norm" else "rms weight"))
+        row[0].set_ylabel(f"{T_W} = {time}\n" + ("norm" if quantity == "norm" else "rms weight"))
+    for axes in grid.flat:  # after all curves are there: labels depend on the limits
+        plain_log_labels(axes)
     for axes, layer in zip(grid[0], layers, strict=True):
         axes.set_title(layer, fontweight="bold")
     figure.supxlabel("distance from the receptive field (input pixels)", fontsize=9)
     looks = [look_of(arm, run.arms) for arm in arms]
     handles = [Line2D([], [], color=look.colour, marker=look.marker, ms=4, label=look.name) for look in looks]
     handles += [Line2D([], [], color="#555555", ls=_STYLES[when], label=when) for when in ("midway", "end")]
+    if quantity == "rms":
+        field = Line2D([], [], color="none", marker="D", mfc="white", mec="#555555", label="receptive field, end")
+        handles.append(field)
     figure.legend(handles=handles, loc="outside right upper")
     alt = f"{'Norm' if quantity == 'norm' else 'Root mean square'} of off-local weights by distance, for every layer."
     return Drawing(f"distance-{quantity}", figure, alt, caption)

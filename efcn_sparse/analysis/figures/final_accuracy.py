@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import Drawing, new_figure, set_epoch_ticks
+from efcn_sparse.analysis.figures.canvas import T_W, Drawing, new_figure, set_epoch_ticks
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import Final, finals
@@ -32,7 +32,7 @@ def draw_final_accuracy(run: Run) -> list[Drawing]:
     set_epoch_ticks(axes, times or [0, 1])
     if not times:
         axes.set_xticks([])
-    axes.set_xlabel("relax time t_w: the epoch at which the CNN is embedded (linear up to 1, then logarithmic)")
+    axes.set_xlabel(f"relax time {T_W}: the epoch at which the CNN is embedded (linear up to 1, then logarithmic)")
     axes.set_ylabel("final test accuracy")
     figure.legend(handles=handles, loc="outside right upper")
     caption = (
@@ -77,7 +77,7 @@ def _arm_line(axes: Axes, run: Run, arm: str, last: list[Final], position: int) 
     for final in last:
         singles = [trace.final("test_accuracy") for trace in run.of(arm, final.relax_epoch)]
         if len(singles) > 1:
-            axes.plot([final.relax_epoch] * len(singles), singles, ".", color=look.colour, ms=4, alpha=0.45, mew=0)
+            axes.plot([final.relax_epoch or 0] * len(singles), singles, ".", color=look.colour, ms=4, alpha=0.45, mew=0)
     (line,) = axes.plot(
         times, means, color=look.colour, marker=look.marker, ms=5.5, mec="white", mew=0.6, lw=1.7, label=look.name,
         zorder=3 + 0.01 * position,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import WIDTH, Drawing, new_figure
+from efcn_sparse.analysis.figures.canvas import T_W, WIDTH, Drawing, new_figure
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.weights import LayerWeights, Moment, Weights
@@ -14,6 +14,7 @@ from efcn_sparse.analysis.weights import LayerWeights, Moment, Weights
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
 
 MOMENTS = ("embedding", "midway", "end")
 RANGE = 1e-4  # the colours span four decades below the largest weight
@@ -29,40 +30,69 @@ def draw_heat_maps(run: Run, weights: Weights) -> list[Drawing]:
 def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
     moments = [moment for moment in weights.moments if moment.arm == arm]
     layers = list(moments[0].layers)
-    columns = len(weights.times) * len(MOMENTS)
-    cell = min((WIDTH - 1.6) / columns, 2.3)
-    figure = new_figure(height=0.75 + len(layers) * (cell + 0.08), width=cell * columns + 1.6)
-    parts = figure.subfigures(1, len(weights.times), wspace=0.02, squeeze=False)[0]
+    cells = _Cells(len(weights.times), len(layers))
+    figure = new_figure(height=cells.height, width=WIDTH)
+    figure.set_layout_engine("none")
     norms = {layer: _norm([moment.layers[layer].image for moment in moments]) for layer in layers}
-    images = {}
-    all_axes = {}
-    for time, part in zip(weights.times, parts, strict=True):
-        part.suptitle(f"t_w = {time}", fontsize=10, fontweight="bold")
-        grid = part.subplots(len(layers), len(MOMENTS), squeeze=False)
+    for group, time in enumerate(weights.times):
+        middle = cells.place(group, 1, 0)
+        figure.text(
+            middle[0] + middle[2] / 2, 1 - 0.06 / cells.height, f"{T_W} = {time}", ha="center", va="top",
+            fontsize=10.5, fontweight="bold",
+        )  # fmt: skip
         for column, when in enumerate(MOMENTS):
             moment = weights.find(arm, time, when)
             for row, layer in enumerate(layers):
-                axes = grid[row][column]
+                axes = figure.add_axes(cells.place(group, column, row))
+                _image(axes, moment, layer, norms[layer])
                 if row == 0:
                     axes.set_title(when if moment is None else f"{when}\nepoch {moment.epoch}", fontsize=8.5)
-                if column == 0 and time == weights.times[0]:
+                if (group, column) == (0, 0):
                     axes.set_ylabel(f"{layer}\n{_unit(moments[0], layer)}", fontsize=8)
-                image = _image(axes, moment, layer, norms[layer])
-                images[layer] = image or images.get(layer)
-        all_axes[time] = grid
-    last = all_axes[weights.times[-1]]
     for row, layer in enumerate(layers):
-        bar = parts[-1].colorbar(images[layer], ax=list(last[row]), fraction=0.06, pad=0.03, aspect=12, extend="min")
-        bar.ax.tick_params(labelsize=7)
-        bar.ax.minorticks_off()
-        bar.set_label("|w|", fontsize=8)
+        _colour_bar(figure, cells.bar(row), norms[layer])
     look = look_of(arm, run.arms)
     caption = (
-        f"{look.name}, seed {weights.seed}: incoming weights of one unit (channel, then pixel of the output; the pixel in "
-        "the middle) at every input pixel, as the norm over input channels, on a logarithmic scale that each layer's row "
-        "shares. The outline is the unit's receptive field; grey pixels have weights of exactly zero."
+        f"{look.name}, seed {weights.seed}: incoming weights of the unit named on the left (channel and output pixel), at "
+        "every input pixel, as the norm over input channels, on a logarithmic scale that the layer's row shares. The outline is the unit's receptive field; grey pixels have weights of exactly zero."
     )
     return Drawing(f"weights-{arm}", figure, f"Heat maps of one unit's incoming weights in {look.name}.", caption)
+
+
+class _Cells:
+    """Places of square images in inches: a row for each layer, a group of three columns for each relax time."""
+
+    left, right, top, bottom, gap, group_gap = 0.62, 0.85, 0.64, 0.12, 0.07, 0.22
+
+    def __init__(self, groups: int, rows: int) -> None:
+        columns = groups * len(MOMENTS)
+        gaps = (groups - 1) * self.group_gap + (columns - groups) * self.gap
+        self.size = min((WIDTH - self.left - self.right - gaps) / columns, 2.0)
+        self.height = self.top + self.bottom + rows * self.size + (rows - 1) * 0.14
+        self.end = self.left + columns * self.size + gaps
+
+    def place(self, group: int, column: int, row: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of an image as shares of the figure."""
+        before = group * len(MOMENTS) + column
+        x = self.left + before * self.size + (before - group) * self.gap + group * self.group_gap
+        return self._share(x, self.top + row * (self.size + 0.14), self.size)
+
+    def bar(self, row: int) -> tuple[float, float, float, float]:
+        """The same for a row's colour bar."""
+        return self._share(self.end + 0.12, self.top + row * (self.size + 0.14), 0.12)
+
+    def _share(self, x: float, down: float, width: float) -> tuple[float, float, float, float]:
+        y = self.height - down - self.size
+        return x / WIDTH, y / self.height, width / WIDTH, self.size / self.height
+
+
+def _colour_bar(figure: Figure, place: tuple[float, float, float, float], norm: LogNorm) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(norm, "magma"), cax=figure.add_axes(place))
+    bar.ax.tick_params(labelsize=7.5)
+    bar.ax.minorticks_off()
+    bar.set_label("|w|, log scale", fontsize=8)
 
 
 def _norm(images: list[np.ndarray]) -> LogNorm:
@@ -71,7 +101,7 @@ def _norm(images: list[np.ndarray]) -> LogNorm:
     positive = np.concatenate([image[image > 0] for image in images] or [np.ones(1)])
     high = float(positive.max()) if positive.size else 1.0
     low = max(float(positive.min()) if positive.size else high, high * RANGE)
-    return LogNorm(min(low, high * 0.1), high)
+    return LogNorm(min(low, high * 0.01), high)
 
 
 def _unit(moment: Moment, layer: str) -> str:
@@ -79,7 +109,7 @@ def _unit(moment: Moment, layer: str) -> str:
     return f"channel {channel}, pixel {', '.join(str(one) for one in pixel)}"
 
 
-def _image(axes: Axes, moment: Moment | None, layer: str, norm: LogNorm):  # noqa: ANN202
+def _image(axes: Axes, moment: Moment | None, layer: str, norm: LogNorm) -> None:
     from matplotlib import colormaps
 
     axes.set_xticks([])
@@ -90,12 +120,12 @@ def _image(axes: Axes, moment: Moment | None, layer: str, norm: LogNorm):  # noq
     if moment is None:
         axes.text(0.5, 0.5, "no\ncheckpoint", ha="center", va="center", fontsize=8, color="#777777")
         axes.set_box_aspect(1)
-        return None
+        return
     weights = moment.layers[layer]
     colours = colormaps["magma"].with_extremes(bad=_ZERO)
-    image = axes.imshow(np.ma.masked_equal(weights.image, 0), norm=norm, cmap=colours, interpolation="nearest")
+    axes.imshow(np.ma.masked_equal(weights.image, 0), norm=norm, cmap=colours, interpolation="nearest")
+    axes.set_aspect("auto" if 1 in weights.image.shape else "equal")
     _outline(axes, weights)
-    return image
 
 
 def _outline(axes: Axes, weights: LayerWeights) -> None:
