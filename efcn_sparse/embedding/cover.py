@@ -52,7 +52,7 @@ def _covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, i
     windows = [support.window(geometry, dim) for dim in range(len(geometry.input_size))]
     segments = (block_shape[0] - 1) // geometry.out_channels + 2
     spans = math.prod(len(window) for window in windows) * (geometry.in_channels // block_shape[1] + 2)
-    chunk = max(1, _CHUNK_CANDIDATES // (segments * spans))
+    chunk = max(1, _CHUNK_CANDIDATES // (segments * max(1, spans)))
     columns = _grid(geometry, block_shape)[1]
     with torch.device("cpu"):  # structure is built there, whatever the default device is
         for part in rows.split(chunk):
@@ -90,7 +90,7 @@ def _covered_by(
             inside = inside & (low <= high)
             first, last = line * size + low, line * size + high
             break
-        at = origin + torch.arange(window.start, window.stop, window.step)
+        at = origin + torch.tensor(list(window), dtype=torch.int64)
         line = (line[:, :, None] * size + at[:, None, :]).flatten(1)
         inside = (inside[:, :, None] & ((at >= 0) & (at < size))[:, None, :]).flatten(1)
         first = last = line

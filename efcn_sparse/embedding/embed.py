@@ -51,7 +51,7 @@ def embed(
     Source: d'Ascoli, Sagun, Biroli, Bruna: Finding the Needle in the Haystack with Convolutions, NeurIPS 2019.
 
     Example:
-        >>> import efcn_sparse as es
+        >>> import torch, efcn_sparse as es
         >>> cnn = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
         >>> x = torch.randn(4, 3, 6, 6)
         >>> efcn = es.embed(cnn, x, support=es.Dilated(1))
@@ -100,7 +100,7 @@ def unembed(model: nn.Module) -> nn.Module:
         TypeError: ``model`` is no module.
 
     Example:
-        >>> import efcn_sparse as es
+        >>> import torch, efcn_sparse as es
         >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
         >>> back = es.unembed(es.embed(cnn, torch.randn(1, 1, 8, 8)))
         >>> torch.equal(back[0].weight, cnn[0].weight)
