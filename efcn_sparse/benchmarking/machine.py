@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +68,30 @@ def describe(threads: int) -> Machine:
         commit=commit(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+@dataclass(frozen=True)
+class CpuClock:
+    """Seconds since some start: of the wall, of all processors at work, and of this process with its children."""
+
+    wall: float
+    everyone: float
+    own: float
+
+    @classmethod
+    def now(cls) -> CpuClock | None:
+        """None where the system does not tell (only Linux does)."""
+        fields = _read("/proc/stat").partition("\n")[0].split()
+        if len(fields) < 9:
+            return None
+        user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return cls(time.monotonic(), busy, sum(os.times()[:4]))
+
+    def others_since(self, start: CpuClock) -> float:
+        """The share of all processors' time that went to others between ``start`` and this."""
+        others = (self.everyone - start.everyone) - (self.own - start.own)
+        return max(0.0, others / ((self.wall - start.wall) * (os.cpu_count() or 1)))
 
 
 def commit() -> str:

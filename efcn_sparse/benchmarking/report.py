@@ -12,6 +12,7 @@ from efcn_sparse.benchmarking.shapes import DEVIATION_GOAL, EMBED_GOAL
 from efcn_sparse.benchmarking.vanilla import VARIANTS
 
 Results = dict[str, Any]
+_BUSY = 0.05
 
 
 def write(results: Results, directory: Path, slug: str) -> tuple[Path, Path]:
@@ -49,7 +50,18 @@ def _machine(results: Results) -> str:
         f"{versions}; {machine['extension']}; commit {machine['commit'] or 'unknown'}. "
         f"Load average at the start: {machine['load_average']}.",
     ]
+    if load := _load(results["others_share"]):
+        lines.append(load)
     return "\n".join(lines)
+
+
+def _load(others_share: float | None) -> str:
+    if others_share is None:
+        return ""
+    line = f"Other processes took {others_share:.1%} of the processors' time during the run."
+    return (
+        line if others_share <= _BUSY else line + "\n\n**The machine was busy: these numbers are not for the record.**"
+    )
 
 
 def _roofline(roofline: Results) -> str:

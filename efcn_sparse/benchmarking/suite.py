@@ -28,6 +28,7 @@ class Session:
     def __init__(self, shapes: Shapes, threads: int) -> None:
         self.shapes = shapes
         self.machine = machines.describe(threads)
+        self._start = machines.CpuClock.now()
         self.roofline = roofline.measure(shapes.roofline)
         self.ops: list[dict[str, Any]] = []
         self.vanilla: dict[str, Any] | None = None
@@ -45,10 +46,12 @@ class Session:
 
     def results(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
+        now = machines.CpuClock.now()
         return {
             "schema": SCHEMA,
             "shapes": self.shapes.name,
             "machine": asdict(self.machine),
+            "others_share": None if now is None or self._start is None else now.others_since(self._start),
             "roofline": asdict(self.roofline),
             "ops": self.ops,
             "vanilla": self.vanilla,

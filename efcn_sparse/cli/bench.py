@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "process. Takes minutes, and wants a machine that does nothing else.",
     )
     shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds: under a minute")
+    shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds; no goals are judged")
     shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
     parser.add_argument("--suite", choices=["all", "ops", "vanilla"], default="all", help="which part (default: all)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (default: 2)")
