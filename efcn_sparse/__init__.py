@@ -8,6 +8,7 @@ from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify
+from efcn_sparse.ops import explain as explain
 from efcn_sparse.ops import sddmm as sddmm
 from efcn_sparse.ops import spmm as spmm
 from efcn_sparse.pattern import BlockPattern as BlockPattern

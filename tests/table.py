@@ -54,7 +54,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def rows(*dtypes: torch.dtype, where: Callable[[Backend], bool] = lambda _: True) -> list[Any]:
-    """``pytest.param`` of each backend with each of ``dtypes`` (all by default); absent backends skip with the reason."""
+    """``pytest.param`` of each backend with each dtype (all by default); absent backends skip with the reason."""
     table = []
     for backend in filter(where, BACKENDS):
         reason = backend.missing()

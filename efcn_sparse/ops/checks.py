@@ -7,7 +7,6 @@ from torch import Tensor
 
 from efcn_sparse.pattern import BlockPattern
 
-
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 
 
@@ -57,8 +56,8 @@ def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The first and the last byte of a tensor's storage that it can touch."""
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    first = tensor.storage_offset() * tensor.element_size()
-    return first, first + (reach + 1) * tensor.element_size() - 1
+    first = int(tensor.storage_offset()) * tensor.element_size()
+    return first, first + (int(reach) + 1) * tensor.element_size() - 1
 
 
 def check_pattern(pattern: BlockPattern, name: str, tensor: Tensor) -> None:

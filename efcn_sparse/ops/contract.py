@@ -159,3 +159,5 @@ def _register_autocast(name: str, tensors: int, device: str) -> None:
 for _device in ("cpu", "cuda"):
     _register_autocast("spmm", 3, _device)
     _register_autocast("sddmm", 2, _device)
+    _register_autocast("spmm_", 0, _device)  # what is accumulated into has its dtype: nothing is cast, inside neither
+    _register_autocast("sddmm_", 0, _device)

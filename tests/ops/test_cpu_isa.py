@@ -1,0 +1,37 @@
+"""Machines without AVX-512 or AMX: the accuracy file again, with oneDNN held to an older instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efcn_sparse import extension_status
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not extension_status().available, reason=extension_status().reason or "the extension is there")
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_accuracy_on_older_instruction_sets(isa: str) -> None:
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "cpu-float32 or cpu-bfloat16",
+    ]
+    files = [str(ROOT / "tests" / "ops" / "test_accuracy.py")]
+    done = subprocess.run(
+        [*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
