@@ -55,13 +55,16 @@ def run(args: argparse.Namespace) -> int:
     from efcn_sparse.embedding.support import parse_support
 
     support = parse_support(args.support)
+    factory = _factory(args.model)
     size = _input_size(args.input or _INPUTS.get(args.model))
     dtype = getattr(torch, args.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"--dtype must be a floating-point dtype of torch, got {args.dtype!r}")
-    factory = _factory(args.model)
     with torch.device("meta"):
-        model = factory()
+        try:
+            model = factory()
+        except TypeError as error:
+            raise ValueError(f"MODEL must be callable without arguments, got {args.model!r}: {error}") from error
         example = torch.empty(1, *size, dtype=dtype)
     _check_model(args.model, model)
     try:
@@ -136,11 +139,8 @@ def _memory(size: float) -> str:
 def _input_size(text: str | None) -> list[int]:
     if text is None:
         raise ValueError("--input must be given for a model of your own, such as --input 3,224,224")
-    try:
-        size = [int(side) for side in text.split(",")]
-    except ValueError:
-        size = []
-    if not size or min(size) < 1:
+    size = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split(",")]
+    if min(size) < 1:
         raise ValueError(f"--input must be integers of at least 1 with commas between, got {text!r}")
     return size
 

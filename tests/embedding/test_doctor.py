@@ -1,0 +1,74 @@
+"""``efcn-sparse doctor`` prints what embedding would store, and refuses in one line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from efcn_sparse.cli.main import main
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "vanilla"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.split(r"\s{2,}", lines[2]) == [
+        "0", "3×32×32", "64×17×17", "18,496×3,072", "local", "64×6", "2,048", "786,432", "786,432", "1.38%", "3.0 MiB"
+    ]  # fmt: skip
+    assert re.split(r"\s{2,}", lines[-1]) == ["total", "3,253", "5,722,112", "5,722,112", "7.74%", "21.8 MiB"]
+    assert len({len(line) for line in lines[2:5]}) == 1
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["doctor", "resnet18", "--input", "3,224,224", "--support", "dilated1", "--skip", "*downsample*"]
+    assert main([*arguments, "--dtype", "bfloat16", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["layers"]) == 17
+    assert {layer["support"] for layer in told["layers"]} == {"dilated1"}
+    assert told["total"]["bytes"] == 2 * told["total"]["stored_weights"]
+    assert told["total"]["local_weights"] == 1_679_878_912 - sum((1568, 1568, 1568)) * 64 * 64
+
+
+def test_a_model_of_ones_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mynet.py").write_text("import torch\ndef net():\n    return torch.nn.Conv1d(2, 4, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "mynet:net", "--input", "2,8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["local_weights"] == 6 * 3 * 2 * 4
+
+
+REFUSED = {
+    "name": (["nope"], "MODEL must be one of vanilla, alexnet, resnet18 or package.module:function, got 'nope'"),
+    "no input": (
+        ["torch.nn:Identity"], "--input must be given for a model of your own, such as --input 3,224,224"),
+    "input": (["vanilla", "--input", "3,x"], "--input must be integers of at least 1 with commas between, got '3,x'"),
+    "small input": (["vanilla", "--input", "3,4,4"], "vanilla must run on an input of [1, 3, 4, 4], got "),
+    "support": (
+        ["vanilla", "--support", "big"],
+        "support must be local, full or dilated<radius> such as dilated2, got 'big'",
+    ),
+    "dtype": (["vanilla", "--dtype", "int8"], "--dtype must be a floating-point dtype of torch, got 'int8'"),
+    "skip": (["vanilla", "--skip", "9"], "layers must name convolutions of the model, ['0', '3', '6'], got ['9']"),
+    "import": (
+        ["no_such_module:net", "--input", "3,4,4"],
+        "MODEL must name something that can be imported, got 'no_such_module:net': No module named 'no_such_module'",
+    ),
+    "not callable": (["torch:__version__.major", "--input", "3,4,4"], "MODEL must name "),
+    "fails": (["json:dumps", "--input", "3,4,4"], "MODEL must be callable without arguments, got "),
+    "no module": (["builtins:dict", "--input", "3,4,4"], "MODEL must return an nn.Module, got dict from "),
+    "nothing to embed": (
+        ["torch.nn:Identity", "--input", "3,4,4"],
+        "model must hold a convolution to embed, got Identity with [] left as is",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = REFUSED[name]
+    assert main(["doctor", *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"efcn-sparse: error: {message}")
+    assert told.err.count("\n") == 1

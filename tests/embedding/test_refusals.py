@@ -1,0 +1,239 @@
+"""What cannot be embedded exactly is refused by name, with the reason, before anything is built."""
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import efcn_sparse as es
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class OwnInnerForward(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+class QuantizedConv(nn.Module):
+    """Stands in for torch's quantised convolutions, which are on their way out of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+QuantizedConv.__module__, QuantizedConv.__name__ = "torch.ao.nn.quantized.modules.conv", "Conv2d"
+
+
+class TwoSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean() + self.conv(x[..., ::2]).mean()
+
+
+class NeverCalled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+class WeightUsedElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.conv.weight.mean()
+
+
+class NoTensor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> int:
+        return self.conv(x).dim()
+
+
+class RemembersItsConvolution(nn.Module):
+    """Computes something else once the convolution is of another class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (1 if isinstance(self.conv, nn.Conv2d) else 2)
+
+
+def _hooked() -> nn.Module:
+    conv = nn.Conv2d(2, 2, 3)
+    conv.register_forward_hook(lambda module, inputs, output: output * 2)
+    return conv
+
+
+def _own_attribute() -> nn.Module:
+    conv = nn.Conv2d(2, 2, 3)
+    conv.forward = lambda input: input  # type: ignore[method-assign]
+    return conv
+
+
+def _old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(nn.Conv2d(2, 2, 3))
+
+
+def _shared_weight() -> nn.Module:
+    first, second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+_PARAMETRISED = "its weight is computed by a parametrisation (weight_norm, spectral_norm, pruning), not stored"
+_OWN_FORWARD = "its class has a forward of its own"
+_INPUT = (1, 2, 6, 6)
+
+
+class Row(NamedTuple):
+    """``name``, ``kind`` and ``reason`` of the error; ``net`` makes the model."""
+
+    net: Callable[[], nn.Module]
+    name: str
+    kind: str
+    reason: str
+
+
+ROWS = {
+    "transposed": Row(lambda: nn.ConvTranspose2d(2, 2, 3), "0", "ConvTranspose2d",
+                      "transposed convolutions are not supported"),
+    "lazy": Row(lambda: nn.LazyConv2d(2, 3), "0", "LazyConv2d",
+                "a lazy convolution has no weight yet; run the model once first"),
+    "lazy transposed": Row(lambda: nn.LazyConvTranspose2d(2, 3), "0", "LazyConvTranspose2d",
+                           "transposed convolutions are not supported"),
+    "quantised": Row(QuantizedConv, "0", "Conv2d", "a quantised convolution has no floating-point weight"),
+    "reflect": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "0", "Conv2d",
+                   "padding_mode 'reflect' is not supported, only 'zeros'"),
+    "replicate": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate"), "0", "Conv2d",
+                     "padding_mode 'replicate' is not supported, only 'zeros'"),
+    "circular": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "0", "Conv2d",
+                    "padding_mode 'circular' is not supported, only 'zeros'"),
+    "weight norm": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), "0", "ParametrizedConv2d",
+                       _PARAMETRISED),
+    "old weight norm": Row(_old_weight_norm, "0", "Conv2d", _PARAMETRISED),
+    "spectral norm": Row(lambda: parametrizations.spectral_norm(nn.Conv2d(2, 2, 3)), "0", "ParametrizedConv2d",
+                         _PARAMETRISED),
+    "parametrised bias": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3), "bias"), "0",
+                             "ParametrizedConv2d", _PARAMETRISED),
+    "pruned": Row(lambda: prune.l1_unstructured(nn.Conv2d(2, 2, 3), "weight", 0.5), "0", "Conv2d", _PARAMETRISED),
+    "own forward": Row(lambda: OwnForward(2, 2, 3), "0", "OwnForward", _OWN_FORWARD),
+    "own inner forward": Row(lambda: OwnInnerForward(2, 2, 3), "0", "OwnInnerForward", _OWN_FORWARD),
+    "own forward attribute": Row(_own_attribute, "0", "Conv2d", _OWN_FORWARD),
+    "complex": Row(lambda: nn.Conv2d(2, 2, 3, dtype=torch.complex64), "0", "Conv2d",
+                   "its weight must be of a floating-point dtype"),
+    "hooks": Row(_hooked, "0", "Conv2d", "its hooks would be lost"),
+    "two sizes": Row(TwoSizes, "0.conv", "Conv2d", "the example run calls it at the input sizes [6, 6] and [6, 3]"),
+    "never called": Row(NeverCalled, "0.idle", "Conv2d", "the example run does not call it"),
+    "shared weight": Row(_shared_weight, "0.0", "Conv2d", "its weight is shared with '0.1.weight'"),
+    "meta": Row(lambda: nn.Conv2d(2, 2, 3, device="meta"), "0", "Conv2d",
+                "it is on the meta device; plan() takes such models"),
+}  # fmt: skip
+
+
+def _message(row: Row) -> str:
+    return f"cannot embed {row.name!r} ({row.kind}): {row.reason}; layers={{{row.name!r}: None}} leaves it as it is"
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_by_name_and_reason(row: Row) -> None:
+    model = nn.Sequential(row.net())
+    with pytest.raises(ValueError, match=f"^{re.escape(_message(row))}$"):
+        es.embed(model, torch.randn(_INPUT, device="meta" if "meta" in row.reason else "cpu"))
+
+
+@pytest.mark.parametrize("name", ["reflect", "own forward", "hooks", "pruned", "weight norm", "transposed"])
+def test_the_way_out_works(name: str) -> None:
+    """What the message offers, ``layers={name: None}``, leaves that layer and embeds the others."""
+    model = nn.Sequential(ROWS[name].net(), nn.Conv2d(2, 2, 3))
+    x = torch.randn(2, 2, 7, 7)
+    efcn = es.embed(model, x, layers={"0": None})
+    assert type(efcn[0]) is type(model[0]) or "Parametrized" in type(model[0]).__name__
+    torch.testing.assert_close(efcn(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+BEHAVIOUR = {
+    "weight used elsewhere": (
+        WeightUsedElsewhere,
+        "the embedded copy must run on the example, "
+        "got AttributeError: 'EmbeddedConv' object has no attribute 'weight'",
+    ),
+    "no tensor": (NoTensor, "embed compares outputs, so the model must return tensors, got int"),
+    "something else": (
+        RemembersItsConvolution,
+        "the embedded copy must compute what the model does on the example, to 0.0001 of the largest output, got a "
+        "difference of 1; is a convolution's weight used outside its own call?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEHAVIOUR)
+def test_a_copy_that_differs(name: str) -> None:
+    make, message = BEHAVIOUR[name]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        es.embed(make(), torch.randn(_INPUT))
+
+
+_NET = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU())
+_X = torch.zeros(_INPUT)
+ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "model": (lambda: es.embed(3, _X), TypeError, "model must be an nn.Module, got int"),
+    "no convolution": (lambda: es.embed(nn.Linear(2, 2), _X), ValueError,
+                       "model must hold a convolution to embed, got Linear with [] left as is"),
+    "all left": (lambda: es.embed(_NET, _X, layers={"*": None}), ValueError,
+                 "model must hold a convolution to embed, got Sequential with ['0'] left as is"),
+    "example": (lambda: es.embed(_NET, "x"), TypeError,
+                "example_input must be a tensor or a tuple of tensors, got str"),
+    "empty example": (lambda: es.embed(_NET, ()), TypeError,
+                      "example_input must be a tensor or a tuple of tensors, got tuple"),
+    "support": (lambda: es.embed(_NET, _X, support="local"), TypeError,
+                "support must be Local(), Dilated(radius) or Full(), got 'local'"),
+    "support class": (lambda: es.embed(_NET, _X, support=es.Local), TypeError,
+                      "support must be Local(), Dilated(radius) or Full(), got <class 'efcn_sparse.embedding.support."
+                      "Local'>"),
+    "unused pattern": (lambda: es.embed(_NET, _X, layers={"0": es.Full(), "1": None}), ValueError,
+                       "layers must name convolutions of the model, ['0'], got ['1']"),
+    "rule": (lambda: es.embed(_NET, _X, layers={"0": "full"}), ValueError,
+             "layers['0'] must be a Support, None, or a dict of support and block_shape, got 'full'"),
+    "rule key": (lambda: es.embed(_NET, _X, layers={"0": dict(blocks=(2, 2))}), ValueError,
+                 "layers['0'] must be a Support, None, or a dict of support and block_shape, got {'blocks': (2, 2)}"),
+    "block shape": (lambda: es.embed(_NET, _X, layers={"0": dict(block_shape=(0, 2))}), ValueError,
+                    "block_shape must be two integers of at least 1, got (0, 2)"),
+    "radius": (lambda: es.Dilated(-1), ValueError, "radius must be an integer of at least 0, got -1"),
+    "fractional radius": (lambda: es.Dilated(1.5), ValueError, "radius must be an integer of at least 0, got 1.5"),
+    "boolean radius": (lambda: es.Dilated(True), ValueError, "radius must be an integer of at least 0, got True"),
+    "other size": (lambda: es.embed(_NET, _X)(torch.zeros(1, 2, 5, 6)), ValueError,
+                   "input must be [N, 2, 6, 6] or [2, 6, 6], got [1, 2, 5, 6]"),
+    "other rank": (lambda: es.embed(_NET, _X)(torch.zeros(6, 6)), ValueError,
+                   "input must be [N, 2, 6, 6] or [2, 6, 6], got [6, 6]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments(name: str) -> None:
+    call, error, message = ARGUMENTS[name]
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        call()
