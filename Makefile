@@ -5,22 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-# The first Python that is new enough; `make PYTHON=/path/to/python3 ...` names another.
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+# The first Python that is new enough, with what it lacks; `make PYTHON=/path/to/python3 ...` names another.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
-FOUND = $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $(p))))
-HAS_VENV = $(shell $(FOUND) -c 'import ensurepip, venv' >/dev/null 2>&1 && echo yes)
-HEADERS := import os, sysconfig; print(os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
-HAS_HEADERS = $(filter True,$(shell $(FOUND) -c '$(HEADERS)' 2>/dev/null))
-CXX_NAME = $(firstword $(shell echo "$${CXX:-c++}"))
-HAS_CXX = $(shell command -v $(CXX_NAME) 2>/dev/null)
+PROBE := import importlib.util as u, os, sys, sysconfig; \
+    assert sys.version_info >= (3, 10); \
+    print("no-venv" * (not u.find_spec("venv") or not u.find_spec("ensurepip")), \
+          "no-headers" * (not os.path.exists(sysconfig.get_path("include") + "/Python.h")))
+FACTS = $(eval FACTS := $(shell for p in $(CANDIDATES); do $$p -c '$(PROBE)' 2>/dev/null && echo $$p && break; done))$(FACTS)
+FOUND = $(filter-out no-%,$(FACTS))
+COMPILER = $(firstword $(if $(filter default,$(origin CXX)),c++,$(CXX)))
 
 # One clear line for what make cannot install.
 define REQUIREMENTS
 $(if $(FOUND),,$(error Python 3.10 or newer is missing: install it, or name it: make PYTHON=/path/to/python3))
-$(if $(HAS_VENV),,$(error $(FOUND) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)))
-$(if $(HAS_HEADERS),,$(error $(FOUND) has no Python.h: install it (on Debian and Ubuntu: apt install python3-dev)))
-$(if $(HAS_CXX),,$(error A C++ compiler is missing ($(CXX_NAME)): install g++, or name one: CXX=clang++ make))
+$(if $(filter no-venv,$(FACTS)),$(error $(FOUND) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)))
+$(if $(filter no-headers,$(FACTS)),$(error $(FOUND) has no Python.h: install it (on Debian and Ubuntu: apt install python3-dev)))
+$(if $(shell command -v $(COMPILER)),,$(error A C++ compiler is missing ($(COMPILER)): install g++, or name one: CXX=clang++ make))
 endef
 
 .PHONY: help demo test bench lint format clean setup

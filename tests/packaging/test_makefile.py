@@ -1,0 +1,33 @@
+"""``make`` says in one line what it cannot install itself, before it installs anything."""
+
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+DRY_RUN = ["make", "--dry-run"]
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "bench"])
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("PYTHON", "Python 3.10 or newer is missing"),
+        ("CXX", "A C++ compiler is missing (nonesuch)"),
+    ],
+)
+def test_missing_requirement(project, run, target, variable, message):
+    for done in (
+        run([*DRY_RUN, target, f"{variable}=nonesuch"], cwd=project),
+        run([*DRY_RUN, target], cwd=project, **{variable: "nonesuch"}),
+    ):
+        assert done.returncode != 0
+        assert done.stdout == ""
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_missing(project, run):
+    done = run([*DRY_RUN, "test"], cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("pytest")
