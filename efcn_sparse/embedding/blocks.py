@@ -13,7 +13,7 @@ from efcn_sparse.embedding.support import Full, Support
 
 # Share of the full rate at which a kernel runs whose narrower side has this many entries; linear in log2 between.
 _EFFICIENCY = {1: 0.05, 2: 0.1, 4: 0.2, 8: 0.35, 16: 0.6, 32: 0.85, 64: 1.0}
-_PER_BLOCK = 64  # cost of one more block, in stored weights
+_PER_BLOCK, _PER_BLOCK_ROW = 64, 1.0  # cost of one more block, and of each of its rows, in multiplications
 _MEMORY = 1.0  # cost of holding and updating one weight, in multiplications of it at the full rate
 _LARGEST = 128
 _SAMPLED_ROWS = 48
@@ -66,7 +66,7 @@ def _cost(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
     runs = 1 + int(((rows[1:] != rows[:-1]) | (cols[1:] != cols[:-1] + 1)).sum())
     narrower = min(block_shape[0], blocks / runs * block_shape[1])
     weights = block_shape[0] * block_shape[1] * (1 / _efficiency(narrower) + _MEMORY)
-    return blocks * (weights + _PER_BLOCK) * total / sampled.numel()
+    return blocks * (weights + _PER_BLOCK + _PER_BLOCK_ROW * block_shape[0]) * total / sampled.numel()
 
 
 def _efficiency(side: float) -> float:

@@ -17,19 +17,20 @@ from efcn_sparse.models import alexnet_variant, resnet18, vanilla_cnn
 
 
 class Counts(NamedTuple):
-    """Parameters of the CNN, then weights of its embedded convolutions."""
+    """Parameters of the CNN, weights of its embedded convolutions, and the most that is stored for each local one."""
 
     make: Callable[[], nn.Module]
     size: int
     parameters: int
     local: int
     full: int
+    waste: float
 
 
 NETS = {
-    "vanilla": Counts(vanilla_cnn, 32, 143_178, 5_722_112, 73_928_704),
-    "alexnet": Counts(alexnet_variant, 32, 2_848_906, 26_632_192, 126_394_368),
-    "resnet18": Counts(resnet18, 224, 11_689_512, 1_679_878_912, 374_497_607_680),
+    "vanilla": Counts(vanilla_cnn, 32, 143_178, 5_722_112, 73_928_704, 1.0),
+    "alexnet": Counts(alexnet_variant, 32, 2_848_906, 26_632_192, 126_394_368, 1.0),
+    "resnet18": Counts(resnet18, 224, 11_689_512, 1_679_878_912, 374_497_607_680, 1.02),
 }
 
 
@@ -41,8 +42,9 @@ def test_planned(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == net.parameters
     planned = plan(model, x)
     assert (planned.local_weights, planned.full_weights) == (net.local, net.full)
-    assert planned.support_weights == planned.stored_weights == net.local  # exact coverage: nothing is wasted
-    assert planned.bytes == 4 * net.local
+    assert planned.support_weights == net.local
+    assert planned.stored_weights <= net.waste * net.local
+    assert planned.bytes == 4 * planned.stored_weights
     assert plan(model, x, support=es.Full()).support_weights == net.full
 
 
