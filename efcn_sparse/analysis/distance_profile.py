@@ -17,7 +17,7 @@ from efcn_sparse.embedding.ties import OFF_LOCAL
 if TYPE_CHECKING:
     from efcn_sparse.embedding import EmbeddedConv
 
-BLOCKS_AT_ONCE = 1 << 22  # elements of values that one pass squares: bounds the memory of a reading
+ELEMENTS_AT_ONCE = 1 << 22  # of values: bounds the memory of a reading
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def distance_profile(layer: EmbeddedConv) -> DistanceProfile:
     tiled = (-1, block_rows // same_out, same_out, block_cols // same_in, same_in)
     per_off = off_local.view(tiled).sum((2, 4)).double()
     per_local = local.sum((1, 2)).double()
-    step = max(1, BLOCKS_AT_ONCE // (block_rows * block_cols))
+    step = max(1, ELEMENTS_AT_ONCE // (block_rows * block_cols))
     for start in range(0, pattern.nnz_blocks, step):
         chunk = slice(start, start + step)
         of_class = classes[chunk]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -71,7 +72,7 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
             "colour": look.colour,
             "arm": look.name,
             "time": "–" if final.relax_epoch is None else str(final.relax_epoch),
-            "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)),
+            "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)) + ("" if final.complete else " *"),
             "test": final.test_accuracy.text(),
             "n": str(final.test_accuracy.n),
             "against": _points(against.mean, against.std) if against.n else "–",
@@ -83,9 +84,8 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
 
 
 def _points(mean: float, std: float) -> str:
-    return f"{100 * mean:+.1f}".replace("-", "−") + (
-        "" if std != std else f" ± {100 * std:.1f}"
-    )  # nan: one seed has no spread
+    signed = f"{100 * mean:+.1f}".replace("-", "−")
+    return signed + (f" ± {100 * std:.1f}" if math.isfinite(std) else "")
 
 
 def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:

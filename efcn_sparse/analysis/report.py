@@ -62,7 +62,11 @@ def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequ
         ("Accuracy and loss over the epochs", curves, () if curves else (_NO_READINGS,)),
         ("Deviation from the CNN subspace", deviation, no_deviation),
         ("Weights of a unit", heat_maps, weights.gaps),
-        ("Off-local weights by distance", distance, () if distance else weights.gaps),
+        (
+            "Off-local weights by distance",
+            distance,
+            () if distance else ("No checkpoint could be read; the section before says why.",),
+        ),
     ]
 
 

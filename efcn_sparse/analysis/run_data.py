@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -160,16 +162,24 @@ def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> t
     numbers = [name for name in columns if name not in KEYS]
     rows: dict[tuple[str, int, int | None, str], dict[int, list[float]]] = {}
     for row in reader:
-        try:
-            relax_epoch = int(row["relax_epoch"]) if row["relax_epoch"] else None
-            key = (row["arm"], int(row["seed"]), relax_epoch, row.get("layer") or "")
-            reading = [float(row[name]) if row[name] else float("nan") for name in numbers]
-            rows.setdefault(key, {})[int(row["epoch"])] = reading
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} line {reader.line_num} must hold numbers, got {dict(row)} ({error})") from None
+        where = f"{path} line {reader.line_num}"
+        cells = [cell for cell in row.values() if isinstance(cell, str)]
+        if None in row or len(cells) != len(columns):
+            raise ValueError(f"{where} must hold {len(columns)} cells, got {len(cells) + len(row.get(None, ()))}")
+        relax_epoch = _number(int, row["relax_epoch"], where) if row["relax_epoch"] else None
+        key = (row["arm"], _number(int, row["seed"], where), relax_epoch, row.get("layer", ""))
+        reading = [_number(float, row[name], where) if row[name] else math.nan for name in numbers]
+        rows.setdefault(key, {})[_number(int, row["epoch"], where)] = reading
     if not rows:
         problems.append(f"{path.name} holds no readings yet.")
     return tuple(_trace(key, readings, numbers) for key, readings in rows.items())
+
+
+def _number(kind: Callable[[str], T], text: str, where: str) -> T:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{where} must hold numbers, got {text}") from None
 
 
 def _trace(key: tuple[str, int, int | None, str], readings: dict[int, list[float]], columns: list[str]) -> Trace:

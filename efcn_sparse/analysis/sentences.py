@@ -20,7 +20,7 @@ def headline(run: Run) -> str:
     ]
     efcn = [final for final in last if final.arm.startswith("efcn")]
     if efcn:
-        best = max(efcn, key=lambda final: final.test_accuracy.mean)
+        best = max(_complete(efcn), key=lambda final: final.test_accuracy.mean)
         name = look_of(best.arm, run.arms).name
         parts.append(f"best eFCN ({name}, t_w = {best.relax_epoch}) {best.test_accuracy.text()}")
     return f"Final test accuracy: {', '.join(parts)}." if parts else ""
@@ -66,6 +66,11 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
+def _complete(last: list[Final]) -> list[Final]:
+    """Those whose seeds have all come to the end, or all of them if none have."""
+    return [final for final in last if final.complete] or last
+
+
 def _scratch(run: Run, last: list[Final]) -> str:
     parts = []
     for final in last:
@@ -76,7 +81,7 @@ def _scratch(run: Run, last: list[Final]) -> str:
 
 
 def _best(run: Run, of_arm: list[Final]) -> str:
-    best = max(of_arm, key=lambda final: final.test_accuracy.mean)
+    best = max(_complete(of_arm), key=lambda final: final.test_accuracy.mean)
     name = look_of(best.arm, run.arms).name
     of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
     text = f"{name} at t_w = {best.relax_epoch}{of}: {best.test_accuracy.text()}"

@@ -50,6 +50,7 @@ class Final:
 
     Attributes:
         epochs: the last epochs of the seeds, lowest and highest.
+        complete: whether every seed of the plan has reached the end.
         control: test accuracy of the CNN of the same seeds at the same epochs.
         against_cnn: test accuracy minus ``control``, seed by seed.
     """
@@ -57,6 +58,7 @@ class Final:
     arm: str
     relax_epoch: int | None
     epochs: tuple[int, int]
+    complete: bool
     test_accuracy: Spread
     train_accuracy: Spread
     test_loss: Spread
@@ -80,12 +82,14 @@ def _final(run: Run, arm: str, relax_epoch: int | None) -> Final:
     controls = [_control(run, trace) for trace in traces]
     differences = [trace.final("test_accuracy") - control for trace, control in zip(traces, controls, strict=True)]
     last = [int(trace.epochs[-1]) for trace in traces]
+    planned = {stage.seed: stage.last for stage in run.plan if (stage.arm, stage.relax_epoch) == (arm, relax_epoch)}
+    complete = planned == {trace.seed: int(trace.epochs[-1]) for trace in traces}
     over_seeds = {
         name: spread([trace.final(name) for trace in traces])
         for name in ("test_accuracy", "train_accuracy", "test_loss", "delta")
     }
     return Final(
-        arm, relax_epoch, (min(last), max(last)),
+        arm, relax_epoch, (min(last), max(last)), complete,
         control=spread(controls), against_cnn=spread(differences), **over_seeds,
     )  # fmt: skip
 

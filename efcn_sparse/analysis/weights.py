@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from efcn_sparse.analysis.distance_profile import DistanceProfile, distance_profile
+from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.receptive_field import receptive_field
 from efcn_sparse.analysis.rows import incoming_weights
 from efcn_sparse.analysis.run_data import Floats, Run
@@ -78,7 +80,7 @@ def read_weights(run: Run) -> Weights:
     planned = [stage for stage in planned if stage.seed == seed]
     times = _chosen_times(run, planned)
     if not times:
-        return Weights(seed, (), (), (f"No eFCN checkpoint of seed {seed} has been written yet.",))
+        return Weights(seed, (), (), ("No eFCN checkpoint has been written yet.",))
     moments: list[Moment] = []
     gaps: list[str] = []
     channels: dict[str, int] = {}
@@ -110,13 +112,13 @@ def _moments(run: Run, stage: Stage, channels: dict[str, int], gaps: list[str]) 
 
     names = {stage.kept[len(stage.kept) // 2]: "midway", stage.kept[-1]: "end", stage.kept[0]: "embedding"}
     for epoch, there in zip(stage.kept, _there(run, stage), strict=True):
-        place = f"{stage.name} at epoch {epoch} ({names[epoch]})"
+        place = f"{look_of(stage.arm, run.arms).name}, t_w = {stage.relax_epoch}, epoch {epoch} ({names[epoch]})"
         if not there:
             gaps.append(f"No checkpoint of {place}.")
             continue
         try:
             model = load_arm(run.path, stage.arm, stage.seed, stage.relax_epoch, epoch)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             gaps.append(f"The checkpoint of {place} could not be read: {error}")
             continue
         layers = {name: _layer_weights(layer, name, channels) for name, layer in _embedded_layers(model)}

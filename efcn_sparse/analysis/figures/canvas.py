@@ -89,6 +89,7 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     """Write ``folder``/name.png and .svg; the same figure gives the same bytes."""
     png, svg = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
     drawing.figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    drawing.figure.set_layout_engine("none")  # the places of the PNG, without finding them anew
     drawing.figure.savefig(svg, dpi=DPI, metadata={"Date": None})
     return png, svg
 

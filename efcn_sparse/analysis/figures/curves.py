@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure
+from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure, plain_log_labels
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import mean_curve
@@ -42,6 +42,8 @@ def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
     for row, quantity in zip(grid, quantities, strict=True):
         for axes, arms in zip(row, columns, strict=True):
             _panel(axes, run, arms, quantity)
+        if what == "loss":
+            plain_log_labels(row[0])
         row[0].set_ylabel(quantity.replace("_", " ") + (" (cross-entropy, log scale)" if what == "loss" else ""))
     for axes, arms in zip(grid[0], columns, strict=True):
         name = " and ".join(look_of(arm, run.arms).name for arm in arms)

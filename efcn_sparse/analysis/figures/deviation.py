@@ -62,8 +62,8 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
             for time in times:
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
                 _curve(axes, traces, quantity, time, colours[time])
-            if quantity in ("off_local", "untied"):
-                axes.set_ylim(bottom=0)
+        if quantity in ("off_local", "untied"):
+            row[0].set_ylim(bottom=0)
         row[0].set_ylabel(LABELS[quantity])
     for axes, name in zip(grid[0], [*layers, "all embedded layers"], strict=True):
         axes.set_title(name, fontweight="bold")
@@ -72,9 +72,9 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
     look = look_of(arm, run.arms)
     none = " It has no off-local weights, so δ is 0." if arm == "elcn" else ""
     caption = (
-        f"{look.name}: what share of the weights' norm has left the CNN.{none} Tied weights are equal at every position, "
-        "untied is the rest of those inside the receptive field, off-local are those outside; the squares of the three "
-        "shares sum to one. Means over seeds, shades are one standard deviation."
+        f"{look.name}: what share of the weights' norm has left the CNN.{none} Tied weights are equal at every "
+        "position, untied is the rest of those inside the receptive field, off-local are those outside; the squares of "
+        "the three shares sum to one. Means over seeds, shades are one standard deviation."
     )
     return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.name} from the CNN subspace over time.", caption)
 

@@ -27,8 +27,8 @@ def draw_distance(run: Run, weights: Weights) -> list[Drawing]:
     note = "At the embedding all of them are exactly zero and have no curve." if zero else ""
     norm = f"The norm of all off-local weights at each distance, seed {weights.seed}. {_COMMON}{note}"
     rms = (
-        f"The root mean square of the off-local weights at each distance, seed {weights.seed}. The diamonds on the left "
-        "are the weights inside the receptive field at the end."
+        f"The root mean square of the off-local weights at each distance, seed {weights.seed}. The diamonds on "
+        "the left are the weights inside the receptive field at the end."
     )
     return [_draw(run, weights, "norm", norm), _draw(run, weights, "rms", rms)]
 

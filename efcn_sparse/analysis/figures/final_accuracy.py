@@ -35,10 +35,11 @@ def draw_final_accuracy(run: Run) -> list[Drawing]:
     axes.set_xlabel(f"relax time {T_W}: the epoch at which the CNN is embedded (linear up to 1, then logarithmic)")
     axes.set_ylabel("final test accuracy")
     figure.legend(handles=handles, loc="outside right upper")
+    open_markers = "" if all(final.complete for final in last) else " Open markers: a seed has not come to its end."
     caption = (
         "Test accuracy at the last epoch of each training run. Lines and bands are means over seeds, bars and shades "
         "one standard deviation, small dots single seeds. The dashed line is the control: the CNN that went on at its "
-        "own learning rate, read at the epoch at which the embedded nets of that relax time end."
+        "own learning rate, read at the epoch at which the embedded nets of that relax time end." + open_markers
     )
     return [Drawing("final-accuracy", figure, "Final test accuracy against relax time for every arm.", caption)]
 
@@ -81,5 +82,10 @@ def _arm_line(axes: Axes, run: Run, arm: str, last: list[Final], position: int) 
     (line,) = axes.plot(
         times, means, color=look.colour, marker=look.marker, ms=5.5, mec="white", mew=0.6, lw=1.7, label=look.name,
         zorder=3 + 0.01 * position,
+    )  # fmt: skip
+    unfinished = [final for final in last if not final.complete]
+    axes.plot(
+        [final.relax_epoch or 0 for final in unfinished], [final.test_accuracy.mean for final in unfinished],
+        ls="", marker=look.marker, ms=5.5, mfc="white", mec=look.colour, mew=1.2, zorder=4,
     )  # fmt: skip
     return line

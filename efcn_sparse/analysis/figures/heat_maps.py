@@ -53,8 +53,9 @@ def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
         _colour_bar(figure, cells.bar(row), norms[layer])
     look = look_of(arm, run.arms)
     caption = (
-        f"{look.name}, seed {weights.seed}: incoming weights of the unit named on the left (channel and output pixel), at "
-        "every input pixel, as the norm over input channels, on a logarithmic scale that the layer's row shares. The outline is the unit's receptive field; grey pixels have weights of exactly zero."
+        f"{look.name}, seed {weights.seed}: incoming weights of the unit named on the left (channel and output pixel), "
+        "at every input pixel, as the norm over input channels, on a logarithmic scale that the layer's row shares. "
+        "The outline is the unit's receptive field; grey pixels have weights of exactly zero."
     )
     return Drawing(f"weights-{arm}", figure, f"Heat maps of one unit's incoming weights in {look.name}.", caption)
 

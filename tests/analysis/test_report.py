@@ -1,0 +1,203 @@
+"""The report of complete, partial and empty runs: what is written, drawn, told and escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from efcn_sparse.analysis import write_report
+from efcn_sparse.analysis.figures import canvas
+from efcn_sparse.cli.main import main
+from tests.analysis.synthetic import write_run
+
+FIGURES = [
+    "final-accuracy", "curves-accuracy", "curves-loss", "deviation-summary", "deviation-elcn",
+    "deviation-efcn-dilated2", "deviation-efcn-full", "weights-efcn-dilated2", "weights-efcn-full", "distance-norm",
+    "distance-rms",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coarse():
+    """Fewer pixels: what is tested does not depend on their number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canvas, "DPI", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config):
+    run = write_run(tmp_path_factory.mktemp("runs") / "whole <i> & run", config)
+    environment = {"cpu": "<script>alert('&')</script>", "cores": 2}
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert write_report(run) == run / "report.html"
+    return run
+
+
+def _only_cnn(stage):
+    return 1 if (stage.arm, stage.seed) == ("cnn", 0) else -1
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, config):
+    """Two epochs of one CNN."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "small", config, last=_only_cnn)
+    for name in ("layers.csv", "environment.json"):
+        (run / name).unlink()
+    write_report(run)
+    return run
+
+
+class _Page(HTMLParser):
+    """The tags, the addresses and the text of a page."""
+
+    void = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open += [] if tag in self.void else [tag]
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _page(run) -> _Page:
+    return _Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_figure_is_there_twice_and_shows_something(whole):
+    image = pytest.importorskip("PIL.Image")
+    assert sorted(path.name for path in (whole / "figures").iterdir()) == sorted(
+        f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg")
+    )
+    for name in FIGURES:
+        pixels = np.asarray(image.open(whole / "figures" / f"{name}.png").convert("L"))
+        assert pixels.min() < 100, name
+        assert 0.005 < (pixels < 250).mean() < 0.9, name
+        root = ElementTree.parse(whole / "figures" / f"{name}.svg").getroot()
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 20, name
+
+
+def test_the_page_stands_alone_and_is_well_formed(whole):
+    page = _page(whole)
+    assert page.tags.count("img") == len(FIGURES)
+    assert page.tags.count("h1") == 1
+    for address in page.addresses:
+        assert address.startswith(("data:image/png;base64,", "#", "figures/"))
+        if address.startswith("figures/"):
+            assert (whole / address).is_file()
+    text = (whole / "report.html").read_text(encoding="utf-8")
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", text)
+    assert "url(" not in text
+
+
+def test_text_from_the_run_is_escaped(whole):
+    page = _page(whole)
+    assert "script" not in page.tags
+    assert "i" not in page.tags
+    assert "<script>alert('&')</script>" in page.text
+    assert "whole <i> & run" in page.text
+
+
+def test_a_complete_run_has_no_gaps(whole):
+    page = _page(whole)
+    assert "all complete" in page.text
+    assert not re.search("not complete|missing|No checkpoint|could not be read", page.text)
+    assert re.search(r"Final test accuracy: FCN 0\.6\d\d ± 0\.\d{3}, CNN 0\.9\d\d ± 0\.\d{3}, best eFCN", page.text)
+
+
+def test_the_same_readings_give_the_same_figures(small, tmp_path, config):
+    again = write_run(tmp_path / "again", config, last=_only_cnn)
+    write_report(again)
+    for path in (small / "figures").iterdir():
+        assert path.read_bytes() == (again / "figures" / path.name).read_bytes()
+
+
+def test_a_partial_run_says_what_is_missing(tmp_path, config):
+    def last(stage):
+        if stage.seed == 1 or stage.relax_epoch == 12:
+            return -1
+        return stage.first + 2 if (stage.arm, stage.relax_epoch) == ("efcn-full", 4) else stage.last
+
+    run = write_run(tmp_path / "partial", config, last=last)
+    (run / "environment.json").unlink()
+    (run / "checkpoints" / "efcn-full-seed0-t1-e4.safetensors").write_bytes(b"torn")
+    write_report(run)
+    text = _page(run).text
+    assert "eFCN full (seed 0, t_w = 4) has reached epoch 6 of 10." in text
+    assert "environment.json is missing." in text
+    assert "The checkpoint of eFCN full, t_w = 1, epoch 4 (midway) could not be read" in text
+    assert "No checkpoint of eFCN full, t_w = 4, epoch 10 (end)." in text
+    assert (run / "figures" / "weights-efcn-full.png").is_file()
+
+
+def test_a_run_without_readings_has_a_page(tmp_path, config):
+    run = write_run(tmp_path / "empty", config, last=lambda stage: -1)
+    write_report(run)
+    text = _page(run).text
+    assert "0 of 28 training runs are finished, 28 have not begun." in text
+    assert "No readings have been written yet, so there is nothing to draw." in text
+    assert "No eFCN checkpoint has been written yet." in text
+    assert list((run / "figures").iterdir()) == []
+
+
+def test_a_run_with_one_arm_has_its_figures(small):
+    assert {path.stem for path in (small / "figures").iterdir()} == {"curves-accuracy", "curves-loss", "final-accuracy"}
+    text = _page(small).text
+    assert "layers.csv is missing" in text
+    assert "No embedded arm has readings yet." in text
+
+
+def test_the_command_prints_the_page(small, capsys):
+    assert main(["report", str(small)]) == 0
+    assert capsys.readouterr().out == f"{small / 'report.html'}\n"
+
+
+def test_the_command_refuses_what_is_no_run_in_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"efcn-sparse: error: run_dir must be a run directory with a config.json, got {tmp_path}\n"
+
+
+def test_without_matplotlib_the_message_names_the_extra(small):
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from efcn_sparse.cli.main import main\n"
+        "raise SystemExit(main(['report', sys.argv[1]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(small)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "efcn-sparse: error: a report needs matplotlib, which is not installed: pip install 'efcn-sparse[plot]'\n"
+    )
+
+
+def test_reports_leave_matplotlibs_settings_alone(small):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    write_report(small)
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
