@@ -33,8 +33,8 @@ def with_extension() -> dict:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         sys.exit(
-            f"efcn_sparse: the extension is compiled against the installed torch, which does not import here ({error}): "
-            "install torch, then run pip install --no-build-isolation; or set EFCN_BUILD=none to do without"
+            f"efcn_sparse: the extension is compiled against the installed torch, which does not import ({error}): "
+            "install torch, then run pip install --no-build-isolation, or set EFCN_BUILD=none to do without"
         )
     extension = CppExtension(
         "efcn_sparse._C",

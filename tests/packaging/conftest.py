@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def python(run):
-    """``python(code, **environment)``: the code run in an empty folder, with this checkout unless PYTHONPATH says else."""
+    """``python(code, **environment)``: run in an empty folder, on this checkout unless PYTHONPATH says else."""
 
     def python(code, **environment):
         done = run([sys.executable, "-c", code], **({"PYTHONPATH": str(ROOT)} | environment))

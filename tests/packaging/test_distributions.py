@@ -72,7 +72,8 @@ def test_source_archive_holds_what_the_build_needs(project, run, tmp_path):
     done = run([sys.executable, "-c", build], cwd=project, EFCN_BUILD="none")
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("*.tar.gz")
-    packed = {name.partition("/")[2] for name in tarfile.open(file).getnames()}
+    with tarfile.open(file) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
     sources = {path.relative_to(project).as_posix() for path in (project / "csrc").rglob("*") if path.is_file()}
     assert package_files(project) | sources | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= packed
 

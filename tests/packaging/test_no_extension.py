@@ -18,12 +18,14 @@ try:
     es.spmm(x, layer.values, pattern, backend="cpu")
 except RuntimeError as error:
     print(error)
+print(es.explain(layer).reasons["cpu"])
+print(es.explain(layer).backend)
 """
 
 
 def test_works_without_extension(python):
-    status, refusal = python(WORKS, EFCN_EXTENSION="off").splitlines()
+    status, refusal, reason, backend = python(WORKS, EFCN_EXTENSION="off").splitlines()
     assert status == "no extension: EFCN_EXTENSION=off is set"
-    assert refusal == (
-        "backend 'cpu' cannot run torch.float32 on cpu: the compiled extension is missing: EFCN_EXTENSION=off is set"
-    )
+    assert reason == "the compiled extension is missing: EFCN_EXTENSION=off is set"
+    assert refusal == f"backend 'cpu' cannot run torch.float32 on cpu: {reason}"
+    assert backend == "reference"
