@@ -8,8 +8,7 @@ TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
   m.def(
       "spmm(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, Tensor[] structure, int[] shape, bool transpose, "
       "float alpha, float beta) -> ()");
-  m.def(
-      "sddmm(Tensor(a!) values, Tensor a, Tensor b, Tensor[] structure, int[] shape, float alpha, float beta) -> ()");
+  m.def("sddmm(Tensor(a!) values, Tensor a, Tensor b, Tensor[] structure, int[] shape, float alpha, float beta) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {

@@ -8,25 +8,11 @@
 namespace efcn_sparse::cpu {
 
 // y [N, out] = alpha * (x [N, in] W^T + bias [out]) + beta * y; with transpose x [N, out] W, y [N, in], bias [in].
-void spmm(
-    at::Tensor& y,
-    const at::Tensor& x,
-    const at::Tensor& values,
-    const std::optional<at::Tensor>& bias,
-    at::TensorList structure,
-    at::IntArrayRef shape,
-    bool transpose,
-    double alpha,
-    double beta);
+void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const std::optional<at::Tensor>& bias,
+          at::TensorList structure, at::IntArrayRef shape, bool transpose, double alpha, double beta);
 
 // values [nnz, rows, cols] = alpha * (a [N, out]^T b [N, in] at the stored blocks) + beta * values, 0 off the support.
-void sddmm(
-    at::Tensor& values,
-    const at::Tensor& a,
-    const at::Tensor& b,
-    at::TensorList structure,
-    at::IntArrayRef shape,
-    double alpha,
-    double beta);
+void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
+           at::IntArrayRef shape, double alpha, double beta);
 
 }  // namespace efcn_sparse::cpu

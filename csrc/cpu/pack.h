@@ -13,6 +13,12 @@
 
 namespace efcn_sparse::cpu {
 
+// Blocks so narrow, and tall enough to repay the copy, are multiplied after gathering their columns side by side: a
+// product per block would mostly load and store its sums.
+constexpr int64_t kGatherSide = 16, kGatherRows = 32;
+
+inline bool worth_gathering(const Walk& walk) { return walk.in_side <= kGatherSide && walk.out_side >= kGatherRows; }
+
 inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 // A stored block [height, width] as operands with zeros off its mask: the stored numbers themselves where they serve.
@@ -52,8 +58,8 @@ inline void interleave(const at::BFloat16* first, const at::BFloat16* second, in
   }
 }
 
-inline void pack_panel(
-    const at::BFloat16* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k, at::BFloat16* panel) {
+inline void pack_panel(const at::BFloat16* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k,
+                       at::BFloat16* panel) {
   if (!stored_n_by_k) {
     for (int64_t i = 0; i < k; i += 2)
       interleave(block + i * ld, i + 1 < k ? block + (i + 1) * ld : nullptr, n, panel + i * n);
@@ -61,8 +67,7 @@ inline void pack_panel(
     transpose(reinterpret_cast<const float*>(block), ld / 2, reinterpret_cast<float*>(panel), n, n, k / 2);
   } else {
     for (int64_t i = 0; i < round_up(k, 2); ++i)
-      for (int64_t j = 0; j < n; ++j)
-        panel[(i / 2 * n + j) * 2 + i % 2] = i < k ? block[j * ld + i] : at::BFloat16(0);
+      for (int64_t j = 0; j < n; ++j) panel[(i / 2 * n + j) * 2 + i % 2] = i < k ? block[j * ld + i] : at::BFloat16(0);
   }
 }
 
@@ -78,6 +83,28 @@ void copy_rows(const Stored* x, int64_t ld, int64_t first, int64_t last, int64_t
       for (int64_t e = 0; e < extent; ++e) out[e] = static_cast<Operand>(row[e]);
     }
     for (int64_t e = extent; e < width; ++e) out[e] = Operand(0);
+  }
+}
+
+// n elements; small constant sizes become vector moves, where a call to memcpy would cost more than the copy.
+template <typename T>
+inline void copy_short(const T* in, int64_t n, T* out) {
+  constexpr int64_t kWide = 64 / sizeof(T), kHalf = 32 / sizeof(T), kQuarter = 16 / sizeof(T);
+  for (; n >= kWide; n -= kWide, in += kWide, out += kWide) std::memcpy(out, in, 64);
+  if (n >= kHalf) std::memcpy(out, in, 32), n -= kHalf, in += kHalf, out += kHalf;
+  if (n >= kQuarter) std::memcpy(out, in, 16), n -= kQuarter, in += kQuarter, out += kQuarter;
+  for (; n > 0; --n) *out++ = *in++;
+}
+
+// Columns [begin, begin + extent) of rows [0, rows) of x, as part of the rows of a gathered matrix.
+template <typename Stored, typename Operand>
+void gather_columns(const Stored* x, int64_t ld, int64_t rows, int64_t extent, Operand* out, int64_t ld_out) {
+  for (int64_t m = 0; m < rows; ++m) {
+    if constexpr (std::is_same_v<Stored, Operand>) {
+      copy_short(x + m * ld, extent, out + m * ld_out);
+    } else {
+      for (int64_t e = 0; e < extent; ++e) out[m * ld_out + e] = static_cast<Operand>(x[m * ld + e]);
+    }
   }
 }
 
@@ -116,20 +143,19 @@ at::Tensor right_panels(const at::Tensor& x, int64_t side) {
   constexpr int64_t multiple = Product<Operand>::k_multiple;
   const int64_t batch = x.size(0), features = x.size(1), ld = x.stride(0);
   const auto* in = x.const_data_ptr<Stored>();
-  return column_panels<Operand>(
-      x, (features + side - 1) / side, round_up(batch, multiple), side,
-      [&](int64_t first, int64_t last, int64_t j, Operand* out) {
-        const int64_t extent = std::min(side, features - j * side);
-        if constexpr (multiple == 2) {
-          for (int64_t m = first; m < last; m += 2, out += 2 * side) {
-            const Stored* row = in + m * ld + j * side;
-            interleave(row, m + 1 < batch ? row + ld : nullptr, extent, out);
-            std::fill(out + 2 * extent, out + 2 * side, Operand(0));
-          }
-        } else {
-          copy_rows(in, ld, first, last, j * side, extent, side, out);
-        }
-      });
+  return column_panels<Operand>(x, (features + side - 1) / side, round_up(batch, multiple), side,
+                                [&](int64_t first, int64_t last, int64_t j, Operand* out) {
+                                  const int64_t extent = std::min(side, features - j * side);
+                                  if constexpr (multiple == 2) {
+                                    for (int64_t m = first; m < last; m += 2, out += 2 * side) {
+                                      const Stored* row = in + m * ld + j * side;
+                                      interleave(row, m + 1 < batch ? row + ld : nullptr, extent, out);
+                                      std::fill(out + 2 * extent, out + 2 * side, Operand(0));
+                                    }
+                                  } else {
+                                    copy_rows(in, ld, first, last, j * side, extent, side, out);
+                                  }
+                                });
 }
 
 // left [height, ld_left] = a[:, 0:height]^T for a [batch, ...], padded with zeros to `padded` columns.
@@ -147,8 +173,8 @@ void transpose_left(const Stored* a, int64_t lda, int64_t batch, int64_t padded,
           const Stored* row = a + (m + 2 * p) * lda + h;
           interleave(row, m + 2 * p + 1 < batch ? row + lda : nullptr, extent, strip + 2 * p * extent);
         }
-        transpose(reinterpret_cast<const float*>(strip), extent,
-                  reinterpret_cast<float*>(left + h * ld_left + m), ld_left / 2, pairs, extent);
+        transpose(reinterpret_cast<const float*>(strip), extent, reinterpret_cast<float*>(left + h * ld_left + m),
+                  ld_left / 2, pairs, extent);
       }
     }
   } else if constexpr (std::is_same_v<Stored, Operand>) {

@@ -16,9 +16,8 @@ constexpr int64_t kRows = 4, kCols = 16;
 
 // A tile of C stays in registers while K runs; edges take the same loops with shorter bounds.
 template <typename T>
-inline __attribute__((always_inline)) void tile(
-    int64_t rows, int64_t cols, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
-    bool add) {
+inline __attribute__((always_inline)) void tile(int64_t rows, int64_t cols, int64_t k, const T* a, int64_t lda,
+                                                const T* b, int64_t ldb, T* c, int64_t ldc, bool add) {
   T sums[kRows][kCols] = {};
   if (rows == kRows && cols == kCols) {
     for (int64_t p = 0; p < k; ++p)
@@ -34,8 +33,8 @@ inline __attribute__((always_inline)) void tile(
 }
 
 template <typename T>
-inline __attribute__((always_inline)) void product(
-    int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, bool add) {
+inline __attribute__((always_inline)) void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
+                                                   int64_t ldb, T* c, int64_t ldc, bool add) {
   for (int64_t j = 0; j < n; j += kCols)
     for (int64_t i = 0; i < m; i += kRows)
       tile(std::min(kRows, m - i), std::min(kCols, n - j), k, a + i * lda, lda, b + j, ldb, c + i * ldc + j, ldc, add);

@@ -26,11 +26,14 @@ class SampledProduct {
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
     const bool crowded = b.stride(0) * sizeof(Stored) % 1024 == 0 && walk.in_side >= 8;
-    in_place_ = can_stay && !crowded;
+    gathered_ = worth_gathering(walk);
+    in_place_ = can_stay && !crowded && !gathered_;
+    x_ = b.const_data_ptr<Stored>();
+    ldx_ = b.stride(0);
     if (in_place_) {
       b_ = static_cast<const Operand*>(b.const_data_ptr());
       ldb_ = b.stride(0);
-    } else {
+    } else if (!gathered_) {
       panels_ = right_panels<Stored, Operand>(b, walk.in_side);
       b_ = panels_.template const_data_ptr<Operand>();
       ldb_ = walk.in_side;
@@ -47,7 +50,7 @@ class SampledProduct {
 
  private:
   struct Workspace {
-    std::vector<Operand> left;
+    std::vector<Operand> left, gathered, paired;
     std::vector<Sum> sums;
   };
 
@@ -57,6 +60,10 @@ class SampledProduct {
     space.left.resize(height * ld_left_);
     transpose_left(a_ + i * walk_.out_side, lda_, batch_, padded_batch_, height, space.left.data(), ld_left_);
     for (int64_t k = begin; k < end;) {
+      if (gathered_) {
+        k = gathered_run(k, end, height, space);
+        continue;
+      }
       const int64_t j = walk_.neighbours[k];
       int64_t width = walk_.in_extent(j), blocks = 1;
       while (in_place_ && k + blocks < end && walk_.neighbours[k + blocks] == j + blocks &&
@@ -79,6 +86,38 @@ class SampledProduct {
     }
     for (int64_t block = 0; block < blocks; ++block)
       write(k + block, height, walk_.in_extent(j + block), space.sums.data() + block * walk_.in_side, width);
+  }
+
+  // Blocks [k, end) as far as kRunWidth columns reach, computed as one product; returns the first block that is left.
+  int64_t gathered_run(int64_t k, int64_t end, int64_t height, Workspace& space) const {
+    const int64_t last = std::min(end, k + std::max<int64_t>(1, kRunWidth / walk_.in_side));
+    int64_t width = 0;
+    for (int64_t p = k; p < last; ++p) width += walk_.in_extent(walk_.neighbours[p]);
+    space.gathered.resize(std::max<size_t>(space.gathered.size(), padded_batch_ * width));
+    space.sums.resize(std::max<size_t>(space.sums.size(), height * width));
+    for (int64_t p = k, column = 0; p < last;) {
+      const int64_t j = walk_.neighbours[p];
+      int64_t extent = walk_.in_extent(j);
+      for (++p; p < last && walk_.neighbours[p] == walk_.neighbours[p - 1] + 1; ++p)
+        extent += walk_.in_extent(walk_.neighbours[p]);
+      gather_columns(x_ + j * walk_.in_side, ldx_, batch_, extent, space.gathered.data() + column, width);
+      column += extent;
+    }
+    const Operand* right = space.gathered.data();
+    if constexpr (Product<Operand>::k_multiple == 2) {
+      space.paired.resize(std::max<size_t>(space.paired.size(), padded_batch_ * width));
+      pack_panel(right, width, false, width, batch_, space.paired.data());
+      right = space.paired.data();
+    }
+    for (int64_t m = 0; m < padded_batch_; m += kBatchChunk)
+      Product<Operand>::run(height, width, std::min(kBatchChunk, padded_batch_ - m), space.left.data() + m, ld_left_,
+                            right + m * width, width, space.sums.data(), width, m > 0);
+    for (int64_t column = 0; k < last; ++k) {
+      const int64_t extent = walk_.in_extent(walk_.neighbours[k]);
+      write(k, height, extent, space.sums.data() + column, width);
+      column += extent;
+    }
+    return last;
   }
 
   void write(int64_t block, int64_t height, int64_t width, const Sum* sums, int64_t ld) const {
@@ -104,7 +143,9 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
-  bool in_place_ = false;
+  bool in_place_ = false, gathered_ = false;
+  const Stored* x_;
+  int64_t ldx_;
   at::Tensor panels_;
   const Operand* b_ = nullptr;
   int64_t ldb_ = 0;
@@ -116,8 +157,8 @@ void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::Ten
            at::IntArrayRef shape, double alpha, double beta) {
   const Structure pattern(structure, shape, values);
   const Walk& walk = pattern.by_row;
-  TORCH_CHECK(a.dim() == 2 && a.size(1) == walk.out_features && (a.stride(1) == 1 || a.size(1) <= 1),
-              "a must be [N, ", walk.out_features, "] with contiguous rows, got ", a.sizes());
+  TORCH_CHECK(a.dim() == 2 && a.size(1) == walk.out_features && (a.stride(1) == 1 || a.size(1) <= 1), "a must be [N, ",
+              walk.out_features, "] with contiguous rows, got ", a.sizes());
   TORCH_CHECK(
       b.dim() == 2 && b.size(0) == a.size(0) && b.size(1) == walk.in_features && (b.stride(1) == 1 || b.size(1) <= 1),
       "b must be [", a.size(0), ", ", walk.in_features, "] with contiguous rows, got ", b.sizes());

@@ -10,11 +10,11 @@
 namespace efcn_sparse::cpu {
 namespace {
 
-constexpr int64_t kBatchRows = 512;      // rows of the batch in one task
-constexpr int64_t kMinBatchRows = 64;    // less than this is not worth another packing of the weights
+constexpr int64_t kBatchRows = 512;       // rows of the batch in one task
+constexpr int64_t kMinBatchRows = 64;     // less than this is not worth another packing of the weights
 constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
-constexpr int64_t kSegmentK = 128;       // K of one product: with n = 64 its B fits the L1 cache
-constexpr int64_t kDirectK = 48;         // runs at least this long are read from x in place
+constexpr int64_t kSegmentK = 320;        // K of one product
+constexpr int64_t kDirectK = 48;          // runs at least this long are read from x in place
 
 // Consecutive columns of x, and where their weights lie in the panel.
 template <typename Operand>
@@ -23,17 +23,9 @@ struct Segment {
   int64_t lda, k, panel_row;
 };
 
-// Activations as the micro-kernel reads them: x in place, or column panels.
-template <typename Operand>
-struct Activations {
-  const Operand* data;
-  int64_t batch, lda, width;
-  bool in_place;
-
-  const Operand* at(int64_t block, int64_t row, int64_t side) const {
-    return in_place ? data + row * lda + block * side : data + (block * batch + row) * width;
-  }
-};
+// How the micro-kernel reads the activations: x itself, column panels of x that all rows share, or the columns of one
+// block row side by side, where blocks are so narrow that a product per block would mostly load and store its sums.
+enum class Reading { kInPlace, kPanels, kGathered };
 
 double mean_run_length(const Walk& walk) {
   int64_t runs = 0;
@@ -55,15 +47,22 @@ class Multiplication {
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
     constexpr int64_t multiple = Product<Operand>::k_multiple;
     const bool even = walk.in_side % multiple == 0 && walk.in_features % multiple == 0;
-    const bool in_place = std::is_same_v<Stored, Operand> && even && mean_run_length(walk) * walk.in_side >= kDirectK;
-    const int64_t width = round_up(walk.in_side, multiple);
-    if (!in_place) panels_ = left_panels<Stored, Operand>(x, walk.in_side, width);
-    const void* data = in_place ? x.const_data_ptr() : panels_.const_data_ptr();
-    x_ = {static_cast<const Operand*>(data), x.size(0), in_place ? x.stride(0) : width, width, in_place};
+    const double run = mean_run_length(walk) * walk.in_side;
+    reading_ = std::is_same_v<Stored, Operand> && even && run >= kDirectK ? Reading::kInPlace
+               : worth_gathering(walk)                                    ? Reading::kGathered
+                                                                          : Reading::kPanels;
+    x_ = x.const_data_ptr<Stored>();
+    batch_ = x.size(0);
+    ldx_ = x.stride(0);
+    width_ = round_up(walk.in_side, multiple);
+    if (reading_ == Reading::kPanels) {
+      panels_ = left_panels<Stored, Operand>(x, walk.in_side, width_);
+      panel_data_ = panels_.template const_data_ptr<Operand>();
+    }
   }
 
   void run() {
-    const int64_t threads = at::get_num_threads(), batch = x_.batch;
+    const int64_t threads = at::get_num_threads(), batch = batch_;
     int64_t rows = std::min(kBatchRows, batch);
     while (rows > kMinBatchRows && walk_.rows * ((batch + rows - 1) / rows) < 4 * threads) rows /= 2;
     const int64_t groups = (batch + rows - 1) / rows;
@@ -79,8 +78,8 @@ class Multiplication {
 
  private:
   struct Workspace {
-    std::vector<Operand> panel, block;
-    std::vector<Sum> sums;
+    std::vector<Operand> panel, block, gathered;
+    std::vector<Sum> sums, bias;
     std::vector<Segment<Operand>> segments;
   };
 
@@ -89,58 +88,93 @@ class Multiplication {
     space.sums.resize(std::max<size_t>(space.sums.size(), rows * n));
     bool add = false;
     for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1];) {
-      k = pack(k, walk_.starts[i + 1], first, n, space);
+      k = pack(k, walk_.starts[i + 1], first, rows, n, space);
       for (const auto& segment : space.segments) {
         const Operand* b = space.panel.data() + segment.panel_row * n;
         Product<Operand>::run(rows, n, segment.k, segment.a, segment.lda, b, n, space.sums.data(), n, add);
         add = true;
       }
     }
-    write(i, first, rows, n, add ? space.sums.data() : nullptr);
+    write(i, first, rows, n, add ? space.sums.data() : nullptr, space);
   }
 
   // Packs blocks [k, end) as far as the panel reaches; returns the first block that is left.
-  int64_t pack(int64_t k, int64_t end, int64_t first, int64_t n, Workspace& space) const {
-    constexpr int64_t multiple = Product<Operand>::k_multiple;
-    const int64_t stride = round_up(walk_.in_side, multiple);
-    const int64_t blocks = std::max<int64_t>(1, kPanelBytes / static_cast<int64_t>(n * stride * sizeof(Operand)));
-    const int64_t last = std::min(end, k + blocks), elements = walk_.out_side * walk_.in_side;
-    space.panel.resize(std::max<size_t>(space.panel.size(), blocks * stride * n));
+  int64_t pack(int64_t k, int64_t end, int64_t first, int64_t rows, int64_t n, Workspace& space) const {
+    const int64_t blocks = std::max<int64_t>(1, kPanelBytes / static_cast<int64_t>(n * width_ * sizeof(Operand)));
+    const int64_t begin = k, last = std::min(end, k + blocks), elements = walk_.out_side * walk_.in_side;
+    space.panel.resize(std::max<size_t>(space.panel.size(), blocks * width_ * n));
     space.block.resize(elements);
     space.segments.clear();
     int64_t panel_row = 0;
     for (; k < last; ++k) {
-      const int64_t block = walk_.block(k), j = walk_.neighbours[k], extent = walk_.in_extent(j);
+      const int64_t block = walk_.block(k), extent = walk_.in_extent(walk_.neighbours[k]);
       const Operand* weights =
           block_operands(values_ + block * elements, masks_.of(block), elements, space.block.data());
       const int64_t ld = walk_.stored_out_by_in ? walk_.in_side : walk_.out_side;
-      pack_panel(weights, ld, walk_.stored_out_by_in, n, extent, space.panel.data() + panel_row * n);
-      const int64_t padded = round_up(extent, multiple);
-      const bool joins = x_.in_place && !space.segments.empty() && walk_.neighbours[k - 1] == j - 1 &&
-                         space.segments.back().k + padded <= kSegmentK;
-      if (joins) {
-        space.segments.back().k += padded;
-      } else {
-        space.segments.push_back({x_.at(j, first, walk_.in_side), x_.lda, padded, panel_row});
-      }
-      panel_row += padded;
+      Operand* panel = space.panel.data() + panel_row * n;
+      pack_panel(weights, ld, walk_.stored_out_by_in, n, extent, panel);
+      if (reading_ != Reading::kGathered) append_segment(k, begin, first, panel_row, space.segments);
+      panel_row += round_up(extent, Product<Operand>::k_multiple);
     }
+    if (reading_ == Reading::kGathered) gather(begin, last, first, rows, panel_row, space);
     return k;
   }
 
-  void write(int64_t i, int64_t first, int64_t rows, int64_t n, const Sum* sums) const {
-    for (int64_t m = 0; m < rows; ++m) {
-      Stored* out = y_ + (first + m) * ldy_ + i * walk_.out_side;
-      const Stored* bias = bias_ == nullptr ? nullptr : bias_ + i * walk_.out_side;
-      const Sum* sum = sums == nullptr ? nullptr : sums + m * n;
-      for (int64_t j = 0; j < n; ++j) {
-        Sum result = sum == nullptr ? Sum(0) : sum[j];
-        if (bias != nullptr) result += static_cast<Sum>(bias[j]);
-        result *= alpha_;
-        if (beta_ != Sum(0)) result += beta_ * static_cast<Sum>(out[j]);
-        out[j] = static_cast<Stored>(result);
+  // The columns of block k become a segment of their own, or continue the one before.
+  void append_segment(int64_t k, int64_t begin, int64_t first, int64_t panel_row,
+                      std::vector<Segment<Operand>>& segments) const {
+    const int64_t j = walk_.neighbours[k], extent = round_up(walk_.in_extent(j), Product<Operand>::k_multiple);
+    if (reading_ == Reading::kPanels) {
+      segments.push_back({panel_data_ + (j * batch_ + first) * width_, width_, extent, panel_row});
+    } else if constexpr (std::is_same_v<Stored, Operand>) {
+      if (k > begin && walk_.neighbours[k - 1] == j - 1 && segments.back().k + extent <= kSegmentK) {
+        segments.back().k += extent;
+      } else {
+        segments.push_back({x_ + first * ldx_ + j * walk_.in_side, ldx_, extent, panel_row});
       }
     }
+  }
+
+  // The columns of blocks [begin, last) side by side, as one segment of `width` columns.
+  void gather(int64_t begin, int64_t last, int64_t first, int64_t rows, int64_t width, Workspace& space) const {
+    constexpr int64_t multiple = Product<Operand>::k_multiple;
+    space.gathered.resize(std::max<size_t>(space.gathered.size(), rows * width));
+    int64_t column = 0;
+    for (int64_t k = begin; k < last;) {
+      const int64_t j = walk_.neighbours[k];
+      int64_t extent = walk_.in_extent(j);
+      for (++k; k < last && extent % multiple == 0 && walk_.neighbours[k] == walk_.neighbours[k - 1] + 1; ++k)
+        extent += walk_.in_extent(walk_.neighbours[k]);
+      Operand* out = space.gathered.data() + column;
+      gather_columns(x_ + first * ldx_ + j * walk_.in_side, ldx_, rows, extent, out, width);
+      column += extent;
+      for (; column % multiple != 0; ++column)
+        for (int64_t m = 0; m < rows; ++m) space.gathered[m * width + column] = Operand(0);
+    }
+    space.segments.push_back({space.gathered.data(), width, width, 0});
+  }
+
+  // y = alpha (sums + bias) + beta y for one tile; sums is null where a row of W is empty.
+  void write(int64_t i, int64_t first, int64_t rows, int64_t n, const Sum* sums, Workspace& space) const {
+    space.bias.assign(n, Sum(0));
+    if (bias_ != nullptr)
+      for (int64_t j = 0; j < n; ++j) space.bias[j] = static_cast<Sum>(bias_[i * walk_.out_side + j]);
+    const Sum* __restrict bias = space.bias.data();
+    for (int64_t m = 0; m < rows; ++m) {
+      Stored* __restrict out = y_ + (first + m) * ldy_ + i * walk_.out_side;
+      const Sum* __restrict sum = sums + (sums == nullptr ? 0 : m * n);
+      if (sums == nullptr) {
+        for (int64_t j = 0; j < n; ++j) out[j] = scaled(bias[j], out[j]);
+      } else if (alpha_ == Sum(1) && beta_ == Sum(0)) {
+        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + bias[j]);
+      } else {
+        for (int64_t j = 0; j < n; ++j) out[j] = scaled(sum[j] + bias[j], out[j]);
+      }
+    }
+  }
+
+  Stored scaled(Sum result, Stored before) const {  // what was there is not read for beta = 0: it may be NaN
+    return static_cast<Stored>(beta_ == Sum(0) ? alpha_ * result : alpha_ * result + beta_ * static_cast<Sum>(before));
   }
 
   Walk walk_;
@@ -149,8 +183,11 @@ class Multiplication {
   Stored* y_;
   int64_t ldy_;
   Sum alpha_, beta_;
-  at::Tensor panels_;
-  Activations<Operand> x_;
+  Reading reading_;
+  const Stored* x_;
+  int64_t batch_, ldx_, width_;  // width_: a block's columns, as the product takes them
+  at::Tensor panels_;            // [blocks, batch, width_]
+  const Operand* panel_data_ = nullptr;
 };
 
 }  // namespace
@@ -159,8 +196,8 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
           at::TensorList structure, at::IntArrayRef shape, bool transpose, double alpha, double beta) {
   const Structure pattern(structure, shape, values);
   const Walk& walk = transpose ? pattern.by_column : pattern.by_row;
-  TORCH_CHECK(x.dim() == 2 && x.size(1) == walk.in_features && (x.stride(1) == 1 || x.size(1) <= 1),
-              "x must be [N, ", walk.in_features, "] with contiguous rows, got ", x.sizes());
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == walk.in_features && (x.stride(1) == 1 || x.size(1) <= 1), "x must be [N, ",
+              walk.in_features, "] with contiguous rows, got ", x.sizes());
   TORCH_CHECK(y.dim() == 2 && y.size(0) == x.size(0) && y.size(1) == walk.out_features && y.is_contiguous(),
               "y must be contiguous [", x.size(0), ", ", walk.out_features, "], got ", y.sizes());
   TORCH_CHECK(x.scalar_type() == values.scalar_type() && x.scalar_type() == y.scalar_type(),

@@ -34,8 +34,8 @@ __attribute__((target("avx2"))) inline void transpose_8x8(const float* in, int64
   }
 }
 
-__attribute__((target("avx2"))) inline void transpose_avx2(
-    const float* in, int64_t ld_in, float* out, int64_t ld_out, int64_t rows, int64_t cols) {
+__attribute__((target("avx2"))) inline void transpose_avx2(const float* in, int64_t ld_in, float* out, int64_t ld_out,
+                                                           int64_t rows, int64_t cols) {
   const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;
   for (int64_t j = 0; j < cols8; j += 8)
     for (int64_t i = 0; i < rows8; i += 8) transpose_8x8(in + i * ld_in + j, ld_in, out + j * ld_out + i, ld_out);
