@@ -118,6 +118,25 @@ def checked_masks(
         raise ValueError(
             f"mask_index must lie in [-1, {masks.shape[0]}), got values from {int(index.min())} to {int(index.max())}"
         )
-    if index.numel() == 0 or int(index.max()) < 0:
-        return none
-    return index.to(torch.int32).to(col.device), (masks != 0).to(torch.uint8).to(col.device)
+    index, masks = _canonical_masks(index.to(col.device), (masks != 0).to(torch.uint8).to(col.device))
+    return (index, masks) if masks.shape[0] else none
+
+
+def _canonical_masks(index: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The same masks each once, in lexicographic order, without those that are unused or whole.
+
+    So patterns with the same masks are equal, however they were numbered; the transposed pattern's order differs too.
+    """
+    if masks.shape[0] == 0:
+        return index.to(torch.int32), masks
+    whole = masks.flatten(1).bool().all(1)
+    masked = (index >= 0) & ~whole[index.clamp(min=0)]
+    used = torch.unique(index[masked])
+    renumbered = torch.full((masks.shape[0],), -1, dtype=torch.int32, device=index.device)
+    if used.numel():
+        once, which = torch.unique(masks[used].flatten(1), dim=0, return_inverse=True)
+        renumbered[used] = which.to(torch.int32)
+        masks = once.view(-1, *masks.shape[1:])
+    else:
+        masks = masks[:0]
+    return torch.where(masked, renumbered[index.clamp(min=0)], -1), masks
