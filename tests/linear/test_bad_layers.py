@@ -1,0 +1,79 @@
+"""Bad input to SparseLinear: refused with a message that names argument, expectation and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse as es
+from efcn_sparse import BlockPattern
+
+P = BlockPattern.dense((6, 8), (3, 4))
+LAYER = es.SparseLinear(8, 6, P)
+
+
+def _from(linear: Any, density: float = 0.5, block_shape: Any = (4, 4)) -> Callable[[], Any]:
+    return lambda: es.SparseLinear.from_linear(linear, density=density, block_shape=block_shape)
+
+
+BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "pattern-is-a-mask": (
+        lambda: es.SparseLinear(8, 6, torch.ones(6, 8)),
+        TypeError,
+        "pattern must be a BlockPattern, got Tensor",
+    ),
+    "pattern-is-missing": (
+        lambda: es.SparseLinear(8, 6, None),
+        TypeError,
+        "pattern must be a BlockPattern, got NoneType",
+    ),
+    "sides-swapped": (lambda: es.SparseLinear(6, 8, P), ValueError, "pattern must be [8, 6], got [6, 8]"),
+    "sides-of-another": (lambda: es.SparseLinear(8, 7, P), ValueError, "pattern must be [7, 8], got [6, 8]"),
+    "x-too-wide": (lambda: LAYER(torch.ones(2, 9)), ValueError, "x must be [..., 8], got [2, 9]"),
+    "x-scalar": (lambda: LAYER(torch.tensor(1.0)), ValueError, "x must be [..., 8], got []"),
+    "x-is-a-list": (lambda: LAYER([1.0]), TypeError, "x must be a tensor, got list"),
+    "x-of-integers": (
+        lambda: LAYER(torch.ones(2, 8, dtype=torch.int64)),
+        TypeError,
+        "x must be float64, float32, bfloat16 or float16, got torch.int64",
+    ),
+    "x-of-another-dtype": (
+        lambda: LAYER(torch.ones(2, 8, dtype=torch.float64)),
+        TypeError,
+        "values must have the dtype of x, torch.float64, got torch.float32",
+    ),
+    "x-on-another-device": (
+        lambda: LAYER(torch.ones(2, 8, device="meta")),
+        ValueError,
+        "values must be on the device of x, meta, got cpu",
+    ),
+    "from-a-convolution": (
+        _from(nn.Conv1d(1, 1, 1)),
+        TypeError,
+        "linear must be an nn.Linear, got Conv1d",
+    ),
+    "from-meta": (
+        _from(nn.Linear(8, 6, device="meta")),
+        ValueError,
+        "weight must hold numbers, got a meta tensor of shape [6, 8]",
+    ),
+    "density-negative": (_from(nn.Linear(8, 6), density=-0.1), ValueError, "density must lie in [0, 1], got -0.1"),
+    "block-negative": (
+        _from(nn.Linear(8, 6), block_shape=(4, -4)),
+        ValueError,
+        "block_shape must be two integers of at least 1, got (4, -4)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refused(case: str) -> None:
+    call, kind, message = BAD[case]
+    with pytest.raises(kind) as error:
+        call()
+    assert type(error.value) is kind
+    assert str(error.value) == message

@@ -1,0 +1,124 @@
+"""``sparsify`` swaps the nn.Linear modules that rules name, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse as es
+
+RULE = dict(density=0.5, block_shape=(4, 4))
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+    return nn.ModuleDict({"encoder": nn.ModuleDict({"0": nn.ModuleDict({"mlp": mlp}), "norm": nn.LayerNorm(16)}),
+                          "head": nn.Linear(16, 8)})  # fmt: skip
+
+
+def _kinds(net: nn.Module) -> dict[str, str]:
+    return {name: type(module).__name__ for name, module in net.named_modules() if not list(module.children())}
+
+
+def test_named_linears_are_swapped() -> None:
+    net = _net()
+    assert es.sparsify(net, {"encoder.*.mlp.*": RULE}) is net
+    assert _kinds(net) == {
+        "encoder.0.mlp.0": "SparseLinear",
+        "encoder.0.mlp.1": "GELU",
+        "encoder.0.mlp.2": "SparseLinear",
+        "encoder.norm": "LayerNorm",
+        "head": "Linear",
+    }
+    assert net.get_submodule("encoder.0.mlp.0").pattern.density == 0.5
+
+
+def test_density_one_changes_nothing() -> None:
+    net, x = _net().double(), torch.randn(3, 16, dtype=torch.float64)
+    mlp = net.get_submodule("encoder.0.mlp")
+    before = mlp(x)
+    es.sparsify(net, {"*": dict(density=1.0, block_shape=(8, 8))})
+    torch.testing.assert_close(net.get_submodule("encoder.0.mlp")(x), before)
+
+
+def test_the_first_rule_that_matches_counts() -> None:
+    net = es.sparsify(_net(), {"head": dict(density=1.0, block_shape=(8, 8)), "*": RULE})
+    assert net.get_submodule("head").pattern.density == 1.0
+    assert net.get_submodule("encoder.0.mlp.2").pattern.density == 0.5
+
+
+def test_a_shared_linear_stays_shared() -> None:
+    linear = nn.Linear(16, 16)
+    net = es.sparsify(nn.ModuleDict({"a": linear, "b": linear}), {"*": RULE})
+    assert net["a"] is net["b"]
+    assert isinstance(net["a"], es.SparseLinear)
+
+
+def test_a_linear_itself() -> None:
+    linear = nn.Linear(16, 16)
+    layer = es.sparsify(linear, {"*": RULE})
+    assert isinstance(layer, es.SparseLinear)
+
+
+def test_the_swapped_model_trains() -> None:
+    torch.manual_seed(0)
+    net = es.sparsify(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), {"*": RULE})
+    stepper = torch.optim.Adam(net.parameters(), lr=0.02)
+    x, target, losses = torch.randn(64, 16), torch.randint(4, (64,)), []
+    for _ in range(30):
+        stepper.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), target)
+        loss.backward()
+        stepper.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "no_grad"])
+@pytest.mark.parametrize("rule", ["linear*", "*"])
+def test_torchs_transformer_layers_keep_working(mode: str, rule: str) -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    es.sparsify(encoder, {rule: RULE})
+    x = torch.randn(2, 5, 16)
+    expected = encoder(x).detach()
+    encoder.train(mode == "train")
+    with torch.set_grad_enabled(mode != "no_grad"):
+        torch.testing.assert_close(encoder(x).detach(), expected)
+    encoder.train()
+    encoder(x).sum().backward()
+    assert encoder.linear1.values.grad is not None
+
+
+def test_a_rule_without_a_match_is_refused_and_nothing_changes() -> None:
+    net = _net()
+    before = _kinds(net)
+    with pytest.raises(ValueError, match="rules must each match") as error:
+        es.sparsify(net, {"head": RULE, "decoder.*": RULE})
+    assert str(error.value) == (
+        "rules must each match an nn.Linear, got ['decoder.*'] against ['encoder.0.mlp.0', 'encoder.0.mlp.2', 'head']"
+    )
+    assert _kinds(net) == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "message"),
+    [
+        (dict(density=2.0, block_shape=(4, 4)), ValueError, "density must lie in [0, 1], got 2.0"),
+        (
+            dict(density=0.5, block_shape=(0, 4)),
+            ValueError,
+            "block_shape must be two integers of at least 1, got (0, 4)",
+        ),
+        (dict(density=0.5, block_shape=4), ValueError, "block_shape must be two integers, got 4"),
+    ],
+)
+def test_bad_rules_change_nothing(rule: dict[str, object], kind: type[Exception], message: str) -> None:
+    net = _net()
+    before = _kinds(net)
+    with pytest.raises(kind) as error:
+        es.sparsify(net, {"encoder.*": RULE, "head": rule})
+    assert str(error.value) == message
+    assert _kinds(net) == before

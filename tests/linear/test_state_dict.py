@@ -1,0 +1,162 @@
+"""The pattern travels in the state dict; another pattern is refused with both fingerprints."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import efcn_sparse as es
+from efcn_sparse import BlockPattern
+from tests.table import PATTERNS, pattern
+
+
+def _layer(p: BlockPattern, seed: int = 0, bias: bool = True) -> es.SparseLinear:
+    torch.manual_seed(seed)
+    return es.SparseLinear(p.shape[1], p.shape[0], p, bias)
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(name == twin and torch.equal(tensor, same) for (name, tensor), (twin, same) in pairs)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_round_trip(name: str) -> None:
+    layer, other = _layer(pattern(name)), _layer(pattern(name), seed=1)
+    result = other.load_state_dict(layer.state_dict())
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert _same(layer, other)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_through_files(name: str, tmp_path: Path) -> None:
+    layer = nn.Sequential(_layer(pattern(name)), nn.ReLU())
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    safetensors.torch.save_file(layer.state_dict(), tmp_path / "layer.safetensors")
+    for state in (torch.load(file, weights_only=True), safetensors.torch.load_file(tmp_path / "layer.safetensors")):
+        other = nn.Sequential(_layer(pattern(name), seed=1), nn.ReLU())
+        other.load_state_dict(state)
+        assert _same(layer, other)
+
+
+def test_keys() -> None:
+    assert list(_layer(pattern("square")).state_dict()) == [
+        "values",
+        "bias",
+        "pattern.crow_indices",
+        "pattern.col_indices",
+    ]
+    masked = list(nn.ModuleDict({"net": _layer(pattern("masked"), bias=False)}).state_dict())
+    assert masked == [
+        "net.values",
+        "net.pattern.crow_indices",
+        "net.pattern.col_indices",
+        "net.pattern.mask_index",
+        "net.pattern.masks",
+    ]
+
+
+def test_the_pattern_can_be_rebuilt_from_the_state() -> None:
+    p = pattern("masked-ragged")
+    state = _layer(p).state_dict()
+    again = BlockPattern.from_bsr(
+        state["pattern.crow_indices"],
+        state["pattern.col_indices"],
+        p.shape,
+        tuple(state["values"].shape[1:]),
+        mask_index=state["pattern.mask_index"],
+        masks=state["pattern.masks"],
+    )
+    assert again == p
+
+
+def test_two_layers_of_one_pattern_go_into_one_safetensors_file(tmp_path: Path) -> None:
+    layer = _layer(pattern("masked"))
+    net = nn.ModuleList([layer, copy.deepcopy(layer), _layer(pattern("masked"))])
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    other = copy.deepcopy(net)
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "net.safetensors"))
+    assert _same(net, other)
+
+
+def test_writing_into_a_state_dict_leaves_the_pattern_alone() -> None:
+    layer = _layer(pattern("masked"))
+    before = layer.pattern.fingerprint
+    for name, tensor in layer.state_dict().items():
+        if name.startswith("pattern."):
+            tensor.zero_()
+    assert pickle.loads(pickle.dumps(layer.pattern)).fingerprint == before
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+@pytest.mark.parametrize("strict", [True, False])
+def test_another_pattern_is_refused(prefix: str, strict: bool) -> None:
+    mine, theirs = (BlockPattern.random((64, 64), (8, 8), 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    layer, other = _layer(mine), _layer(theirs, seed=1)
+    before = copy.deepcopy(layer.state_dict())
+    receiver, giver = (layer, other) if not prefix else (nn.ModuleDict({"net": m}) for m in (layer, other))
+    with pytest.raises(ValueError, match="the state dict's pattern must be") as error:
+        receiver.load_state_dict(giver.state_dict(), strict=strict)
+    name = "net" if prefix else "SparseLinear"
+    assert str(error.value) == (
+        f"{name}: the state dict's pattern must be {mine.fingerprint}, got {theirs.fingerprint}"
+    )
+    assert all(torch.equal(tensor, before[key]) for key, tensor in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["blocks", "block_shape", "masks"])
+def test_each_difference_of_the_pattern_is_refused(change: str) -> None:
+    p = pattern("masked")
+    changed = {
+        "blocks": lambda: BlockPattern.dense(p.shape, p.block_shape),
+        "block_shape": lambda: BlockPattern.from_mask(p.to_mask(), (4, 4)),
+        "masks": lambda: BlockPattern.from_bsr(p.crow_indices, p.col_indices, p.shape, p.block_shape),
+    }[change]()
+    with pytest.raises(ValueError, match=f"must be {p.fingerprint}, got {changed.fingerprint}"):
+        _layer(p).load_state_dict(_layer(changed).state_dict())
+
+
+def test_a_pattern_of_another_matrix_is_refused() -> None:
+    p = BlockPattern.dense((64, 64), (8, 8))
+    with pytest.raises(ValueError, match=rf"must be {p.fingerprint}, got none that fits \[64, 64\] \(crow_indices"):
+        _layer(p).load_state_dict(_layer(BlockPattern.dense((32, 64), (8, 8))).state_dict())
+
+
+def test_a_state_without_a_pattern_is_reported_missing() -> None:
+    layer = _layer(pattern("square"))
+    state = {name: tensor for name, tensor in layer.state_dict().items() if not name.startswith("pattern.")}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "pattern.crow_indices"'):
+        layer.load_state_dict(state)
+    assert layer.load_state_dict(state, strict=False).missing_keys == ["pattern.crow_indices"]
+
+
+def test_unknown_keys_are_reported() -> None:
+    layer = _layer(pattern("square"))
+    state = {**layer.state_dict(), "weight": torch.zeros(2)}
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "weight"'):
+        layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_into_a_layer_on_meta(assign: bool) -> None:
+    layer = _layer(pattern("masked"))
+    bare = es.SparseLinear(48, 32, pattern("masked"), device="meta")
+    if not assign:
+        bare.to_empty(device="cpu")
+    bare.load_state_dict(layer.state_dict(), assign=assign)
+    assert _same(bare, layer)
+    assert torch.equal(bare(torch.ones(1, 48)), layer(torch.ones(1, 48)))
+
+
+def test_a_whole_layer_pickles() -> None:
+    layer = _layer(pattern("masked"))
+    assert _same(pickle.loads(pickle.dumps(layer)), layer)
