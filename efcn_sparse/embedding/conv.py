@@ -16,6 +16,7 @@ from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.pattern.checks import checked_pair
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -47,7 +48,7 @@ class EmbeddedConv(nn.Module):
     Law: ``EmbeddedConv.from_conv(conv, size)(x) == conv(x)``, and ``.to_conv()`` gives ``conv`` back bit by bit.
 
     Raises:
-        ValueError: an input has another size than the embedded one.
+        ValueError: an input has another size than the embedded one; or ``block_shape`` is no pair of positive integers.
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3, padding=1)
@@ -75,7 +76,7 @@ class EmbeddedConv(nn.Module):
         self.support = Local() if support is None else support
         if structure is None:
             shape = choose_block_shape(geometry, self.support) if block_shape is None else block_shape
-            structure = build(geometry, self.support, (int(shape[0]), int(shape[1])))
+            structure = build(geometry, self.support, checked_pair("block_shape", shape, least=1))
         pattern, ties = structure
         device = torch.get_default_device() if device is None else torch.device(device)
         self.ties = ties.to(device)

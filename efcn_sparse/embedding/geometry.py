@@ -112,7 +112,8 @@ class ConvGeometry:
     @property
     def local_weights(self) -> int:
         """How many weights the locally connected layer has, those that would read padding left out."""
-        return self.weights_in([range(0, spread * kernel, spread) for spread, kernel in self._taps()], True)
+        taps = zip(self.dilation, self.kernel_size, strict=True)
+        return self.weights_in([range(0, spread * size, spread) for spread, size in taps], True)
 
     @property
     def full_weights(self) -> int:
@@ -129,9 +130,6 @@ class ConvGeometry:
                 for p in range(self.output_size[dim])
             )
         return pairs * self.out_channels * self.in_channels // (self.groups if within_groups else 1)
-
-    def _taps(self) -> zip[tuple[int, int]]:
-        return zip(self.dilation, self.kernel_size, strict=True)
 
 
 def _clipped(window: range, start: int, stop: int) -> tuple[int, int, int]:

@@ -70,3 +70,8 @@ def test_a_choice_of_ones_own() -> None:
     assert layer.linear.pattern.block_shape == (5, 7)
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(layer(x), conv(x))
+
+
+def test_a_wrong_choice() -> None:
+    with pytest.raises(ValueError, match=r"^block_shape must be two integers of at least 1, got \(0, 7\)$"):
+        EmbeddedConv.from_conv(nn.Conv2d(3, 8, 3), (6, 6), block_shape=(0, 7))
