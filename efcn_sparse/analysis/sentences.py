@@ -84,7 +84,8 @@ def _best(run: Run, of_arm: list[Final]) -> str:
     best = max(_complete(of_arm), key=lambda final: final.test_accuracy.mean)
     name = look_of(best.arm, run.arms).name
     of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
-    text = f"{name} at t_w = {best.relax_epoch}{of}: {best.test_accuracy.text()}"
+    seeds = _count(best.test_accuracy.n, "seed")
+    text = f"{name} at t_w = {best.relax_epoch}{of}: {best.test_accuracy.text()} ({seeds})"
     if best.against_cnn.n:
         difference = 100 * best.against_cnn.mean
         spread = f" ± {100 * best.against_cnn.std:.1f}" if best.against_cnn.n > 1 else ""

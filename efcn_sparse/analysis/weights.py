@@ -84,9 +84,12 @@ def read_weights(run: Run) -> Weights:
     moments: list[Moment] = []
     gaps: list[str] = []
     channels: dict[str, int] = {}
+    unreadable: dict[str, list[str]] = {}
     # The last relax time first: the best trained kernel chooses the channel that all moments then show.
     for stage in sorted((s for s in planned if s.relax_epoch in times), key=lambda s: -(s.relax_epoch or 0)):
-        moments += _moments(run, stage, channels, gaps)
+        moments += _moments(run, stage, channels, gaps, unreadable)
+    for arm, errors in unreadable.items():
+        gaps.append(f"Checkpoints of {arm} that could not be read: {len(errors)}. The first is {errors[0]}")
     return Weights(seed, times, tuple(moments), tuple(gaps))
 
 
@@ -107,21 +110,24 @@ def _chosen_times(run: Run, planned: list[Stage]) -> tuple[int, ...]:
     return tuple(times[pick] for pick in picks)
 
 
-def _moments(run: Run, stage: Stage, channels: dict[str, int], gaps: list[str]) -> Iterator[Moment]:
+def _moments(
+    run: Run, stage: Stage, channels: dict[str, int], gaps: list[str], unreadable: dict[str, list[str]]
+) -> Iterator[Moment]:
     from efcn_sparse.training import load_arm
 
     names = {stage.kept[len(stage.kept) // 2]: "midway", stage.kept[-1]: "end", stage.kept[0]: "embedding"}
+    name = look_of(stage.arm, run.arms).name
     for epoch, there in zip(stage.kept, _there(run, stage), strict=True):
-        place = f"{look_of(stage.arm, run.arms).name}, t_w = {stage.relax_epoch}, epoch {epoch} ({names[epoch]})"
+        place = f"t_w = {stage.relax_epoch}, epoch {epoch} ({names[epoch]})"
         if not there:
-            gaps.append(f"No checkpoint of {place}.")
+            gaps.append(f"No checkpoint of {name}, {place}.")
             continue
         try:
             model = load_arm(run.path, stage.arm, stage.seed, stage.relax_epoch, epoch)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            gaps.append(f"The checkpoint of {place} could not be read: {error}")
+            unreadable.setdefault(name, []).append(f"{place}: {error}")
             continue
-        layers = {name: _layer_weights(layer, name, channels) for name, layer in _embedded_layers(model)}
+        layers = {key: _layer_weights(layer, key, channels) for key, layer in _embedded_layers(model)}
         yield Moment(stage.arm, stage.relax_epoch or 0, names[epoch], epoch, layers)
 
 

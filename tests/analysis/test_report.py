@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -140,6 +141,7 @@ def test_a_partial_run_says_what_is_missing(tmp_path, config):
             return -1
         return stage.first + 2 if (stage.arm, stage.relax_epoch) == ("efcn-full", 4) else stage.last
 
+    config = dataclasses.replace(config, arms=("cnn", "efcn-full"))
     run = write_run(tmp_path / "partial", config, last=last)
     (run / "environment.json").unlink()
     (run / "checkpoints" / "efcn-full-seed0-t1-e4.safetensors").write_bytes(b"torn")
@@ -147,7 +149,7 @@ def test_a_partial_run_says_what_is_missing(tmp_path, config):
     text = _page(run).text
     assert "eFCN full (seed 0, t_w = 4) has reached epoch 6 of 10." in text
     assert "environment.json is missing." in text
-    assert "The checkpoint of eFCN full, t_w = 1, epoch 4 (midway) could not be read" in text
+    assert "Checkpoints of eFCN full that could not be read: 1. The first is t_w = 1, epoch 4 (midway): " in text
     assert "No checkpoint of eFCN full, t_w = 4, epoch 10 (end)." in text
     assert (run / "figures" / "weights-efcn-full.png").is_file()
 

@@ -70,9 +70,9 @@ def test_the_sentences_say_what_was_measured(tmp_path):
         "FCN 0.450 ± 0.071 (epoch 2, 2 seeds)."
     )
     assert full == (
-        "eFCN full at t_w = 2, the best of 2 relax times by test accuracy: 0.950 ± 0.071, 10.0 ± 0.0 points above the "
-        "CNN of the same seeds at the same epoch. It ends above the FCN at 2 and above the CNN at the same epoch at 1 "
-        "of 2 relax times. It ends at δ between 0.200 (t_w = 2) and 0.500 (t_w = 0)."
+        "eFCN full at t_w = 2, the best of 2 relax times by test accuracy: 0.950 ± 0.071 (2 seeds), 10.0 ± 0.0 points "
+        "above the CNN of the same seeds at the same epoch. It ends above the FCN at 2 and above the CNN at the same "
+        "epoch at 1 of 2 relax times. It ends at δ between 0.200 (t_w = 2) and 0.500 (t_w = 0)."
     )
     assert progress(run) == []
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.training.extras import require
 
 if TYPE_CHECKING:
@@ -94,23 +95,29 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def colours_of_times(times: Sequence[int]) -> dict[int, Any]:
-    """A colour for each relax time: viridis by rank without its palest end, dark is early."""
+def colours_of_times(run: Run, arms: Sequence[str] | None = None) -> dict[int, Any]:
+    """The colours of the relax times that ``arms`` have readings of: viridis by rank in the plan, dark is early.
+
+    They do not change while a run goes on, and are the same in every figure. The palest end is left out.
+    """
     from matplotlib import colormaps
 
-    steps = np.linspace(0.0, 0.88, max(len(times), 2))
-    return {time: colormaps["viridis"](step) for time, step in zip(times, steps, strict=False)}
+    planned = run.config.relax_times
+    steps = dict(zip(planned, np.linspace(0.0, 0.88, max(len(planned), 2)), strict=False))
+    return {time: colormaps["viridis"](steps[time]) for time in run.relax_epochs(arms)}
 
 
-def legend_of_times(figure: Figure, times: Sequence[int], extra: Sequence[Any] = (), title: str = "relaxed at") -> None:
-    """A legend right of the axes with one line for each relax time, then ``extra`` handles."""
+def legend_of_times(figure: Figure, colours: dict[int, Any], extra: Sequence[Any] = ()) -> None:
+    """A legend right of the axes with one line for each relax time of ``colours``, then ``extra`` handles."""
     from matplotlib.lines import Line2D
 
-    colours = colours_of_times(times)
-    handles = [Line2D([], [], color=colours[time], lw=2.0, label=f"epoch {time}") for time in times]
+    handles = [Line2D([], [], color=colour, lw=2.0, label=f"epoch {time}") for time, colour in colours.items()]
     if handles or extra:
         figure.legend(
-            handles=[*handles, *extra], loc="outside right upper", title=title if handles else None, alignment="left"
+            handles=[*handles, *extra],
+            loc="outside right upper",
+            title="relaxed at" if handles else None,
+            alignment="left",
         )
 
 

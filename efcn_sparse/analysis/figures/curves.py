@@ -53,7 +53,7 @@ def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
         Line2D([], [], color=look_of(arm).colour, ls="--" if arm == "cnn" else "-", label=look_of(arm).name)
         for arm in scratch
     ]
-    legend_of_times(figure, run.relax_epochs(), extra)
+    legend_of_times(figure, colours_of_times(run), extra)
     alt = f"Test and training {what} over the epochs for every arm and relax time."
     return Drawing(f"curves-{what}", figure, alt, _CAPTION)
 
@@ -61,7 +61,7 @@ def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
 def _panel(axes: Axes, run: Run, arms: list[str], quantity: str) -> None:
     if quantity.endswith("loss"):
         axes.set_yscale("log")
-    colours = colours_of_times(run.relax_epochs())
+    colours = colours_of_times(run)
     if run.of("cnn"):
         _curve(axes, run, "cnn", None, quantity, look_of("cnn").colour, dashed=True)
     for arm in arms:

@@ -48,27 +48,26 @@ def draw_deviation(run: Run) -> list[Drawing]:
 
 
 def _draw_arm(run: Run, arm: str) -> Drawing:
-    layers, times = run.layer_names(arm), run.relax_epochs([arm])
+    layers, colours = run.layer_names(arm), colours_of_times(run, [arm])
     quantities = [name for name in LABELS if name != "off_local" or arm != "elcn"]
     figure = new_figure(height=0.9 + 1.75 * len(quantities))
     columns = len(layers) + 1
     grid = figure.subplots(len(quantities), columns, sharex=True, squeeze=False)
-    colours = colours_of_times(run.relax_epochs())
     for row, quantity in zip(grid, quantities, strict=True):
         for axes in row[1:] if quantity != "norm" else ():
             axes.sharey(row[0])
             axes.tick_params(labelleft=False)
         for axes, layer in zip(row, [*layers, None], strict=True):
-            for time in times:
+            for time, colour in colours.items():
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
-                _curve(axes, traces, quantity, time, colours[time])
+                _curve(axes, traces, quantity, time, colour)
         if quantity in ("off_local", "untied"):
             row[0].set_ylim(bottom=0)
         row[0].set_ylabel(LABELS[quantity])
     for axes, name in zip(grid[0], [*layers, "all embedded layers"], strict=True):
         axes.set_title(name, fontweight="bold")
     figure.supxlabel("epochs since the embedding", fontsize=9)
-    legend_of_times(figure, times)
+    legend_of_times(figure, colours)
     look = look_of(arm, run.arms)
     none = " It has no off-local weights, so δ is 0." if arm == "elcn" else ""
     caption = (

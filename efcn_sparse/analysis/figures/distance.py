@@ -49,7 +49,7 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
                     if moment is not None:
                         _curve(axes, moment, layer, quantity, look_of(arm, run.arms).colour)
             axes.set_yscale("log")
-            axes.set_xlim(left=-0.3)
+            axes.set_xlim(left=-0.3 if quantity == "rms" else 0.7)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         row[0].set_ylabel(f"{T_W} = {time}\n" + ("norm" if quantity == "norm" else "rms weight"))
     for axes in grid.flat:  # after all curves are there: labels depend on the limits

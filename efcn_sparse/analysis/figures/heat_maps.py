@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOMENTS = ("embedding", "midway", "end")
-RANGE = 1e-4  # the colours span four decades below the largest weight
+DECADES = 6  # at most, of the colour scale
 _ZERO = "#d4d4d4"
 
 
@@ -38,7 +38,7 @@ def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
         middle = cells.place(group, 1, 0)
         figure.text(
             middle[0] + middle[2] / 2, 1 - 0.06 / cells.height, f"{T_W} = {time}", ha="center", va="top",
-            fontsize=10.5, fontweight="bold",
+            fontsize=11,
         )  # fmt: skip
         for column, when in enumerate(MOMENTS):
             moment = weights.find(arm, time, when)
@@ -63,7 +63,7 @@ def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
 class _Cells:
     """Places of square images in inches: a row for each layer, a group of three columns for each relax time."""
 
-    left, right, top, bottom, gap, group_gap = 0.62, 0.85, 0.64, 0.12, 0.07, 0.22
+    left, right, top, bottom, gap, group_gap = 0.75, 0.85, 0.64, 0.12, 0.07, 0.22
 
     def __init__(self, groups: int, rows: int) -> None:
         columns = groups * len(MOMENTS)
@@ -101,13 +101,13 @@ def _norm(images: list[np.ndarray]) -> LogNorm:
 
     positive = np.concatenate([image[image > 0] for image in images] or [np.ones(1)])
     high = float(positive.max()) if positive.size else 1.0
-    low = max(float(positive.min()) if positive.size else high, high * RANGE)
+    low = max(float(np.percentile(positive, 2)) if positive.size else high, high * 10.0**-DECADES)
     return LogNorm(min(low, high * 0.01), high)
 
 
 def _unit(moment: Moment, layer: str) -> str:
     channel, *pixel = moment.layers[layer].unit
-    return f"channel {channel}, pixel {', '.join(str(one) for one in pixel)}"
+    return f"channel {channel}\npixel {', '.join(str(one) for one in pixel)}"
 
 
 def _image(axes: Axes, moment: Moment | None, layer: str, norm: LogNorm) -> None:

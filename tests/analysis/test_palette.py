@@ -1,0 +1,49 @@
+"""Colours that readers with colour-vision deficiencies can tell apart, and that do not change."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from efcn_sparse.analysis.figures.canvas import colours_of_times
+from efcn_sparse.analysis.palette import look_of
+from efcn_sparse.analysis.run_data import read_run
+from tests.analysis.synthetic import write_run
+
+ARMS = ["cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated4", "efcn-full", "fcn"]
+SEEN = {  # linear RGB, severity 1 (Machado, Oliveira, Fernandes 2009)
+    "normal": np.eye(3),
+    "protanopia": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    "deuteranopia": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+}
+
+
+def _lab(colour: str, seen: np.ndarray) -> np.ndarray:
+    srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.clip(seen @ np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4), 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 0.008856))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", SEEN)
+def test_arms_are_told_apart(vision):
+    for a, b in itertools.combinations(ARMS, 2):
+        first, second = look_of(a, ARMS), look_of(b, ARMS)
+        distance = np.linalg.norm(_lab(first.colour, SEEN[vision]) - _lab(second.colour, SEEN[vision]))
+        assert distance > 12, (a, b, distance)
+        assert first.marker != second.marker
+
+
+def test_a_relax_time_has_one_colour_while_the_run_goes_on(tmp_path, config):
+    whole = read_run(write_run(tmp_path / "whole", config, checkpoints=False))
+    begun = read_run(
+        write_run(
+            tmp_path / "begun", config, checkpoints=False, last=lambda s: s.last if s.relax_epoch in (None, 4) else -1
+        )
+    )
+    assert list(colours_of_times(whole)) == [0, 1, 4, 12]
+    assert colours_of_times(begun) == {4: colours_of_times(whole)[4]}
+    assert colours_of_times(whole, ["elcn"]) == colours_of_times(whole)
