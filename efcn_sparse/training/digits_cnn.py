@@ -19,9 +19,9 @@ def digits_cnn(classes: int = 10) -> nn.Module:
         OrderedDict(
             conv1=nn.Conv2d(1, 16, 5, stride=2, padding=2),
             relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
             conv2=nn.Conv2d(16, 32, 3, padding=1),
             relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
             conv3=nn.Conv2d(32, 32, 3, padding=1),
             relu3=nn.ReLU(),
             pool3=nn.MaxPool2d(2),

@@ -34,9 +34,10 @@ class Preset:
 
 _DIGITS = {
     "seeds": (0, 1),
+    "arms": ("cnn", "fcn", "elcn", "efcn-dilated1", "efcn-full"),
     "cnn_epochs": 30,
-    "relax_epochs": 12,
-    "fcn_epochs": 42,
+    "relax_epochs": 16,
+    "fcn_epochs": 30,
     "snapshots": 5,
     "batch_size": 50,
 }
