@@ -14,7 +14,10 @@ def embedded_layers(model: nn.Module) -> dict[str, EmbeddedConv]:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, EmbeddedConv)}
     if not layers:
-        raise ValueError(f"model holds no embedded convolution: got {type(model).__name__}; embed it first")
+        raise ValueError(f"model holds no embedded convolution, got {type(model).__name__}: embed it first")
+    for name, layer in layers.items():
+        if layer.linear.values.is_meta:
+            raise ValueError(f"model must hold numbers, got meta tensors in the embedded convolution {name!r}")
     return layers
 
 

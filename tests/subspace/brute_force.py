@@ -25,12 +25,6 @@ class Conv:
     block: tuple[int, int] = (4, 4)
     dilation: int = 1
 
-    def module(self) -> torch.nn.Conv2d:
-        return torch.nn.Conv2d(
-            *self.channels, self.kernel, stride=self.stride, padding=self.padding, groups=self.groups,
-            dilation=self.dilation,
-        )  # fmt: skip
-
 
 CASES = {
     "aligned local": Conv((4, 4), (5, 5), (3, 3), padding=1),
@@ -44,7 +38,7 @@ CASES = {
     "depthwise": Conv((4, 4), (4, 4), (3, 3), padding=1, groups=4),
     "groups, full": Conv((4, 4), (4, 3), (2, 2), groups=2, support="full"),
     "dilation": Conv((2, 4), (6, 6), (2, 2), dilation=2, support="dilated1", block=(4, 6)),
-    "entries that only meet padding": Conv((2, 2), (2, 2), (5, 5), padding=2, stride=2, block=(2, 2)),
+    "entries that only meet padding": Conv((2, 2), (2, 4), (5, 2), padding=3, stride=3, block=(2, 2)),
     "one pixel": Conv((4, 4), (3, 3), (3, 3)),
 }
 
@@ -73,8 +67,8 @@ def element_map(conv: Conv) -> np.ndarray:
 
 
 def parts(dense: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """W as the sum of its tied, untied and off-local parts, each a dense matrix in fp64."""
-    dense = dense.astype(np.float64)
+    """W as the sum of its tied, untied and off-local parts, each a dense matrix of long doubles."""
+    dense = dense.astype(np.longdouble)
     tied, untied = np.zeros_like(dense), np.zeros_like(dense)
     for entry in range(entries.max() + 1):
         copies = entries == entry
@@ -127,7 +121,8 @@ class Embedded:
         self.ties = classes(maps)
 
     def true_squares(self) -> np.ndarray:
-        return np.array([(part**2).sum() for part in parts(self.dense, self.entries)])
+        return np.array([float((part**2).sum()) for part in parts(self.dense, self.entries)])
 
     def blocks_of(self, dense: np.ndarray) -> torch.Tensor:
-        return torch.tensor(blocks(dense, self.entries, self.conv.block)[0], dtype=self.values.dtype)
+        values, _ = blocks(dense.astype(np.float64), self.entries, self.conv.block)
+        return torch.tensor(values, dtype=self.values.dtype)

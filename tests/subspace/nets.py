@@ -1,0 +1,53 @@
+"""Embedded networks for the tests of whole models."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from torch import nn
+
+import efcn_sparse as es
+
+SUPPORTS = {"local": es.Local(), "dilated": es.Dilated(1), "full": es.Full()}
+
+
+def cnn() -> nn.Sequential:
+    """RGB input, stride, even kernels, odd channel counts, groups, a convolution without bias, and a head."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 10, 3, padding=1, groups=2, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(10, 6, 3),
+        nn.Flatten(),
+        nn.Linear(6 * 5 * 5, 4),
+    )
+
+
+@functools.cache
+def _embedded(support: str, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return es.embed(cnn().to(dtype), torch.zeros(1, 3, 12, 12, dtype=dtype), support=SUPPORTS[support])
+
+
+def embedded(support: str = "dilated", dtype: torch.dtype = torch.float32) -> nn.Module:
+    return copy.deepcopy(_embedded(support, dtype))
+
+
+@torch.no_grad()
+def shaken(model: nn.Module, by: float = 0.1) -> nn.Module:
+    """Move every weight and bias that is in the support, off-local ones too."""
+    for module in model.modules():
+        if isinstance(module, es.SparseLinear):
+            inside = module.pattern.gather(torch.ones(module.pattern.shape, dtype=module.values.dtype))
+            module.values += by * torch.randn_like(module.values) * inside
+            if module.bias is not None:
+                module.bias += by * torch.randn_like(module.bias)
+    return model
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The embedded weights by layer, in fp64."""
+    return {name: m.linear.values.detach().double() for name, m in model.named_modules() if hasattr(m, "ties")}

@@ -1,0 +1,37 @@
+"""A reading has the same bits from run to run, and on any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import efcn_sparse as es
+from tests.subspace.nets import SUPPORTS, embedded, shaken
+from tests.table import Row, rows
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("row", rows(torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_readings_and_projections(row: Row, support: str) -> None:
+    model = shaken(embedded(support, row.dtype))
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = set()
+    for threads in (1, 2, 2) if row.backend == "cpu" else (1, 1):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(values[name])
+        read = es.deviation(model, backend=row.backend)
+        es.project(model, "cnn", backend=row.backend)
+        bits = tuple(p.detach().to(torch.float32).numpy().tobytes() for p in model.parameters())
+        found.add((read.tied, read.untied, read.off_local, bits))
+    assert len(found) == 1
