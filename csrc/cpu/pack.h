@@ -21,6 +21,13 @@ inline bool worth_gathering(const Walk& walk) { return walk.in_side <= kGatherSi
 
 inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
+// Weights stream from memory once a pass; the next block arrives while this one is packed.
+template <typename T>
+inline void prefetch(const T* data, int64_t elements) {
+  const auto* bytes = reinterpret_cast<const char*>(data);
+  for (int64_t i = 0; i < elements * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i);
+}
+
 // A stored block [height, width] as operands with zeros off its mask: the stored numbers themselves where they serve.
 template <typename Stored, typename Operand>
 const Operand* block_operands(const Stored* block, const uint8_t* mask, int64_t elements, Operand* buffer) {

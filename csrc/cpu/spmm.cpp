@@ -110,6 +110,7 @@ class Multiplication {
       const int64_t block = walk_.block(k), extent = walk_.in_extent(walk_.neighbours[k]);
       const Operand* weights =
           block_operands(values_ + block * elements, masks_.of(block), elements, space.block.data());
+      if (k + 1 < walk_.starts[walk_.rows]) prefetch(values_ + walk_.block(k + 1) * elements, elements);
       const int64_t ld = walk_.stored_out_by_in ? walk_.in_side : walk_.out_side;
       Operand* panel = space.panel.data() + panel_row * n;
       pack_panel(weights, ld, walk_.stored_out_by_in, n, extent, panel);
