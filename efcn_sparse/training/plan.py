@@ -23,7 +23,7 @@ def snapshot_epochs(epochs: int, count: int = 20) -> tuple[int, ...]:
 
     Example:
         >>> snapshot_epochs(30, count=5)
-        (0, 1, 2, 5, 12, 30)
+        (0, 1, 2, 5, 12, 29)
     """
     if epochs < 1:
         return (0,)
