@@ -11,7 +11,7 @@ _FIXED = {
     "cnn-relaxed": ("CNN, relaxed lr", "#56b4e9", "P"),
     "elcn": ("eLCN", "#009e73", "s"),
     "efcn-full": ("eFCN full", "#d55e00", "^"),
-    "fcn": ("FCN", "#a3a3a3", "X"),
+    "fcn": ("FCN", "#6e6e6e", "X"),
 }
 _DILATED = (("#0072b2", "D"), ("#cc79a7", "v"), ("#b08900", "<"), ("#6a51a3", ">"))
 

@@ -8,6 +8,8 @@ from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run, Trace
 from efcn_sparse.analysis.statistics import Final, finals, rank_correlation
 
+SHOWN = 8  # unfinished training runs that are told one by one
+
 
 def headline(run: Run) -> str:
     """The run in one sentence: FCN, CNN and the best eFCN; empty without readings."""
@@ -31,7 +33,7 @@ def findings(run: Run) -> list[str]:
     last = [final for final in finals(run) if final.test_accuracy.n]
     entries = [_scratch(run, last)] if any(final.relax_epoch is None for final in last) else []
     for arm in run.arms:
-        of_arm = [final for final in last if final.arm == arm and final.relax_epoch is not None]
+        of_arm = _complete([final for final in last if final.arm == arm and final.relax_epoch is not None])
         if of_arm:
             sentences = (_best(run, of_arm), _against_references(run, of_arm, last), _deviation(run, of_arm))
             entries.append(" ".join(sentence for sentence in sentences if sentence))
@@ -54,7 +56,8 @@ def progress(run: Run) -> list[str]:
     if done == len(run.plan):
         return []
     began = f"The run is not complete: {done} of {_count(len(run.plan), 'training run')} are finished, "
-    return [f"{began}{waiting} have not begun.", *unfinished]
+    more = [f"{len(unfinished) - SHOWN} more have begun."] if len(unfinished) > SHOWN else []
+    return [f"{began}{waiting} have not begun.", *unfinished[:SHOWN], *more]
 
 
 def totals(trace: Trace) -> float:
@@ -81,7 +84,7 @@ def _scratch(run: Run, last: list[Final]) -> str:
 
 
 def _best(run: Run, of_arm: list[Final]) -> str:
-    best = max(_complete(of_arm), key=lambda final: final.test_accuracy.mean)
+    best = max(of_arm, key=lambda final: final.test_accuracy.mean)
     name = look_of(best.arm, run.arms).name
     of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
     seeds = _count(best.test_accuracy.n, "seed")

@@ -43,7 +43,7 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
     grid = figure.subplots(len(weights.times), len(layers), sharex="col", sharey="col", squeeze=False)
     for row, time in zip(grid, weights.times, strict=True):
         for axes, layer in zip(row, layers, strict=True):
-            for arm in arms:
+            for arm in reversed(arms):  # the shorter curves of small supports come on top
                 for when in _STYLES:
                     moment = weights.find(arm, time, when)
                     if moment is not None:
