@@ -13,6 +13,7 @@ from efcn_sparse.ops.checks import (
     check_backend,
     check_features,
     check_floating,
+    check_no_tangents,
     check_pattern,
 )
 from efcn_sparse.pattern import BlockPattern
@@ -51,6 +52,7 @@ def spmm(
         ValueError: a shape or device does not fit.
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run here; or ``out`` was given where a gradient is needed.
+        NotImplementedError: an input carries a forward-mode tangent.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -72,6 +74,7 @@ def spmm(
         if tuple(bias.shape) != (out_features,):
             raise ValueError(f"bias must be [{out_features}], got {list(bias.shape)}")
         check_alike("bias", bias, "x", x, may_cast=out is None)
+    check_no_tangents(x=x, values=values, bias=bias)
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     if out is None:
         _check_scaling(alpha, beta)
@@ -118,6 +121,7 @@ def sddmm(
         ValueError: a shape or device does not fit.
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run here; or ``out`` was given where a gradient is needed.
+        NotImplementedError: an input carries a forward-mode tangent.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -134,6 +138,7 @@ def sddmm(
     check_alike("b", b, "a", a, may_cast=out is None)
     if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"b must have the leading dimensions of a, {list(a.shape[:-1])}, got {list(b.shape[:-1])}")
+    check_no_tangents(a=a, b=b)
     batch = math.prod(a.shape[:-1])
     left = a if a.dim() == 2 else a.reshape(batch, pattern.shape[0])
     right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])

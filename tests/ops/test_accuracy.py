@@ -38,6 +38,14 @@ def test_every_batch_size(row: Row, name: str, batch: int) -> None:
     laws.sddmm_is_dense(row, pattern(name), batch=batch)
 
 
+@pytest.mark.parametrize("row", rows(FLOAT32, BFLOAT16))
+@pytest.mark.parametrize("name", ["square", "ragged-long-rows", "long-rows", "odd-blocks", "masked-ragged"])
+def test_large_batches(row: Row, name: str) -> None:
+    laws.spmm_is_dense(row, pattern(name), batch=1037, transpose=False, bias=True)
+    laws.spmm_is_dense(row, pattern(name), batch=1037, transpose=True, bias=False)
+    laws.sddmm_is_dense(row, pattern(name), batch=1037)
+
+
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("shape", EMPTY_SHAPES)
 @pytest.mark.parametrize("batch", [0, 3])

@@ -23,6 +23,7 @@ def test_one_thread_or_many(row: Row, name: str) -> None:
 
 
 @pytest.mark.parametrize("row", STEADY)
-@pytest.mark.parametrize("batch", [1, 7, 301])
-def test_one_thread_or_many_at_odd_batches(row: Row, batch: int) -> None:
-    laws.results_ignore_threads(row, pattern("unbalanced"), batch=batch)
+@pytest.mark.parametrize("name", ["unbalanced", "long-rows", "masked-ragged", "entries", "ragged-long-rows"])
+@pytest.mark.parametrize("batch", [1, 7, 301, 1037])
+def test_one_thread_or_many_at_odd_batches(row: Row, name: str, batch: int) -> None:
+    laws.results_ignore_threads(row, pattern(name), batch=batch)

@@ -114,3 +114,42 @@ def test_inputs_stay_as_they_are(row: Row, name: str) -> None:
     es.sddmm(a, b, p, backend=row.backend)
     assert all(torch.equal(now.nan_to_num(), then.nan_to_num()) for now, then in zip(inputs, before, strict=True))
     assert all(torch.equal(now, then) for now, then in zip(p.structure, structure, strict=True))
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+def test_features_that_no_block_needs_are_not_read(row: Row, name: str) -> None:
+    p = pattern(name)
+    x, values = randn(5, p.shape[1], row=row, seed=1), random_values(p, row)
+    clean = es.spmm(x, values, p, backend=row.backend)
+    for col in {0, p.grid[1] // 2, p.grid[1] - 1}:
+        spoilt = x.clone()
+        spoilt[:, col * p.block_shape[1] : (col + 1) * p.block_shape[1]] = float("nan")
+        y = es.spmm(spoilt, values, p, backend=row.backend)
+        users = set(p.row_indices[p.ccol_indices[col] : p.ccol_indices[col + 1]].tolist())
+        others = [i for i in range(p.shape[0]) if i // p.block_shape[0] not in users]
+        assert torch.equal(y[:, others], clean[:, others])
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_samples_do_not_mix(row: Row, name: str, transpose: bool) -> None:
+    p = pattern(name)
+    x, values = randn(7, p.shape[0 if transpose else 1], row=row, seed=1), random_values(p, row)
+    clean = es.spmm(x, values, p, transpose=transpose, backend=row.backend)
+    x[3] = float("nan")
+    y = es.spmm(x, values, p, transpose=transpose, backend=row.backend)
+    assert torch.equal(y[[0, 1, 2, 4, 5, 6]], clean[[0, 1, 2, 4, 5, 6]])
+
+
+@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("name", PATTERNS)
+def test_the_gradient_of_a_block_reads_its_own_features(row: Row, name: str) -> None:
+    p = pattern(name)
+    a, b = randn(5, p.shape[0], row=row, seed=1), randn(5, p.shape[1], row=row, seed=2)
+    clean = es.sddmm(a, b, p, backend=row.backend)
+    a[:, : p.block_shape[0]] = float("nan")
+    b[:, -1] = float("nan")
+    touched = (p.rows_of_blocks() == 0) | (p.col_indices == p.grid[1] - 1)
+    assert torch.equal(es.sddmm(a, b, p, backend=row.backend)[~touched], clean[~touched])
