@@ -40,10 +40,10 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def python(run):
-    """``python(code, **environment)``: run in an empty folder, on this checkout unless PYTHONPATH says else."""
+    """``python(code, **environment)``: this checkout's package in an empty folder; the code's standard output."""
 
     def python(code, **environment):
-        done = run([sys.executable, "-c", code], **({"PYTHONPATH": str(ROOT)} | environment))
+        done = run([sys.executable, "-c", code], PYTHONPATH=str(ROOT), **environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

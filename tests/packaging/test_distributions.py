@@ -1,7 +1,9 @@
 """A wheel and a source archive carry what they need, and the wheel works from an empty folder."""
 
+import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -60,8 +62,12 @@ def test_wheel_holds_the_package_only(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"efcn_sparse"}
 
 
-def test_wheel_trains_from_an_empty_folder(installed, python):
-    file, status, improved = python(TRAINS, PYTHONPATH=str(installed)).splitlines()
+def test_wheel_trains_from_an_empty_folder(installed, run):
+    path = os.pathsep.join([str(installed), sysconfig.get_path("purelib")])
+    # -S: no .pth files, or an editable installation in this environment would lend the wheel its extension.
+    done = run([sys.executable, "-S", "-c", TRAINS], PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    file, status, improved = done.stdout.splitlines()
     assert Path(file).is_relative_to(installed)
     assert status.startswith("no extension: it was not built")
     assert improved == "True"
