@@ -1,5 +1,6 @@
 """A run directory belongs to one configuration and to one process at a time."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ HOLD = """
 import sys, time
 from efcn_sparse.training import RelaxConfig
 from efcn_sparse.training.run_directory import RunDirectory
-with RunDirectory(sys.argv[1], RelaxConfig(preset="digits")):
+with RunDirectory(sys.argv[1], RelaxConfig.from_json(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -22,12 +23,13 @@ with RunDirectory(sys.argv[1], RelaxConfig(preset="digits")):
 
 @pytest.fixture
 def config():
-    return training.RelaxConfig(preset="digits")
+    return training.RelaxConfig(preset="digits", arms=("cnn",), cnn_epochs=0, train_limit=20, test_limit=20)
 
 
 def test_two_processes_into_one_directory_are_refused_and_a_killed_one_does_not_block(config, tmp_path):
     run_dir = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir)], stdout=subprocess.PIPE, text=True) as other:
+    command = [sys.executable, "-c", HOLD, str(run_dir), config.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(BlockingIOError, match=re.escape(f"run_dir {run_dir} is in use by another process")):
             training.run_relax(config, run_dir)
@@ -40,12 +42,12 @@ def test_two_processes_into_one_directory_are_refused_and_a_killed_one_does_not_
 def test_another_configuration_is_refused_with_the_fields_that_differ(config, tmp_path):
     with RunDirectory(tmp_path, config):
         pass
-    other = training.RelaxConfig(preset="digits", lr=0.05, seeds=(0, 1))
+    other = dataclasses.replace(config, lr=0.05, seeds=(0, 1))
     with pytest.raises(ValueError, match="another configuration") as caught:
         training.run_relax(other, tmp_path)
     assert str(caught.value) == (
         f"run_dir {tmp_path} holds a run with another configuration: seeds is (0,) there and (0, 1) here; "
-        "lr is 0.1 there and 0.05 here; relaxed_lr is 0.1 there and 0.05 here; fcn_lr is 0.1 there and 0.05 here"
+        "lr is 0.1 there and 0.05 here"
     )
 
 
