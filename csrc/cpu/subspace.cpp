@@ -27,7 +27,8 @@ using Tile = std::array<double, kSlice>;
 class Workspace {
  public:
   explicit Workspace(int64_t positions)
-      : positions_(positions), data_(at::empty({4 * positions}, at::kDouble)), base_(data_.mutable_data_ptr<double>()) {}
+      : positions_(positions), data_(at::empty({4 * positions}, at::kDouble)), base_(data_.mutable_data_ptr<double>()) {
+  }
 
   double* reference(int64_t at) const { return base_ + at; }
   double* sum(int64_t at) const { return base_ + positions_ + at; }

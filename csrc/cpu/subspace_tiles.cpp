@@ -24,8 +24,8 @@ template <typename T>
   double* __restrict squares = moments.squares;
   int64_t i = 0;
   for (; i + 4 <= copies.count; i += 4) {  // four at once: the sums are loaded and stored a quarter as often
-    const T *__restrict a = copies[i], *__restrict b = copies[i + 1];
-    const T *__restrict c = copies[i + 2], *__restrict d = copies[i + 3];
+    const T* __restrict a = copies[i], * __restrict b = copies[i + 1];
+    const T* __restrict c = copies[i + 2], * __restrict d = copies[i + 3];
     for (int64_t j = 0; j < copies.width; ++j) {
       const double r = reference[j];
       const double da = widen(a[j]) - r, db = widen(b[j]) - r, dc = widen(c[j]) - r, dd = widen(d[j]) - r;
@@ -59,13 +59,11 @@ template <typename T>
 }  // namespace
 }  // namespace body
 
-#define EFCN_DEFINE(T)                                                                          \
-  EFCN_EACH_VECTOR_WIDTH void add_copies(const Copies<const T>& copies, const Moments& moments) {       \
-    body::add_copies(copies, moments);                                                                  \
-  }                                                                                                     \
-  EFCN_EACH_VECTOR_WIDTH double sum_of_squares(const Copies<const T>& copies) {                         \
-    return body::sum_of_squares(copies);                                                                \
-  }
+#define EFCN_DEFINE(T)                                                                            \
+  EFCN_EACH_VECTOR_WIDTH void add_copies(const Copies<const T>& copies, const Moments& moments) { \
+    body::add_copies(copies, moments);                                                            \
+  }                                                                                               \
+  EFCN_EACH_VECTOR_WIDTH double sum_of_squares(const Copies<const T>& copies) { return body::sum_of_squares(copies); }
 
 EFCN_DEFINE(float)
 EFCN_DEFINE(double)

@@ -22,8 +22,8 @@ struct Moments {
   double* squares;
 };
 
-#define EFCN_DECLARE(T)                                                      \
-  void add_copies(const Copies<const T>& copies, const Moments& moments);    \
+#define EFCN_DECLARE(T)                                                   \
+  void add_copies(const Copies<const T>& copies, const Moments& moments); \
   double sum_of_squares(const Copies<const T>& copies);
 
 EFCN_DECLARE(float)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 import efcn_sparse as es
 from tests.subspace.nets import SUPPORTS, embedded, shaken
 from tests.table import Row, rows
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("row", rows(torch.float32, torch.bfloat16))
