@@ -59,7 +59,10 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
     figure.supxlabel("distance from the receptive field (input pixels)", fontsize=9)
     looks = [look_of(arm, run.arms) for arm in arms]
     handles = [Line2D([], [], color=look.colour, marker=look.marker, ms=4, label=look.name) for look in looks]
-    handles += [Line2D([], [], color="#555555", ls=_STYLES[when], label=when) for when in ("midway", "end")]
+    handles += [
+        Line2D([], [], color="#555555", ls=_STYLES[when], marker="o", ms=4, mfc=fill, label=when)
+        for when, fill in (("midway", "white"), ("end", "#555555"))
+    ]
     if quantity == "rms":
         field = Line2D([], [], color="none", marker="D", mfc="white", mec="#555555", label="receptive field, end")
         handles.append(field)
@@ -73,7 +76,9 @@ def _curve(axes: Axes, moment: Moment, layer: str, quantity: str, colour: str) -
     line = profile.norm if quantity == "norm" else profile.rms
     line = np.where(line > 0, line, np.nan)
     at = np.flatnonzero(np.isfinite(line))
-    marker = look_of(moment.arm).marker if moment.when == "end" else ""
-    axes.plot(at, line[at], _STYLES[moment.when], color=colour, lw=1.4, marker=marker, ms=3.5, mew=0)
+    axes.plot(
+        at, line[at], ls=_STYLES[moment.when], color=colour, lw=1.4, marker=look_of(moment.arm).marker, ms=3.5,
+        mfc=colour if moment.when == "end" else "white", mew=0.8,
+    )  # fmt: skip
     if quantity == "rms" and moment.when == "end":
         axes.plot([0], [profile.local_rms], "D", mfc="white", mec=colour, ms=5.5)
