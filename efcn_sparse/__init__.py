@@ -6,6 +6,7 @@ from efcn_sparse.embedding import Local as Local
 from efcn_sparse.embedding import embed as embed
 from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
+from efcn_sparse.fused import FusedOptimizer as FusedOptimizer
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.ops import explain as explain
@@ -16,3 +17,12 @@ from efcn_sparse.subspace import deviation as deviation
 from efcn_sparse.subspace import project as project
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """``es.training`` on first use: data sets and checkpoints are no part of importing a layer."""
+    if name == "training":
+        import importlib
+
+        return importlib.import_module("efcn_sparse.training")
+    raise AttributeError(f"module 'efcn_sparse' has no attribute {name!r}")

@@ -32,6 +32,7 @@ class SparseLinear(nn.Module):
         values: ``[nnz_blocks, block_rows, block_cols]``.
         bias: ``[out_features]`` or None.
         backend: ``"auto"``, or the name of the backend to use.
+        product: replaces ``x Wᵀ`` while gradients are recorded (see :class:`efcn_sparse.FusedOptimizer`); None.
 
     Shapes: ``x`` is ``[..., in_features]``, ``y`` is ``[..., out_features]``.
 
@@ -70,6 +71,7 @@ class SparseLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.pattern = pattern.to(device)
         self.backend = "auto"
+        self.product: Callable[[Tensor], Tensor] | None = None
         self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
@@ -98,7 +100,10 @@ class SparseLinear(nn.Module):
         return self.pattern.to_dense(self.values)
 
     def forward(self, x: Tensor) -> Tensor:
-        return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
+        if self.product is None or not torch.is_grad_enabled():
+            return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias
 
     # -- conversion --------------------------------------------------------------------------------------------
 

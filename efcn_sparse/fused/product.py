@@ -1,0 +1,43 @@
+"""The layer's product whose backward pass hands the factors of the gradient to an update, instead of returning it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from efcn_sparse.linear import SparseLinear
+from efcn_sparse.ops import spmm
+
+TakeFactors = Callable[[Tensor, Tensor], None]
+
+
+class FusedProduct(torch.autograd.Function):
+    """``x Wᵀ``; backward returns the gradient of x, then calls ``take(dy, x)``: the gradient of W is ``dyᵀ x``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseLinear, name: str, take: TakeFactors) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.name, ctx.take, ctx.version = layer, name, take, values._version
+        return spmm(x, values.detach(), layer.pattern, backend=layer.backend)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        (x,) = ctx.saved_tensors
+        layer = ctx.layer
+        if layer.values._version != ctx.version:
+            raise RuntimeError(
+                f"{ctx.name}: values were updated since the forward pass; with a fused optimiser each forward pass of "
+                "a layer must be followed by its backward pass (no layer used twice, no accumulated gradients)"
+            )
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = spmm(dy, layer.values.detach(), layer.pattern, transpose=True, backend=layer.backend)
+        batch = math.prod(x.shape[:-1])
+        ctx.take(dy.reshape(batch, dy.shape[-1]), x.reshape(batch, x.shape[-1]))
+        return dx, None, None, None, None
