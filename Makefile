@@ -32,7 +32,6 @@ help:
 ## make demo    train CNN, eLCN, eFCN and FCN on handwritten digits and write runs/demo/report.html
 demo: setup
 	$(BIN)/efcn-sparse relax --preset digits --run-dir runs/demo
-	$(BIN)/efcn-sparse report runs/demo
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
 ## make test    lint, type check, doctests and tests; stops at the first step that fails
