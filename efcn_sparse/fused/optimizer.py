@@ -157,7 +157,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         layers = {name: u.optimizer.state_dict() for name, u in self._updates.items() if u.optimizer is not None}
         return {"rest": None if self._rest is None else self._rest.state_dict(), "layers": layers}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave, for a model with the same layers."""
         mine = {name for name, update in self._updates.items() if update.optimizer is not None}
         if set(state_dict["layers"]) != mine:
