@@ -14,7 +14,7 @@ from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern.slices import RowSlice, row_slices
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-_WORKSPACE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+_WORKSPACE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 _MOST_SLICES = 64  # torch's optimisers look at every parameter in each step
 
 
