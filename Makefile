@@ -40,7 +40,7 @@ test: lint
 
 ## make bench   the benchmarks
 bench: setup
-	$(BIN)/pytest benchmarks
+	$(BIN)/pytest benchmarks --results benchmarks/results
 
 ## make lint    ruff, clang-format and mypy, changing nothing
 lint: setup
