@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "microkernel.h"
 #include "structure.h"
@@ -117,16 +118,20 @@ void gather_columns(const Stored* x, int64_t ld, int64_t rows, int64_t extent, O
 
 // x [N, features] as column panels [features / side][N][width]: neighbouring rows lie together, so that a stride that
 // is a power of two does not put a whole panel into a few cache sets. `pack_strip(first, last, j, out)` fills rows
-// [first, last) of panel j at out.
+// [first, last) of panel j at out. Panels that the walk never reads stay unwritten.
 template <typename Operand, typename PackStrip>
-at::Tensor column_panels(const at::Tensor& x, int64_t blocks, int64_t rows, int64_t width, PackStrip&& pack_strip) {
+at::Tensor column_panels(const at::Tensor& x, const Walk& walk, int64_t rows, int64_t width, PackStrip&& pack_strip) {
+  const int64_t blocks = (x.size(1) + walk.in_side - 1) / walk.in_side;
+  std::vector<char> used(blocks, 0);
+  for (int64_t k = 0; k < walk.starts[walk.rows]; ++k) used[walk.neighbours[k]] = 1;
   auto panels = at::empty({blocks, rows, width}, x.options().dtype(c10::CppTypeToScalarType<Operand>::value));
   auto* out = panels.template mutable_data_ptr<Operand>();
   constexpr int64_t kStrip = 32;
   at::parallel_for(0, (rows + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end) {
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t first = strip * kStrip, last = std::min(rows, first + kStrip);
-      for (int64_t j = 0; j < blocks; ++j) pack_strip(first, last, j, out + (j * rows + first) * width);
+      for (int64_t j = 0; j < blocks; ++j)
+        if (used[j]) pack_strip(first, last, j, out + (j * rows + first) * width);
     }
   });
   return panels;
@@ -134,25 +139,24 @@ at::Tensor column_panels(const at::Tensor& x, int64_t blocks, int64_t rows, int6
 
 // Panels for the left side of a product: rows of K, padded with zeros to `width`.
 template <typename Stored, typename Operand>
-at::Tensor left_panels(const at::Tensor& x, int64_t side, int64_t width) {
-  const int64_t features = x.size(1);
+at::Tensor left_panels(const at::Tensor& x, const Walk& walk, int64_t width) {
+  const int64_t side = walk.in_side;
   const auto* in = x.const_data_ptr<Stored>();
-  return column_panels<Operand>(
-      x, (features + side - 1) / side, x.size(0), width, [&](int64_t first, int64_t last, int64_t j, Operand* out) {
-        copy_rows(in, x.stride(0), first, last, j * side, std::min(side, features - j * side), width, out);
-      });
+  return column_panels<Operand>(x, walk, x.size(0), width, [&](int64_t first, int64_t last, int64_t j, Operand* out) {
+    copy_rows(in, x.stride(0), first, last, j * side, walk.in_extent(j), width, out);
+  });
 }
 
 // Panels for the right side of a product, whose K is the batch: [features / side][padded batch][side], for bfloat16
 // with rows of the batch in pairs.
 template <typename Stored, typename Operand>
-at::Tensor right_panels(const at::Tensor& x, int64_t side) {
+at::Tensor right_panels(const at::Tensor& x, const Walk& walk) {
   constexpr int64_t multiple = Product<Operand>::k_multiple;
-  const int64_t batch = x.size(0), features = x.size(1), ld = x.stride(0);
+  const int64_t side = walk.in_side, batch = x.size(0), ld = x.stride(0);
   const auto* in = x.const_data_ptr<Stored>();
-  return column_panels<Operand>(x, (features + side - 1) / side, round_up(batch, multiple), side,
+  return column_panels<Operand>(x, walk, round_up(batch, multiple), side,
                                 [&](int64_t first, int64_t last, int64_t j, Operand* out) {
-                                  const int64_t extent = std::min(side, features - j * side);
+                                  const int64_t extent = walk.in_extent(j);
                                   if constexpr (multiple == 2) {
                                     for (int64_t m = first; m < last; m += 2, out += 2 * side) {
                                       const Stored* row = in + m * ld + j * side;

@@ -34,7 +34,7 @@ class SampledProduct {
       b_ = static_cast<const Operand*>(b.const_data_ptr());
       ldb_ = b.stride(0);
     } else if (!gathered_) {
-      panels_ = right_panels<Stored, Operand>(b, walk.in_side);
+      panels_ = right_panels<Stored, Operand>(b, walk);
       b_ = panels_.template const_data_ptr<Operand>();
       ldb_ = walk.in_side;
     }

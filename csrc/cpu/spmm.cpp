@@ -56,7 +56,7 @@ class Multiplication {
     ldx_ = x.stride(0);
     width_ = round_up(walk.in_side, multiple);
     if (reading_ == Reading::kPanels) {
-      panels_ = left_panels<Stored, Operand>(x, walk.in_side, width_);
+      panels_ = left_panels<Stored, Operand>(x, walk, width_);
       panel_data_ = panels_.template const_data_ptr<Operand>();
     }
   }

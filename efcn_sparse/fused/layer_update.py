@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.fused.rounding import Storage
+from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern.slices import RowSlice, row_slices
@@ -21,7 +22,9 @@ _MOST_SLICES = 64  # torch's optimisers look at every parameter in each step
 class LayerUpdate:
     """Steps of a torch optimiser over the slices of one layer's values, from the two factors of their gradient."""
 
-    def __init__(self, name: str, layer: SparseLinear, make: MakeOptimizer, storage: Storage) -> None:
+    def __init__(
+        self, name: str, layer: SparseLinear, make: MakeOptimizer, storage: Storage, workspace: Workspace
+    ) -> None:
         self.name, self._layer, self._storage = name, layer, storage
         values = layer.values.detach()
         block_bytes = max(1, math.prod(layer.pattern.block_shape) * values.element_size())
@@ -32,13 +35,9 @@ class LayerUpdate:
         self._parameters = [nn.Parameter(storage.held(part)) for part in self._values]
         self.optimizer = make(self._parameters) if self._parameters else None
         largest = max((len(part) for part in self._values), default=0)
-        self._workspace = values.new_empty((largest, *layer.pattern.block_shape))
+        self._workspace = workspace
+        workspace.reserve(values, largest * math.prod(layer.pattern.block_shape))
         self._place = values.data_ptr()
-
-    @property
-    def workspace_bytes(self) -> int:
-        """How much memory the gradient takes."""
-        return self._workspace.nbytes
 
     def check_place(self) -> None:
         """Raise ``RuntimeError`` if the values were moved or replaced since the update was built."""
@@ -80,6 +79,6 @@ class LayerUpdate:
 
     def _gradients(self, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
         for i, part in enumerate(self._slices):
-            gradient = self._workspace[: part.pattern.nnz_blocks]
+            gradient = self._workspace.take(self._layer.values, part.pattern.values_shape)
             sddmm(a[:, part.rows], b, part.pattern, backend=self._layer.backend, out=gradient)
             yield i, gradient

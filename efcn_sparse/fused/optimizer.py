@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
 from efcn_sparse.fused.product import FusedProduct
 from efcn_sparse.fused.rounding import STORAGE
+from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
 
 
@@ -76,7 +77,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         rest = [p for p in model.parameters() if id(p) not in fused and p.requires_grad]
         self._layers, self._max_norm = layers, max_norm
         self._rest = make(rest) if rest else None
-        self._updates = {name: LayerUpdate(name, layer, make, STORAGE[precision]()) for name, layer in layers.items()}
+        self._workspace = Workspace()
+        self._updates = {
+            name: LayerUpdate(name, layer, make, STORAGE[precision](), self._workspace)
+            for name, layer in layers.items()
+        }
         self._factors: list[tuple[LayerUpdate, Tensor, Tensor]] = []
         inner = [self._rest, *(update.optimizer for update in self._updates.values())]
         self._inner = [optimizer for optimizer in inner if optimizer is not None]
@@ -96,7 +101,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 update.check_place()
                 self._factors.append((update, a, b))
 
-        return lambda x: FusedProduct.apply(x, layer.values, layer, name or "model", take)
+        return lambda x: FusedProduct.apply(x, layer.values, layer.bias, layer, name or "model", take)
 
     @property
     def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
@@ -105,8 +110,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def workspace_bytes(self) -> int:
-        """The memory that gradients of values take: the largest slice of each layer."""
-        return sum(update.workspace_bytes for update in self._updates.values())
+        """The memory that gradients of values take: the largest slice of any layer."""
+        return self._workspace.nbytes
 
     @torch.no_grad()
     def step(self, closure: None = None, *, grad_scaler: Any = None) -> None:  # type: ignore[override]

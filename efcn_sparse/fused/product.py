@@ -17,17 +17,19 @@ TakeFactors = Callable[[Tensor, Tensor], None]
 
 
 class FusedProduct(torch.autograd.Function):
-    """``x Wᵀ``; backward returns the gradient of x, then calls ``take(dy, x)``: the gradient of W is ``dyᵀ x``."""
+    """``x Wᵀ + bias``; backward calls ``take(dy, x)``: the gradient of W is ``dyᵀ x``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseLinear, name: str, take: TakeFactors) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseLinear, name: str, take: TakeFactors
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer, ctx.name, ctx.take, ctx.version = layer, name, take, values._version
-        return spmm(x, values.detach(), layer.pattern, backend=layer.backend)
+        return spmm(x, values.detach(), layer.pattern, bias=bias, backend=layer.backend)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         layer = ctx.layer
         if layer.values._version != ctx.version:
@@ -39,5 +41,6 @@ class FusedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = spmm(dy, layer.values.detach(), layer.pattern, transpose=True, backend=layer.backend)
         batch = math.prod(x.shape[:-1])
-        ctx.take(dy.reshape(batch, dy.shape[-1]), x.reshape(batch, x.shape[-1]))
-        return dx, None, None, None, None
+        rows = dy.reshape(batch, dy.shape[-1])
+        ctx.take(rows, x.reshape(batch, x.shape[-1]))
+        return dx, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None, None, None

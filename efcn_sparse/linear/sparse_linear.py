@@ -32,7 +32,7 @@ class SparseLinear(nn.Module):
         values: ``[nnz_blocks, block_rows, block_cols]``.
         bias: ``[out_features]`` or None.
         backend: ``"auto"``, or the name of the backend to use.
-        product: replaces ``x Wᵀ`` while gradients are recorded (see :class:`efcn_sparse.FusedOptimizer`); None.
+        product: replaces ``x Wᵀ + b`` while gradients are recorded (see :class:`efcn_sparse.FusedOptimizer`); None.
 
     Shapes: ``x`` is ``[..., in_features]``, ``y`` is ``[..., out_features]``.
 
@@ -102,8 +102,7 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.product is None or not torch.is_grad_enabled():
             return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
-        y = self.product(x)
-        return y if self.bias is None else y + self.bias
+        return self.product(x)
 
     # -- conversion --------------------------------------------------------------------------------------------
 
