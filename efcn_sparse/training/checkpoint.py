@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,6 +15,7 @@ from torch.optim import Optimizer
 from efcn_sparse.training.atomic import replace_atomically
 
 _OPTIMISER = "optimiser/"  # no module name holds a slash
+_VALUES = ".linear.values"  # of an embedded convolution
 _NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>\d+)\.safetensors")
 
 
@@ -43,11 +47,16 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = 
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, or of another model; the message names the file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    tensors = load_file(path)
-    model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)})
+    with _opened(path):
+        tensors = load_file(path)
+    try:
+        model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)})
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {path} must hold the state of this model: {' '.join(str(error).split())}"
+        ) from None
     if optimiser is None:
         return
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -58,6 +67,36 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = 
             like = tensor.to(parameter.device)
             # the memory format of the momentum decides the order of its sums, so it must be the parameter's
             optimiser.state[parameter][key] = like.new_empty(0) if like.numel() == 0 else _laid_out(like, parameter)
+
+
+def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
+    """The block shape of every embedded convolution in ``path``, by layer name, without reading any values.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged; the message names the file.
+    """
+    with _opened(path), safe_open(path, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if name.endswith(_VALUES)}  # noqa: SIM118
+    return {
+        name.removesuffix(_VALUES): (shape[1], shape[2])
+        for name, shape in shapes.items()
+        if len(shape) == 3 and not name.startswith(_OPTIMISER)
+    }
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """What can be wrong with a checkpoint's file, told with its name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged ({' '.join(str(error).split())}): if it was to be gone on from, remove it, "
+            "and the same command goes on from an earlier one"
+        ) from None
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:

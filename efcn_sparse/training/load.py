@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint
+from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.plan import stage_name, stages
 from efcn_sparse.training.run_directory import read_config
@@ -14,6 +14,8 @@ from efcn_sparse.training.run_directory import read_config
 
 def load_arm(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None, epoch: int) -> nn.Module:
     """The net of one arm as it was after ``epoch``, in evaluation mode and on the CPU.
+
+    Block shapes are those of the checkpoint, so runs of versions that chose others can be loaded.
 
     Args:
         run_dir: the folder that :func:`run_relax` wrote.
@@ -23,7 +25,7 @@ def load_arm(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None, 
         epoch: one of :func:`kept_epochs`.
 
     Raises:
-        ValueError: ``run_dir`` is no run, or the run has no such arm, seed and relax epoch.
+        ValueError: ``run_dir`` is no run, the run has no such arm, seed and relax epoch, or the checkpoint is damaged.
         FileNotFoundError: there is no checkpoint of that epoch; the message tells which there are.
     """
     config = read_config(run_dir)
@@ -35,7 +37,7 @@ def load_arm(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None, 
     if not path.is_file():
         kept = kept_epochs(run_dir, arm, seed, relax_epoch)
         raise FileNotFoundError(f"{name} must have a checkpoint of epoch {epoch}, got those of {kept} in {run_dir}")
-    model = build_like(arm, config.preset, seed)
+    model = build_like(arm, config.preset, seed, stored_block_shapes(path))
     load_checkpoint(path, model)
     return model.eval()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local, embed
+from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local, Support, embed
 from efcn_sparse.training.plan import CNN, CONTROL, FCN, FULL, dilation_of
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.seeds import derived_seed
+
+BlockShapes = Mapping[str, tuple[int, int]]
 
 
 def build_cnn(preset: str, seed: int) -> nn.Module:
@@ -20,12 +24,12 @@ def build_cnn(preset: str, seed: int) -> nn.Module:
     return cnn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def build_fcn(preset: str, seed: int) -> nn.Module:
+def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
     """The standard FCN: the CNN's widths, every convolution a full matrix, initialised like :class:`torch.nn.Linear`.
 
     An entry that would read zero padding does not exist, so the fan-in of every unit is the whole input.
     """
-    model = embed(build_cnn(preset, seed), example_input(preset), support=Full())
+    model = _embed(build_cnn(preset, seed), preset, Full(), block_shapes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("fcn", seed))
         for module in model.modules():
@@ -36,19 +40,29 @@ def build_fcn(preset: str, seed: int) -> nn.Module:
     return model
 
 
-def embed_as(arm: str, cnn: nn.Module, preset: str) -> nn.Module:
+def embed_as(arm: str, cnn: nn.Module, preset: str, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A copy of ``cnn`` embedded with the support that ``arm`` names."""
     radius = dilation_of(arm)
     support = Full() if arm == FULL else Dilated(radius) if radius is not None else Local()
-    return embed(cnn, example_input(preset), support=support)
+    return _embed(cnn, preset, support, block_shapes)
 
 
-def build_like(arm: str, preset: str, seed: int) -> nn.Module:
-    """A net of ``arm``'s architecture; for arms that start from a CNN, from its initial weights."""
+def build_like(arm: str, preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
+    """A net of ``arm``'s architecture; for arms that start from a CNN, from its initial weights.
+
+    Args:
+        block_shapes: of the layers that a checkpoint holds, which an older choice by cost may have made otherwise;
+            None chooses them by cost.
+    """
     if arm == FCN:
-        return build_fcn(preset, seed)
+        return build_fcn(preset, seed, block_shapes)
     cnn = build_cnn(preset, seed)
-    return cnn if arm in (CNN, CONTROL) else embed_as(arm, cnn, preset)
+    return cnn if arm in (CNN, CONTROL) else embed_as(arm, cnn, preset, block_shapes)
+
+
+def _embed(cnn: nn.Module, preset: str, support: Support, block_shapes: BlockShapes | None) -> nn.Module:
+    layers = {name: dict(support=support, block_shape=shape) for name, shape in (block_shapes or {}).items()}
+    return embed(cnn, example_input(preset), support=support, layers=layers)
 
 
 def example_input(preset: str) -> Tensor:

@@ -12,7 +12,13 @@ from torch import nn
 from torch.optim import SGD
 
 from efcn_sparse.subspace import deviation
-from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, save_checkpoint
+from efcn_sparse.training.checkpoint import (
+    checkpoint_path,
+    epochs_on_disk,
+    load_checkpoint,
+    save_checkpoint,
+    stored_block_shapes,
+)
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import read_performance, train_epoch
 from efcn_sparse.training.images import Images
@@ -44,7 +50,8 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
     before = epochs_on_disk(notebook.checkpoints).get(stage.name, [])
     if before:
         epoch = before[-1]
-        model = build_like(stage.arm, config.preset, stage.seed)
+        path = checkpoint_path(notebook.checkpoints, stage.name, epoch)
+        model = build_like(stage.arm, config.preset, stage.seed, stored_block_shapes(path))
     else:
         epoch = stage.first
         model = _first_model(config, stage, notebook.checkpoints)
@@ -52,7 +59,7 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
     optimiser = SGD(model.parameters(), lr=stage.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     started = time.perf_counter()
     if before:
-        load_checkpoint(checkpoint_path(notebook.checkpoints, stage.name, epoch), model, optimiser)
+        load_checkpoint(path, model, optimiser)
         _forget(stage, before, notebook.checkpoints)
     else:
         _write_reading(stage, model, images, epoch, started, notebook)
