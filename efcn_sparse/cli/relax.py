@@ -38,6 +38,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--momentum", type=float)
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument(
+        "--fused", action="store_true", default=None, help="update weights inside the backward pass: no gradients held"
+    )
     parser.add_argument("--train-limit", type=int, metavar="N", help="use only the first N training images")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use only the first N test images")
     parser.add_argument("--device", help="torch device (default: cpu)")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from efcn_sparse.training.atomic import replace_atomically
+from efcn_sparse.training.optimiser import State, read_states, write_states
 
 _OPTIMISER = "optimiser/"  # no module name holds a slash
 _VALUES = ".linear.values"  # of an embedded convolution
@@ -37,8 +38,8 @@ def epochs_on_disk(folder: Path) -> dict[str, list[int]]:
 def save_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = None) -> None:
     """Write ``model``'s state dict, and the optimiser's tensors beside it, atomically."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    for index, state in enumerate(_states(optimiser) if optimiser else []):
-        tensors |= {f"{_OPTIMISER}{index}/{name}": t.contiguous() for name, t in state.items() if t is not None}
+    for place, state in read_states(model, optimiser).items() if optimiser else ():
+        tensors |= {f"{_OPTIMISER}{place}/{name}": tensor.contiguous() for name, tensor in state.items()}
     replace_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
@@ -51,22 +52,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = 
     """
     with _opened(path):
         tensors = load_file(path)
+    states: dict[int, State] = {}
+    for name in [name for name in tensors if name.startswith(_OPTIMISER)]:
+        place, key = name.removeprefix(_OPTIMISER).split("/")
+        states.setdefault(int(place), {})[key] = tensors.pop(name)
     try:
-        model.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMISER)})
+        model.load_state_dict(tensors)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {path} must hold the state of this model: {' '.join(str(error).split())}"
-        ) from None
-    if optimiser is None:
-        return
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for name, tensor in tensors.items():
-        if name.startswith(_OPTIMISER):
-            index, key = name.removeprefix(_OPTIMISER).split("/")
-            parameter = parameters[int(index)]
-            like = tensor.to(parameter.device)
-            # the memory format of the momentum decides the order of its sums, so it must be the parameter's
-            optimiser.state[parameter][key] = like.new_empty(0) if like.numel() == 0 else _laid_out(like, parameter)
+        told = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {path} must hold the state of this model: {told}") from None
+    if optimiser is not None:
+        write_states(model, optimiser, states)
 
 
 def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
@@ -97,12 +93,3 @@ def _opened(path: Path) -> Iterator[None]:
             f"checkpoint {path} is damaged ({' '.join(str(error).split())}): if it was to be gone on from, remove it, "
             "and the same command goes on from an earlier one"
         ) from None
-
-
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    return tensor.new_empty(like.shape).as_strided(like.shape, like.stride()).copy_(tensor)
-
-
-def _states(optimiser: Optimizer) -> list[dict[str, Tensor]]:
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    return [optimiser.state.get(parameter, {}) for parameter in parameters]

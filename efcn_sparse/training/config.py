@@ -35,6 +35,8 @@ class RelaxConfig:
         lr, relaxed_lr, fcn_lr: learning rates of the CNN, of the embedded nets and of the FCN; None means ``lr``.
             If ``relaxed_lr`` differs from ``lr``, the arm ``cnn-relaxed`` (the CNN continued at it) is run as well.
         momentum, weight_decay, batch_size: of SGD.
+        fused: update the weights of the embedded nets and of the FCN inside the backward pass, so that their gradients
+            are never held (:class:`efcn_sparse.FusedOptimizer`); the numbers are the same, bit by bit.
         train_limit, test_limit: use only so many images; None uses all.
         data: where the images are (see :func:`efcn_sparse.training.load_data`); None for ``digits``.
         device: a torch device.
@@ -68,6 +70,7 @@ class RelaxConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     batch_size: int = 250
+    fused: bool = False
     train_limit: int | None = None
     test_limit: int | None = None
     data: str | None = None
@@ -108,6 +111,8 @@ class RelaxConfig:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
         self._set("momentum", float(self.momentum))
         self._set("weight_decay", float(self.weight_decay))
+        if not isinstance(self.fused, bool):
+            raise ValueError(f"fused must be True or False, got {self.fused!r}")
 
     def _check_arms(self) -> None:
         self._set("arms", _distinct("arms", self.arms))

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD
 
 from efcn_sparse.subspace import deviation
 from efcn_sparse.training.checkpoint import (
@@ -23,6 +22,7 @@ from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import read_performance, train_epoch
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.nets import build_cnn, build_like, embed_as
+from efcn_sparse.training.optimiser import make_optimiser
 from efcn_sparse.training.plan import CNN, Stage, is_embedded, stage_name
 from efcn_sparse.training.progress import Progress
 from efcn_sparse.training.readings import Readings
@@ -56,7 +56,9 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
         epoch = stage.first
         model = _first_model(config, stage, notebook.checkpoints)
     model = model.to(config.device)
-    optimiser = SGD(model.parameters(), lr=stage.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimiser = make_optimiser(
+        model, lr=stage.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=config.fused
+    )
     started = time.perf_counter()
     if before:
         load_checkpoint(path, model, optimiser)

@@ -37,6 +37,7 @@ BAD = [
     (dict(fcn_lr="fast"), "fcn_lr must be positive, got 'fast'"),
     (dict(momentum=1), "momentum must lie in [0, 1), got 1"),
     (dict(weight_decay=-1), "weight_decay must not be negative, got -1"),
+    (dict(fused=1), "fused must be True or False, got 1"),
     (dict(data=3), "data must be a path or a name, got 3"),
     (dict(device="abacus"), "device must be a torch device such as 'cpu' or 'cuda:0', got 'abacus'"),
 ]  # fmt: skip

@@ -1,0 +1,148 @@
+"""Fused training gives the numbers and the files of unfused training, bit by bit, and is gone on with after a kill."""
+
+import csv
+import dataclasses
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import efcn_sparse as es
+import efcn_sparse.training as training
+from efcn_sparse.fused import layer_update
+from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.nets import build_cnn, build_fcn
+from efcn_sparse.training.optimiser import make_optimiser, read_states
+from efcn_sparse.training.readings import Readings
+
+TINY = dict(
+    seeds=(0,), arms=("cnn", "efcn-dilated1", "fcn"), cnn_epochs=1, relax_epochs=2, fcn_epochs=2, relax_times=(1,),
+    momentum=0.9, weight_decay=0.01, lr=0.02, batch_size=20, train_limit=60, test_limit=40, threads=1, fused=True,
+)  # fmt: skip
+
+SCRIPT = """
+import os, signal, sys
+import efcn_sparse.training as training
+from efcn_sparse.training.readings import Readings
+append = Readings.append
+
+def kill_at_the_last_epoch(self, rows):
+    append(self, rows)
+    if rows[0]["arm"] == sys.argv[3] and rows[0]["epoch"] == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Readings.append = kill_at_the_last_epoch
+config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
+training.run_relax(config, sys.argv[2], quiet=True, checkpoint_seconds=0.0)
+"""
+
+
+@pytest.fixture(scope="module")
+def config():
+    return training.RelaxConfig.from_preset("digits", **TINY)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_slices():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(layer_update._WORKSPACE_BYTES, "cpu", 1 << 17)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fused_run(config, tmp_path_factory):
+    return training.run_relax(config, tmp_path_factory.mktemp("fused") / "run", quiet=True)
+
+
+def numbers(run_dir):
+    found = []
+    for name in ("metrics.csv", "layers.csv"):
+        with (run_dir / name).open(newline="") as file:
+            found += [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    return found
+
+
+def checkpoints(run_dir):
+    return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
+
+
+def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path):
+    unfused = training.run_relax(dataclasses.replace(config, fused=False), tmp_path / "run", quiet=True)
+    assert numbers(fused_run) == numbers(unfused)
+    assert checkpoints(fused_run) == checkpoints(unfused)
+
+
+def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
+    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.0)
+    fcn = build_fcn("digits", 0)
+    assert isinstance(make_optimiser(fcn, **settings, fused=True), es.FusedOptimizer)
+    assert not isinstance(make_optimiser(build_fcn("digits", 0), **settings), es.FusedOptimizer)
+    assert not isinstance(make_optimiser(build_cnn("digits", 0), **settings, fused=True), es.FusedOptimizer)
+
+
+@pytest.mark.parametrize("fatal", range(1, 6, 2))
+def test_an_interruption_after_any_reading_loses_nothing(config, fused_run, tmp_path, monkeypatch, fatal):
+    run_dir, seen, append = tmp_path / "run", 0, Readings.append
+
+    def cut(self, rows):
+        nonlocal seen
+        append(self, rows)
+        if "lr" in self._columns and rows[0]["arm"] != "cnn":
+            seen += 1
+            if seen > fatal:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Readings, "append", cut)
+        with pytest.raises(KeyboardInterrupt):
+            training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0)
+    training.run_relax(config, run_dir, quiet=True)
+    assert numbers(run_dir) == numbers(fused_run)
+    assert checkpoints(run_dir) == checkpoints(fused_run)
+
+
+def test_a_killed_process_loses_nothing(config, fused_run, tmp_path):
+    arm, epoch = "efcn-dilated1", 3
+    (tmp_path / "config.json").write_text(config.to_json())
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(run_dir), arm, str(epoch)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert checkpoints(run_dir).keys() < checkpoints(fused_run).keys() | {f"{arm}-seed0-t1-e{epoch - 1}.safetensors"}
+    training.run_relax(config, run_dir, quiet=True)
+    assert numbers(run_dir) == numbers(fused_run)
+    assert checkpoints(run_dir) == checkpoints(fused_run)
+
+
+def stepped(fused, steps, net=None, optimiser=None):
+    torch.manual_seed(0)
+    if net is None:
+        cnn = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
+        net = es.embed(cnn, torch.zeros(1, 2, 6, 6), support=es.Full())
+        optimiser = make_optimiser(net, lr=0.1, momentum=0.9, weight_decay=0.1, fused=fused)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        net(torch.randn(5, 2, 6, 6)).square().sum().backward()
+        optimiser.step()
+    return net, optimiser
+
+
+@pytest.mark.parametrize(("saver", "loader"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("workspace", [1 << 9, 1 << 20])
+def test_the_momentum_travels_between_fused_unfused_and_other_slices(tmp_path, monkeypatch, saver, loader, workspace):
+    path = tmp_path / "here.safetensors"
+    net, optimiser = stepped(saver, 2)
+    save_checkpoint(path, net, optimiser)
+    monkeypatch.setitem(layer_update._WORKSPACE_BYTES, "cpu", workspace)
+    other, other_optimiser = stepped(loader, 1)
+    load_checkpoint(path, other, other_optimiser)
+    expected, got = read_states(net, optimiser), read_states(other, other_optimiser)
+    assert expected.keys() == got.keys() == {0, 1, 2, 3}
+    for place, parameter in enumerate(net.parameters()):
+        assert expected[place]["momentum_buffer"].shape == parameter.shape
+        assert torch.equal(expected[place]["momentum_buffer"], got[place]["momentum_buffer"])
+    stepped(saver, 2, net, optimiser)
+    stepped(loader, 2, other, other_optimiser)
+    for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
