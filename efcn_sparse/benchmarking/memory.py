@@ -28,28 +28,36 @@ def peak_memory(shapes: VanillaShapes, threads: int) -> dict[str, int]:
 
 
 def _measure_apart(variant: str, shapes: VanillaShapes, threads: int) -> int:
+    steps = ("--batch", str(shapes.batch), "--steps", str(shapes.memory_steps))
+    arguments = (variant, *steps, "--threads", str(threads))
+    return int(run_apart("efcn_sparse.benchmarking.memory", *arguments))
+
+
+def run_apart(module: str, *arguments: str) -> str:
+    """What ``python -m module arguments`` prints, in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; with what it wrote to stderr.
+    """
     root = str(Path(efcn_sparse.__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [
-        sys.executable, "-m", "efcn_sparse.benchmarking.memory", variant,
-        "--batch", str(shapes.batch), "--steps", str(shapes.memory_steps), "--threads", str(threads),
-    ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        raise RuntimeError(f"the memory measurement of {variant} failed:\n{done.stderr.strip()}")
-    return int(done.stdout)
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr.strip()}")
+    return done.stdout
 
 
 def _measure(variant: str, batch: int, steps: int) -> int:
     _warm_up()
-    _reset_peak()
-    before = _peak_bytes()
+    reset_peak()
+    before = peak_bytes()
     trainer = make_trainer(variant, batch)
-    _reset_peak()
+    reset_peak()
     for _ in range(steps):
         trainer()
-    return _peak_bytes() - before
+    return peak_bytes() - before
 
 
 def _warm_up() -> None:
@@ -59,13 +67,14 @@ def _warm_up() -> None:
     make_trainer("cnn", 1)()
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Set the kernel's high-water mark back to what is held now; where that cannot be done, building counts too."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most that this process held since it began, or since :func:`reset_peak`."""
     # VmHWM first: after a fork and exec ru_maxrss starts from the parent's peak
     try:
         status = Path("/proc/self/status").read_text()
