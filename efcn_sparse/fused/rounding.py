@@ -57,14 +57,14 @@ class Stochastic:
     def held(self, values: Tensor) -> Tensor:
         if values.dtype != torch.bfloat16:
             raise ValueError(f"precision 'stochastic' must be used with bfloat16 values, got {values.dtype}")
-        return values.new_empty(values.shape, dtype=torch.float32, device="meta")
+        return values.new_empty(0, dtype=torch.float32)
 
     def take(self, parameter: nn.Parameter, values: Tensor) -> None:
         parameter.data = values.float()
 
     def put(self, parameter: nn.Parameter, values: Tensor) -> None:
         values.copy_(round_stochastically(parameter.detach()))
-        parameter.data = parameter.data.new_empty(parameter.shape, device="meta")
+        parameter.data = parameter.data.new_empty(0)
 
 
 def round_stochastically(x: Tensor) -> Tensor:
