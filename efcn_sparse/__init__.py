@@ -7,6 +7,10 @@ from efcn_sparse.embedding import embed as embed
 from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
 from efcn_sparse.fused import FusedOptimizer as FusedOptimizer
+from efcn_sparse.growth import outside_gradient_norm as outside_gradient_norm
+from efcn_sparse.growth import record_factors as record_factors
+from efcn_sparse.growth import record_leak as record_leak
+from efcn_sparse.growth import regrow as regrow
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.ops import explain as explain

@@ -83,6 +83,7 @@ class EmbeddedConv(nn.Module):
         self.linear = SparseLinear(
             geometry.in_features, geometry.out_features, pattern, bias=bias, device=device, dtype=dtype
         )
+        self.linear.pattern_owner = "EmbeddedConv"
         unread = int((ties.counts == 0).sum())
         kernel = torch.zeros(unread, device=device, dtype=self.linear.values.dtype) if unread else None
         self.register_buffer("unread_kernel", kernel, persistent=unread > 0)

@@ -32,6 +32,8 @@ class SparseLinear(nn.Module):
         values: ``[nnz_blocks, block_rows, block_cols]``.
         bias: ``[out_features]`` or None.
         backend: ``"auto"``, or the name of the backend to use.
+        pattern_owner: the kind of module that keeps something built on the pattern, which then cannot be replaced
+            alone; None.
         product: replaces ``x Wᵀ + b`` while gradients are recorded (see :class:`efcn_sparse.FusedOptimizer`); None.
 
     Shapes: ``x`` is ``[..., in_features]``, ``y`` is ``[..., out_features]``.
@@ -52,6 +54,7 @@ class SparseLinear(nn.Module):
     """
 
     bias: nn.Parameter | None
+    pattern_owner: str | None = None
 
     def __init__(
         self,

@@ -1,0 +1,115 @@
+"""The two factors of each sparse layer's gradient, caught while backward runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.linear import SparseLinear
+
+
+class Factors(NamedTuple):
+    """The gradient of a layer's weights is ``dyᵀ x``.
+
+    Attributes:
+        dy: ``[N, out_features]``, the gradient of the layer's output.
+        x: ``[N, in_features]``, its input.
+    """
+
+    dy: Tensor
+    x: Tensor
+
+    @classmethod
+    def joined(cls, uses: list[Factors]) -> Factors:
+        """The factors of the sum of several gradients: their rows one below the other."""
+        return uses[0] if len(uses) == 1 else cls(*(torch.cat(parts) for parts in zip(*uses, strict=True)))
+
+
+Take = Callable[[str, SparseLinear, Factors, int], None]
+
+
+@contextmanager
+def watched(model: nn.Module, take: Take) -> Iterator[None]:
+    """Call ``take(name, layer, factors, uses)`` for each use of each sparse layer, as its output's gradient arrives.
+
+    ``uses`` is how many uses of the layer there have been so far, with or without their gradients. Hooks on outputs see
+    the same whoever consumes the gradient afterwards, a fused optimiser included.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not layers:
+        raise ValueError(f"model must hold a SparseLinear, got {type(model).__name__} without one")
+
+    uses: Counter[str] = Counter()
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+            if not y.requires_grad:
+                return
+            assert isinstance(module, SparseLinear)
+            uses[name] += 1
+            x = (args[0] if args else kwargs["x"]).detach()
+            version = x._version
+
+            def arrived(dy: Tensor) -> None:
+                if not active:
+                    return
+                if x._version != version:
+                    raise RuntimeError(f"{name or 'model'}: the input must not be changed in place before backward")
+                batch = math.prod(dy.shape[:-1])
+                left, right = dy.detach().reshape(batch, dy.shape[-1]), x.reshape(batch, x.shape[-1])
+                take(name, module, Factors(left, right.to(left.dtype)), uses[name])  # autocast cast x in the same way
+
+            y.register_hook(arrived)
+
+        return after_forward
+
+    active = True
+    handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        active = False
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def record_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
+    """Keep the factors of the gradient of every :class:`SparseLinear` of a model, by name.
+
+    Forward and backward must both run inside. Works with any optimiser, :class:`FusedOptimizer` included. A layer that
+    is used several times, or in several backward passes, has the factors of its whole gradient, one use below the
+    other. The factors are held until they are dropped: about as much memory as the layers' inputs and outputs.
+
+    Args:
+        model: any module; modules that ``torch.compile`` has traced before do not see the recording.
+
+    Law: ``(factors[name].dy.T @ factors[name].x)`` at the stored blocks is the gradient of the layer's ``values``.
+
+    Raises:
+        ValueError: the model holds no sparse layer.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> layer = es.SparseLinear(8, 8, es.BlockPattern.dense((8, 8), (4, 4)))
+        >>> with es.record_factors(layer) as factors:
+        ...     layer(torch.randn(3, 8)).square().sum().backward()
+        >>> dy, x = factors[""]
+        >>> torch.allclose(es.sddmm(dy, x, layer.pattern), layer.values.grad)
+        True
+    """
+    uses: dict[str, list[Factors]] = {}
+    factors: dict[str, Factors] = {}
+
+    def take(name: str, layer: SparseLinear, one: Factors, _: int) -> None:
+        uses.setdefault(name, []).append(one)
+
+    with watched(model, take):
+        yield factors
+    factors.update((name, Factors.joined(parts)) for name, parts in uses.items())
