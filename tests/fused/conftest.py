@@ -1,4 +1,4 @@
-"""Layers here are tiny: more threads only wait for each other. ``test_steady.py`` sets its own number."""
+"""Layers here are tiny: more threads only wait for each other."""
 
 from collections.abc import Iterator
 
