@@ -15,6 +15,7 @@ from efcn_sparse.analysis.figures.heat_maps import draw_heat_maps
 from efcn_sparse.analysis.page import Picture, Section, render_page
 from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights
+from efcn_sparse.training.extras import require
 
 _NO_READINGS = "No readings have been written yet, so there is nothing to draw."
 _PAGE_PIXELS_PER_INCH = 100
@@ -33,7 +34,7 @@ def write_report(run_dir: str | Path) -> Path:
 
     Raises:
         ValueError: ``run_dir`` is no run directory, or one of its files is damaged.
-        ModuleNotFoundError: matplotlib (the extra ``plot``) is not installed.
+        ModuleNotFoundError: matplotlib or Jinja2 (the extra ``plot``) is not installed.
 
     Example:
         >>> write_report("nowhere")
@@ -41,6 +42,7 @@ def write_report(run_dir: str | Path) -> Path:
         ValueError: run_dir must be a run directory with a config.json, got nowhere
     """
     run = read_run(run_dir)
+    require("jinja2", package="Jinja2", extra="plot", needed_for="a report")
     with drawing_style():
         weights = read_weights(run)
         folder = run.path / "figures"

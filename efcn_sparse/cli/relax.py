@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efcn_sparse.training import PRESETS, RelaxConfig, run_relax
+from efcn_sparse.training.extras import require
 from efcn_sparse.training.readings import read_rows
 
 
@@ -87,9 +88,10 @@ def _spread(accuracies: dict[str, float] | None) -> str:
 
 def _report(run_dir: Path) -> None:
     try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        print("report: not written, for matplotlib is missing: pip install 'efcn-sparse[plot]'")
+        for module, package in (("matplotlib", "matplotlib"), ("jinja2", "Jinja2")):
+            require(module, package=package, extra="plot", needed_for="a report")
+    except ModuleNotFoundError as missing:  # the run itself is whole
+        print(f"report: not written; {missing}")
         return
     from efcn_sparse.analysis import write_report
 

@@ -48,6 +48,28 @@ def test_a_run_without_a_terminal_prints_plain_lines_and_the_outcome(tmp_path, c
     assert lines[-1] == f"run directory: {tmp_path / 'run'}"
 
 
+@pytest.mark.parametrize(("module", "package"), [("matplotlib", "matplotlib"), ("jinja2", "Jinja2")])
+def test_without_the_extra_for_reports_the_run_is_whole_and_the_extra_is_named(
+    tmp_path, capsys, monkeypatch, module, package
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    told = f"a report needs {package}, which is not installed: pip install 'efcn-sparse[plot]'"
+    run_dir = str(tmp_path / "run")
+    assert main([*TINY[:-1], "--run-dir", run_dir]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: not written; {told}"
+    assert main(["report", run_dir]) == 2
+    assert capsys.readouterr().err == f"efcn-sparse: error: {told}\n"
+
+
+def test_without_the_extra_of_a_preset_it_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main([*TINY, "--run-dir", str(tmp_path / "run")]) == 2
+    told = "the preset digits needs scikit-learn, which is not installed: pip install 'efcn-sparse[digits]'"
+    assert capsys.readouterr().err == f"efcn-sparse: error: {told}\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_outcome_is_the_last_accuracy_with_its_spread(tmp_path):
     from efcn_sparse.training.readings import METRICS
 
