@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.table import is_left_out
+
 # Cores are shared and runs must agree. To search further: pytest --hypothesis-profile=default
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
@@ -12,3 +14,10 @@ hypothesis.settings.load_profile("steady")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if hasattr(item, "callspec") and is_left_out(item.callspec.params)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]

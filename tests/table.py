@@ -6,6 +6,7 @@ A new backend is one more row of ``BACKENDS``; a new kind of pattern one more en
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -14,20 +15,31 @@ import torch
 from torch import Tensor
 
 from efcn_sparse import BlockPattern, extension_status
+from efcn_sparse.ops.backends import triton
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, so before any is imported
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)
 
 
 class Backend(NamedTuple):
-    """One row: the backend's name, where it runs, what it multiplies, why it is not on this machine (or None), and
-    whether its results have the same bits on any number of threads."""
+    """One row: the backend's name, where it runs, what it multiplies, why it is not on this machine (or None),
+    whether its results have the same bits on any number of threads, and whether it is so slow here that large cases
+    are left out."""
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]
     threads_keep_bits: bool
+    slow: bool = False
+
+
+def _no_triton() -> str | None:
+    return triton.why_not("cuda" if GPU else "cpu", torch.float32)
 
 
 def _no_extension() -> str | None:
@@ -38,6 +50,7 @@ def _no_extension() -> str | None:
 BACKENDS = (
     Backend("reference", "cpu", DTYPES, lambda: None, threads_keep_bits=False),  # the BLAS splits as it likes
     Backend("cpu", "cpu", DTYPES, _no_extension, threads_keep_bits=True),
+    Backend("triton", "cuda" if GPU else "cpu", DTYPES, _no_triton, threads_keep_bits=True, slow=not GPU),
 )
 
 
@@ -126,6 +139,25 @@ PATTERNS: dict[str, Callable[[], BlockPattern]] = {
 def pattern(name: str) -> BlockPattern:
     """The pattern of that name in ``PATTERNS``."""
     return PATTERNS[name]()
+
+
+# What a slow backend runs: a pattern of each kind in fp32, a few of them in the other types, and small batches.
+_FOR_SLOW = {
+    FLOAT32: (
+        "square", "empty", "empty-rows-and-columns", "one-entry", "entries", "odd-blocks", "column-blocks", "wide-blocks",
+        "ragged", "masked-ragged", "masked-partly", "larger-than-the-matrix", "unbalanced",
+    ),
+    FLOAT64: ("square", "masked-ragged"), BFLOAT16: ("square", "masked-ragged"), FLOAT16: ("masked-ragged",),
+}  # fmt: skip
+_LARGEST_FOR_SLOW = 40
+
+
+def is_left_out(parameters: dict[str, Any]) -> bool:
+    """Whether a test with these parameters is too large for the slow backend that it names."""
+    row, name, batch = parameters.get("row"), parameters.get("name"), parameters.get("batch", 0)
+    if not isinstance(row, Row) or not any(backend.name == row.backend and backend.slow for backend in BACKENDS):
+        return False
+    return batch > _LARGEST_FOR_SLOW or (name in PATTERNS and name not in _FOR_SLOW[row.dtype])
 
 
 NO_OUTPUTS, NO_INPUTS, NOTHING = (0, 16), (16, 0), (0, 0)

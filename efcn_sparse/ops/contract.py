@@ -91,49 +91,57 @@ def _(values, a, b, structure, shape, alpha, beta, backend) -> None:
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------
+# Plain autograd functions under the Autograd key: torch.library.register_autograd flattens the arguments as a pytree
+# at each call, which costs four times what is left of a small layer's call.
 
 
-def _spmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _, structure, shape, transpose, backend = inputs
-    needs_x, needs_values = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *structure)
-    ctx.shape, ctx.block_shape, ctx.transpose, ctx.backend = shape, values.shape[1:], transpose, backend
+class _Spmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, values, bias, structure, shape, transpose, backend):
+        needs_x, needs_values = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *structure)
+        ctx.shape, ctx.block_shape, ctx.transpose, ctx.backend = shape, values.shape[1:], transpose, backend
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.efcn_sparse.spmm(x, values, bias, structure, shape, transpose, backend)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, values, *structure = ctx.saved_tensors
+        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        dx = dvalues = dbias = None
+        if needs_x:
+            dx = torch.ops.efcn_sparse.spmm(dy, values, None, structure, ctx.shape, not ctx.transpose, ctx.backend)
+        if needs_values:
+            a, b = (x, dy) if ctx.transpose else (dy, x)
+            dvalues = torch.ops.efcn_sparse.sddmm(a, b, structure, ctx.shape, ctx.block_shape, ctx.backend)
+        if needs_bias:
+            dbias = dy.sum(0)
+        return dx, dvalues, dbias, None, None, None, None
 
 
-def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, values, *structure = ctx.saved_tensors
-    needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-    dx = dvalues = dbias = None
-    if needs_x:
-        dx = torch.ops.efcn_sparse.spmm(dy, values, None, structure, ctx.shape, not ctx.transpose, ctx.backend)
-    if needs_values:
-        a, b = (x, dy) if ctx.transpose else (dy, x)
-        dvalues = torch.ops.efcn_sparse.sddmm(a, b, structure, ctx.shape, ctx.block_shape, ctx.backend)
-    if needs_bias:
-        dbias = dy.sum(0)
-    return dx, dvalues, dbias, [None] * len(structure), None, None, None
+class _Sddmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b, structure, shape, block_shape, backend):
+        needs_a, needs_b = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(a if needs_b else None, b if needs_a else None, *structure)
+        ctx.shape, ctx.backend = shape, backend
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.efcn_sparse.sddmm(a, b, structure, shape, block_shape, backend)
+
+    @staticmethod
+    def backward(ctx, dvalues):
+        a, b, *structure = ctx.saved_tensors
+        needs_a, needs_b = ctx.needs_input_grad[:2]
+        da = db = None
+        if needs_a:
+            da = torch.ops.efcn_sparse.spmm(b, dvalues, None, structure, ctx.shape, False, ctx.backend)
+        if needs_b:
+            db = torch.ops.efcn_sparse.spmm(a, dvalues, None, structure, ctx.shape, True, ctx.backend)
+        return da, db, None, None, None, None
 
 
-def _sddmm_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, structure, shape, _, backend = inputs
-    needs_a, needs_b = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(a if needs_b else None, b if needs_a else None, *structure)
-    ctx.shape, ctx.backend = shape, backend
-
-
-def _sddmm_backward(ctx: Any, dvalues: Tensor) -> tuple[Any, ...]:
-    a, b, *structure = ctx.saved_tensors
-    needs_a, needs_b = ctx.needs_input_grad[:2]
-    da = db = None
-    if needs_a:
-        da = torch.ops.efcn_sparse.spmm(b, dvalues, None, structure, ctx.shape, False, ctx.backend)
-    if needs_b:
-        db = torch.ops.efcn_sparse.spmm(a, dvalues, None, structure, ctx.shape, True, ctx.backend)
-    return da, db, [None] * len(structure), None, None, None
-
-
-torch.library.register_autograd("efcn_sparse::spmm", _spmm_backward, setup_context=_spmm_context, lib=_LIBRARY)
-torch.library.register_autograd("efcn_sparse::sddmm", _sddmm_backward, setup_context=_sddmm_context, lib=_LIBRARY)
+_LIBRARY.impl("spmm", _Spmm.apply, "Autograd")
+_LIBRARY.impl("sddmm", _Sddmm.apply, "Autograd")
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------

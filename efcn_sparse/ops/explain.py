@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.select import reasons
+from efcn_sparse.ops.select import reasons, resolve
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -115,7 +115,7 @@ def explain(
         dtype = torch.get_default_dtype() if values is None else values.dtype
     where = torch.device(device) if device is not None else pattern.device
     why_not = reasons(where.type, dtype)
-    able = [name for name, reason in why_not.items() if reason is None and requested in ("auto", name)]
+    can_run = requested == "auto" or why_not.get(requested, "") is None
     stored = pattern.nnz_blocks * pattern.block_shape[0] * pattern.block_shape[1]
     return Explanation(
         name=type(layer_or_pattern).__name__,
@@ -124,7 +124,7 @@ def explain(
         dtype=dtype,
         device=where,
         requested=requested,
-        backend=able[0] if able else None,
+        backend=resolve(requested, where.type, dtype) if can_run else None,
         reasons=why_not,
         blocks=pattern.nnz_blocks,
         masked_blocks=int((pattern.mask_index >= 0).sum()),

@@ -1,0 +1,218 @@
+"""Every tuned configuration compiled for GPUs that need not be here, and what came out.
+
+    python -m benchmarks.gpu.compile_ahead [--arch sm90 ...] [--json] [--limit N]
+
+No GPU is needed: Triton carries its compilers. A kernel passes if it multiplies with the tensor instruction of its
+architecture (fp32 in IEEE precision has none), keeps everything in registers, fits registers and shared memory, and
+loads its operands ahead of their use as deep as its stages say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from efcn_sparse.ops.backends.triton import work
+from efcn_sparse.ops.backends.triton.sddmm_kernel import sddmm_kernel
+from efcn_sparse.ops.backends.triton.spmm_kernel import spmm_kernel
+from efcn_sparse.ops.backends.triton.tuning import Config, Row, rows, trimmed
+
+INSTRUCTIONS = {"sm80": "mma.sync", "sm90": "wgmma.mma_async", "sm100": "tcgen05.mma", "gfx942": "v_mfma"}
+SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
+REGISTER_LIMIT = {"sm80": 255, "sm90": 255, "sm100": 255, "gfx942": 512}
+_TYPES = {16: "bf16", 32: "fp32", 64: "fp64"}
+_FLOATS = ("y", "x", "values", "bias", "out", "a", "b")
+_ALIGNED = (*_FLOATS, "pieces", "tasks", "members", "entry_cols", "entry_blocks")
+_ALIGNED_NUMBERS = ("stride_x", "stride_a", "stride_b", "in_features", "out_features")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture; ``prefetches`` counts the asynchronous copies into shared memory."""
+
+    operation: str
+    arch: str
+    dtype: str
+    block: str
+    tile: str
+    members: int
+    warps: int
+    stages: int
+    instruction: str
+    instructions: int
+    registers: int
+    spilled_bytes: int
+    shared: int
+    prefetches: int
+
+    def faults(self) -> list[str]:
+        """What is wrong with it; empty if nothing is."""
+        found = []
+        if self.instruction and not self.instructions:
+            found.append(f"no {self.instruction}")
+        if self.spilled_bytes:
+            found.append(f"{self.spilled_bytes} bytes spilled")
+        if self.registers > REGISTER_LIMIT[self.arch]:
+            found.append(f"{self.registers} registers")
+        if self.shared > SHARED_LIMIT[self.arch]:
+            found.append(f"{self.shared} bytes of shared memory")
+        if self.arch.startswith("sm") and self.stages > 1 and not self.prefetches:
+            found.append("operands are not loaded ahead")
+        return found
+
+
+def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
+    """The kernel of a row of the tuning table, for super-rows of that size.
+
+    Args:
+        flags: compile-time arguments of the kernel that differ from the plain case, such as ``MASKED=True``.
+    """
+    case, config = row.case, trimmed(row.config, row.case.height, members)
+    kernel, constants = _constants(case.operation, case.bits, case.height, case.width, config)
+    constants |= flags
+    target = (
+        GPUTarget("hip", case.arch, 64) if case.arch.startswith("gfx") else GPUTarget("cuda", int(case.arch[2:]), 32)
+    )
+    source = ASTSource(kernel, *_signature(kernel, constants, _TYPES[case.bits]))
+    built = triton.compile(source, target=target, options={"num_warps": config.warps, "num_stages": config.stages})
+    exact = case.bits == 32 and constants["PRECISION"] == "ieee"
+    instruction = "" if exact else _instruction(case.arch, case.bits)
+    return Compiled(
+        case.operation, case.arch, _TYPES[case.bits], f"{case.height}×{case.width}",
+        f"{config.block_m}×{config.block_n}×{config.block_k}", members, config.warps, config.stages, instruction,
+        *_read(built, case.arch, instruction),
+    )  # fmt: skip
+
+
+def _instruction(arch: str, bits: int) -> str:
+    if bits == 64 and arch.startswith("sm"):
+        return "mma.sync" if arch != "sm100" else ""
+    if bits == 32 and arch == "gfx942":
+        return ""
+    # the warp-group product takes fp32 operands in one order only; where it cannot, Triton takes mma.sync
+    return "mma" if bits == 32 else INSTRUCTIONS[arch]
+
+
+def _constants(operation: str, bits: int, height: int, width: int, config: Config) -> tuple[Any, dict[str, Any]]:
+    common = dict(
+        HEIGHT=height, WIDTH=width, MEMBERS=config.members, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k, SPLIT=False, MASKED=False, RAGGED=False, ADD=False,
+        PRECISION="tf32" if bits == 32 else "ieee", ACCUMULATE=tl.float64 if bits == 64 else tl.float32,
+    )  # fmt: skip
+    if operation == "sddmm":
+        return sddmm_kernel, common
+    steps = (1, height) if operation == "spmm_t" else (width, 1)
+    return spmm_kernel, common | dict(STEP_OUT=steps[0], STEP_IN=steps[1], SWIZZLE=config.swizzle, HAS_BIAS=True)
+
+
+def _signature(
+    kernel: Any, constants: dict[str, Any], kind: str
+) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
+    names = kernel.arg_names
+    types = dict.fromkeys(names, "i32")
+    types |= dict.fromkeys((name for name in _FLOATS if name in types), f"*{kind}")
+    types |= dict.fromkeys(("tasks", "members", "entry_cols", "entry_blocks", "mask_index"), "*i32")
+    types |= {"pieces": "*fp64" if kind == "fp64" else "*fp32", "masks": "*u8", "alpha": "fp64", "beta": "fp64"}
+    types |= dict.fromkeys(constants, "constexpr")
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*_ALIGNED, *_ALIGNED_NUMBERS) if n in names}
+    return types, {(names.index(name),): value for name, value in constants.items()}, aligned
+
+
+def _read(built: Any, arch: str, instruction: str) -> tuple[int, int, int, int, int]:
+    """Tensor instructions, registers, spilled bytes, shared memory, asynchronous copies."""
+    if arch.startswith("gfx"):
+        text = built.asm["amdgcn"]
+        number = {key: int(re.search(rf"\.{key}:\s*(\d+)", text)[1]) for key in ("vgpr_count", "vgpr_spill_count")}
+        return (
+            text.count(INSTRUCTIONS[arch]),
+            number["vgpr_count"],
+            4 * number["vgpr_spill_count"],
+            built.metadata.shared,
+            0,
+        )
+    text = built.asm["ptx"]
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    stack, local, registers = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("STACK", "LOCAL", "REG"))
+    count = len(re.findall(re.escape(instruction), text)) if instruction else 0
+    return count, registers, stack + local, built.metadata.shared, len(re.findall(r"cp\.async\.c[ag]", text))
+
+
+def table(compiled: list[Compiled]) -> str:
+    """Markdown."""
+    lines = [
+        "| kernel | GPU | type | block | tile M×N×K | rows | warps | stages | instruction | registers | shared KiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {c.operation} | {c.arch} | {c.dtype} | {c.block} | {c.tile} | {c.members} | {c.warps} | {c.stages} | "
+        f"{c.instructions} `{c.instruction}` | {c.registers} | {c.shared / 1024:.0f} |"
+        for c in compiled
+    ]
+    return "\n".join(lines)
+
+
+def compile_all(archs: list[str], limit: int | None = None) -> list[Compiled]:
+    """Each row for each of those architectures, with super-rows of every size that the work model may choose."""
+    compiled = []
+    for arch in archs:
+        jobs = [
+            (row, members)
+            for row in rows()
+            if row.case.arch == arch
+            for members in ([row.config.members] if row.config.members else _sizes(row))
+        ]
+        distinct = {(r.case.operation, r.case.bits, r.case.height, r.case.width, trimmed(r.config, r.case.height, m), m): r
+                    for r, m in jobs}  # fmt: skip
+        chosen = list(distinct.items())
+        step = 1 if limit is None else max(1, len(chosen) // limit)
+        compiled += [compile_row(row, key[-1]) for key, row in chosen[::step]]
+    return compiled
+
+
+def _sizes(row: Row) -> list[int]:
+    sizes = work.candidates(row.case.height, row.config.block_n)
+    return sorted({sizes[0], sizes[-1]})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table; exit with 1 if a kernel has a fault."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", choices=sorted(INSTRUCTIONS), default=list(INSTRUCTIONS))
+    parser.add_argument(
+        "--limit", type=int, help="about this many kernels for each architecture, spread over the table"
+    )
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    compiled = compile_all(options.arch, options.limit)
+    faults = [(c, c.faults()) for c in compiled if c.faults()]
+    if options.json:
+        print(json.dumps({"torch": torch.__version__, "triton": triton.__version__,
+                          "kernels": [asdict(c) | {"faults": c.faults()} for c in compiled]}))  # fmt: skip
+    else:
+        print(table(compiled))
+    for c, found in faults:
+        print(
+            f"{c.operation} {c.arch} {c.dtype} {c.block} {c.tile} rows {c.members}: {', '.join(found)}", file=sys.stderr
+        )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

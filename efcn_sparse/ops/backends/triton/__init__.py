@@ -1,0 +1,68 @@
+"""Kernels in Triton: any GPU that it compiles for, and CPU tensors under its interpreter.
+
+The modules beside this one import Triton; this one does not, so that the package works without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from efcn_sparse.ops.backends.triton.device import is_interpreting
+from efcn_sparse.ops.structure import Structure
+
+NAME = "triton"
+ONLY_BY_NAME = ("cpu",)  # interpreting is right, and very slow
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LEAST_CAPABILITY = (8, 0)
+
+
+def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+    """The reason why this backend cannot run there, None if it can."""
+    if device_type not in ("cuda", "cpu"):
+        return f"its kernels run on CUDA and ROCm GPUs, not {device_type}"
+    if dtype not in _DTYPES:
+        return f"it has no kernels for {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install efcn-sparse[triton]"
+    if is_interpreting():
+        return None
+    if device_type == "cpu":
+        return (
+            "its kernels run on GPUs; Triton interprets them on CPU tensors if TRITON_INTERPRET=1 is set at the start"
+        )
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+        found, least = torch.cuda.get_device_capability(), _LEAST_CAPABILITY
+        return f"it needs compute capability {least[0]}.{least[1]} or more, this GPU has {found[0]}.{found[1]}"
+    return None
+
+
+def spmm(
+    y: Tensor,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    structure: Structure,
+    shape: Sequence[int],
+    transpose: bool,
+    alpha: float,
+    beta: float,
+) -> None:
+    """y = alpha · (x Wᵀ + bias) + beta · y; with ``transpose``, x W."""
+    from efcn_sparse.ops.backends.triton import launch_spmm
+
+    launch_spmm.run(y, x, values, bias, structure, shape, transpose, alpha, beta)
+
+
+def sddmm(
+    out: Tensor, a: Tensor, b: Tensor, structure: Structure, shape: Sequence[int], alpha: float, beta: float
+) -> None:
+    """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support."""
+    from efcn_sparse.ops.backends.triton import launch_sddmm
+
+    launch_sddmm.run(out, a, b, structure, shape, alpha, beta)

@@ -1,0 +1,140 @@
+"""From operands to a configuration and a schedule; asked at each call, worked out at the first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from efcn_sparse.ops.backends.triton import schedule, work
+from efcn_sparse.ops.backends.triton.device import Device
+from efcn_sparse.ops.backends.triton.memory import remembered
+from efcn_sparse.ops.backends.triton.schedule import SpmmTasks, SuperRows
+from efcn_sparse.ops.backends.triton.tuning import Case, Config, bits_of, config_for, trimmed
+from efcn_sparse.ops.structure import Structure
+
+_PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+_SHORTEST_PIECE, _PROGRAMS_PER_PROCESSOR = 8, 2
+
+
+class Problem(NamedTuple):
+    """One call: ``operation`` is ``"spmm"``, ``"spmm_t"`` (the transposed walk) or ``"sddmm"``."""
+
+    operation: str
+    structure: Structure
+    height: int
+    width: int
+    batch: int
+    dtype: torch.dtype
+    device: Device
+
+    @property
+    def transpose(self) -> bool:
+        """Whether the walk is the column-wise one."""
+        return self.operation == "spmm_t"
+
+    def sizes(self) -> work.Shape:
+        """The sizes that the work model needs."""
+        rows, cols = self.structure.crow_indices.numel() - 1, self.structure.ccol_indices.numel() - 1
+        outputs, inputs = (cols, rows) if self.transpose else (rows, cols)
+        return work.Shape(
+            self.height, self.width, self.structure.col_indices.numel(), self.batch, outputs * self.height,
+            inputs * self.width, bits_of(self.dtype),
+        )  # fmt: skip
+
+
+def configure(problem: Problem) -> Config:
+    """The table's configuration, with the size of super-rows settled, and stages that fit the shared memory.
+
+    Raises:
+        RuntimeError: no number of stages fits.
+    """
+    rows, cols = problem.structure.crow_indices.numel() - 1, problem.structure.ccol_indices.numel() - 1
+    density = problem.structure.col_indices.numel() / max(1, rows * cols)
+    case = Case(
+        problem.operation, problem.device.arch, bits_of(problem.dtype), problem.height, problem.width,
+        _octave(problem.batch), 2.0 ** round(math.log2(density)) if density else 0.0,
+    )  # fmt: skip
+    config = config_for(case)
+    members = config.members or remembered(
+        problem.structure, ("members", case, config), lambda: _best_members(problem, config)
+    )
+    return _fitted(trimmed(config, problem.height, members), problem)
+
+
+def super_rows(problem: Problem, members: int) -> SuperRows:
+    """The super-rows of the problem's walk."""
+    walk = problem.transpose
+    return remembered(
+        problem.structure, ("rows", walk, members), lambda: schedule.super_rows(problem.structure, walk, members)
+    )
+
+
+def spmm_tasks(problem: Problem, config: Config) -> SpmmTasks:
+    """The tasks of SpMM: long super-rows are split where they would keep the rest of the device waiting."""
+    rows = super_rows(problem, config.members)
+    most = config.pieces
+    if most == 0:
+        tiles = -(-problem.batch // config.block_m) * -(-problem.height * config.members // config.block_n)
+        share = rows.cols.numel() * tiles // (_PROGRAMS_PER_PROCESSOR * problem.device.processors)
+        most = 1 << max(_SHORTEST_PIECE, share).bit_length()
+    return remembered(
+        problem.structure, ("spmm", problem.transpose, config.members, most), lambda: schedule.spmm_tasks(rows, most)
+    )
+
+
+def sddmm_tasks(problem: Problem, config: Config) -> Tensor:
+    """The tasks of SDDMM."""
+    return remembered(
+        problem.structure,
+        ("sddmm", config.members, problem.width, config.block_m),
+        lambda: schedule.sddmm_tasks(super_rows(problem, config.members), problem.width, config.block_m),
+    )
+
+
+def stretches(problem: Problem, config: Config, programs: int) -> tuple[int, int]:
+    """``(stretches, rows in each)`` that the batch is cut into, so that few blocks still fill the device."""
+    steps = -(-problem.batch // config.block_k)
+    wanted = config.pieces
+    if wanted == 0:
+        wanted = _PROGRAMS_PER_PROCESSOR * problem.device.processors // max(1, programs)
+        wanted = min(wanted, steps // _SHORTEST_PIECE)
+    each = -(-steps // min(max(1, wanted), steps))
+    return -(-steps // each), each * config.block_k
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """How fp32 operands are multiplied: ``torch.get_float32_matmul_precision()``."""
+    if dtype != torch.float32 or torch.version.hip:
+        return "ieee"
+    return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+def shared_memory(config: Config, item: int) -> int:
+    """Bytes of operand tiles in flight."""
+    return config.stages * (config.block_m + config.block_n) * config.block_k * item
+
+
+def _fitted(config: Config, problem: Problem) -> Config:
+    item, limit = problem.dtype.itemsize, problem.device.shared_memory
+    while config.stages > 1 and shared_memory(config, item) > limit:
+        config = replace(config, stages=config.stages - 1)
+    if shared_memory(config, item) > limit:
+        raise RuntimeError(
+            f"{problem.operation} in {problem.dtype} needs {shared_memory(config, item)} bytes of shared memory for "
+            f"{config}, {problem.device.arch} has {limit}: name smaller tiles in a tuning file"
+        )
+    return config
+
+
+def _best_members(problem: Problem, config: Config) -> int:
+    sizes = work.candidates(problem.height, config.block_n)
+    entries = {size: super_rows(problem, size).cols.numel() for size in sizes}
+    return work.best_members(problem.operation, problem.sizes(), entries, config)
+
+
+def _octave(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()

@@ -1,0 +1,101 @@
+"""The kernels of SDDMM: blocks of aᵀ b over a stretch of the batch; and the sum of those stretches.
+
+No ``from __future__ import annotations`` here: Triton reads the annotations themselves.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sddmm_kernel(
+    out, a, b, pieces, tasks, members, entry_cols, entry_blocks, mask_index, masks,
+    batch, stretch, n_tasks, out_features, in_features, stride_a, stride_b, size_of_values,
+    alpha: tl.float64, beta: tl.float64,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, MEMBERS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, MASKED: tl.constexpr, RAGGED: tl.constexpr, ADD: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """The blocks of one tile: columns of b on the M axis, block after block, the super-row's columns of a on N.
+
+    A tile of a serves all blocks of the tile; the blocks' rows, which may be few, lie on the N side of the product.
+    """
+    TILES_N: tl.constexpr = (MEMBERS * HEIGHT + BLOCK_N - 1) // BLOCK_N
+    column, piece = tl.program_id(0) % (n_tasks * TILES_N), tl.program_id(0) // (n_tasks * TILES_N)
+    task, tile_n = column // TILES_N, column % TILES_N
+    group = tl.load(tasks + task * 4)
+    first = tl.load(tasks + task * 4 + 1).to(tl.int64)
+    entries = tl.load(tasks + task * 4 + 2)
+    tile_m = tl.load(tasks + task * 4 + 3)
+
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    here = m < entries * WIDTH
+    entry, j = first + m // WIDTH, m % WIDTH
+    c = tl.load(entry_cols + entry, mask=here, other=0) * WIDTH + j
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    member, o = n // HEIGHT, n % HEIGHT
+    inside_n = n < MEMBERS * HEIGHT
+    row = tl.load(members + group * MEMBERS + member, mask=inside_n, other=-1)
+    r = row * HEIGHT + o
+    inside_n = inside_n & (row >= 0)
+    if RAGGED:
+        here_c, here_r = here & (c < in_features), inside_n & (r < out_features)
+    else:
+        here_c, here_r = here, inside_n
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+    begin = piece.to(tl.int64) * stretch
+    for k0 in range(0, tl.minimum(batch - begin, stretch), BLOCK_K):
+        k = begin + k0 + tl.arange(0, BLOCK_K)
+        inside_k = (k < batch)[:, None]
+        tile_b = tl.load(b + k[:, None] * stride_b + c[None, :], mask=inside_k & here_c[None, :], other=0.0)
+        tile_a = tl.load(a + k[:, None] * stride_a + r[None, :], mask=inside_k & here_r[None, :], other=0.0)
+        acc = tl.dot(tl.trans(tile_b), tile_a, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
+
+    which = entry[:, None] * MEMBERS + member[None, :]
+    block = tl.load(entry_blocks + which, mask=here[:, None] & inside_n[None, :], other=-1).to(tl.int64)
+    inside_block = o[None, :] * WIDTH + j[:, None]
+    place = block * (HEIGHT * WIDTH) + inside_block
+    if SPLIT:
+        tl.store(pieces + piece.to(tl.int64) * size_of_values + place, acc, mask=block >= 0)
+    else:
+        counts = (block >= 0) & here_c[:, None] & here_r[None, :]
+        if MASKED:
+            mask = tl.load(mask_index + block, mask=counts, other=-1).to(tl.int64)
+            kept = tl.load(masks + mask * (HEIGHT * WIDTH) + inside_block, mask=counts & (mask >= 0), other=1)
+            counts = counts & (kept != 0)
+        acc = acc * alpha
+        if ADD:
+            acc += tl.load(out + place, mask=counts, other=0.0).to(acc.dtype) * beta
+        tl.store(out + place, tl.where(counts, acc, 0.0).to(out.dtype.element_ty), mask=block >= 0)
+
+
+@triton.jit
+def sum_stretches_kernel(
+    out, pieces, rows_of_blocks, cols_of_blocks, mask_index, masks,
+    n_pieces, size_of_values, out_features, in_features,
+    alpha: tl.float64, beta: tl.float64,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, RAGGED: tl.constexpr, ADD: tl.constexpr, ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """``out ← alpha · sum of pieces + beta · out``, the pieces added in ascending order; zero outside the support."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size_of_values
+    acc = tl.zeros((BLOCK,), dtype=ACCUMULATE)
+    for piece in range(0, n_pieces):
+        acc += tl.load(pieces + piece * size_of_values + at, mask=inside, other=0.0)
+    block, element = at // (HEIGHT * WIDTH), at % (HEIGHT * WIDTH)
+    counts = inside
+    if RAGGED:
+        row = tl.load(rows_of_blocks + block, mask=inside, other=0) * HEIGHT + element // WIDTH
+        col = tl.load(cols_of_blocks + block, mask=inside, other=0) * WIDTH + element % WIDTH
+        counts = counts & (row < out_features) & (col < in_features)
+    if MASKED:
+        mask = tl.load(mask_index + block, mask=counts, other=-1).to(tl.int64)
+        kept = tl.load(masks + mask * (HEIGHT * WIDTH) + element, mask=counts & (mask >= 0), other=1)
+        counts = counts & (kept != 0)
+    acc = acc * alpha
+    if ADD:
+        acc += tl.load(out + at, mask=counts, other=0.0).to(acc.dtype) * beta
+    tl.store(out + at, tl.where(counts, acc, 0.0).to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,172 @@
+"""The kernels of SpMM: a tile of y for a super-row, by either walk; and the sum of the pieces of long rows.
+
+No ``from __future__ import annotations`` here: Triton reads the annotations themselves.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _look_up(
+    entry_cols, entry_blocks, first, entries, step, member, inside_n,
+    WIDTH: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The block columns of one step on the K axis, and their blocks in ``values``, -1 where a member has none."""
+    if WIDTH % BLOCK_K == 0:  # one entry for the whole step
+        steps = entries * (WIDTH // BLOCK_K)
+        there = step < steps
+        entry = first + step // (WIDTH // BLOCK_K)
+        col = tl.load(entry_cols + entry, mask=there, other=0)
+        if MEMBERS == 1:
+            block = tl.load(entry_blocks + entry, mask=there, other=-1)
+        else:
+            block = tl.load(
+                entry_blocks + entry * MEMBERS + member, mask=inside_n & (step + 0 * member < steps), other=-1
+            )[None, :]
+    else:
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        here = k < entries * WIDTH
+        entry = first + k // WIDTH
+        col = tl.load(entry_cols + entry, mask=here, other=0)
+        if MEMBERS == 1:
+            block = tl.load(entry_blocks + entry, mask=here, other=-1)[:, None]
+        else:
+            which = entry[:, None] * MEMBERS + member[None, :]
+            block = tl.load(entry_blocks + which, mask=here[:, None] & inside_n[None, :], other=-1)
+    return col, block
+
+
+@triton.jit
+def spmm_kernel(
+    y, x, values, bias, pieces, tasks, members, entry_cols, entry_blocks, mask_index, masks,
+    batch, n_tasks, in_features, out_features, stride_x, stride_bias,
+    alpha: tl.float64, beta: tl.float64,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, STEP_OUT: tl.constexpr, STEP_IN: tl.constexpr,
+    MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SWIZZLE: tl.constexpr, SPLIT: tl.constexpr, MASKED: tl.constexpr, RAGGED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """``y[m, n]`` for the batch rows m of one tile and the outputs n of one super-row.
+
+    HEIGHT and WIDTH are the sides of a block along y and along x, STEP_OUT and STEP_IN its strides in ``values``. The
+    outputs of a super-row's MEMBERS lie side by side on the N axis, the columns of its entries one behind the other on
+    the K axis, so that neither has to be a power of two.
+    """
+    TILES_N: tl.constexpr = (MEMBERS * HEIGHT + BLOCK_N - 1) // BLOCK_N
+    # programs that run together share tiles of x and of values
+    tiles_m = tl.cdiv(batch, BLOCK_M)
+    columns = n_tasks * TILES_N
+    band = tl.program_id(0) // (SWIZZLE * tiles_m)
+    within = tl.program_id(0) % (SWIZZLE * tiles_m)
+    band_width = tl.minimum(columns - band * SWIZZLE, SWIZZLE)
+    column = band * SWIZZLE + within % band_width
+    tile_m = within // band_width
+    task, tile_n = column // TILES_N, column % TILES_N
+
+    group = tl.load(tasks + task * 4)
+    first = tl.load(tasks + task * 4 + 1).to(tl.int64)
+    entries = tl.load(tasks + task * 4 + 2)
+    slot = tl.load(tasks + task * 4 + 3)
+
+    m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows_of_x = x + tl.where(m < batch, m, 0)[:, None] * stride_x
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    member, o = n // HEIGHT, n % HEIGHT
+    inside_n = n < MEMBERS * HEIGHT
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+    # the entry of a step is looked up one step ahead: loads that hang on a load of their own step are not pipelined
+    col, block = _look_up(
+        entry_cols, entry_blocks, first, entries, 0, member, inside_n, WIDTH, MEMBERS, BLOCK_N, BLOCK_K
+    )
+    for step in range(0, tl.cdiv(entries * WIDTH, BLOCK_K)):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        if WIDTH % BLOCK_K == 0:
+            # by a product and not a remainder, so that the compiler sees how aligned it is
+            j = (step % (WIDTH // BLOCK_K)) * BLOCK_K + tl.arange(0, BLOCK_K)
+        else:
+            j = k % WIDTH
+        c = col * WIDTH + j
+        here = k < entries * WIDTH
+        if RAGGED:
+            here = here & (c < in_features)
+        if RAGGED or WIDTH % BLOCK_K != 0:
+            a = tl.load(rows_of_x + c[None, :], mask=here[None, :], other=0.0)
+        else:
+            a = tl.load(rows_of_x + c[None, :])
+        inside_block = j[:, None] * STEP_IN + o[None, :] * STEP_OUT
+        counts = here[:, None] & inside_n[None, :]
+        if MEMBERS != 1 or WIDTH % BLOCK_K != 0:
+            counts = counts & (block >= 0)
+        if MASKED:
+            mask = tl.load(mask_index + block, mask=block >= 0, other=-1) + tl.zeros_like(inside_block)
+            of_mask = masks + mask.to(tl.int64) * (HEIGHT * WIDTH) + inside_block
+            counts = counts & (tl.load(of_mask, mask=counts & (mask >= 0), other=1) != 0)
+        places = values + block.to(tl.int64) * (HEIGHT * WIDTH) + inside_block
+        if MEMBERS == 1 and WIDTH % BLOCK_K == 0 and HEIGHT % BLOCK_N == 0 and not RAGGED and not MASKED:
+            b = tl.load(places)
+        else:
+            b = tl.load(places, mask=counts, other=0.0)
+        col, block = _look_up(
+            entry_cols, entry_blocks, first, entries, step + 1, member, inside_n, WIDTH, MEMBERS, BLOCK_N, BLOCK_K
+        )
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
+
+    whole = slot + tl.zeros_like(n) < 0
+    if SPLIT:
+        if slot >= 0:
+            places = pieces + (slot.to(tl.int64) * batch + m[:, None]) * (MEMBERS * HEIGHT) + n[None, :]
+            tl.store(places, acc, mask=(m < batch)[:, None] & inside_n[None, :])
+    _finish(
+        acc, y, bias, members + group * MEMBERS, m, member, o, inside_n & whole, batch, out_features, stride_bias,
+        alpha, beta, HEIGHT, HAS_BIAS, ADD,
+    )  # fmt: skip
+
+
+@triton.jit
+def sum_pieces_kernel(
+    y, bias, pieces, sums, members, batch, out_features, stride_bias,
+    alpha: tl.float64, beta: tl.float64,
+    HEIGHT: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADD: tl.constexpr, ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """``y`` of one split super-row: its pieces are added in ascending order."""
+    TILES_N: tl.constexpr = (MEMBERS * HEIGHT + BLOCK_N - 1) // BLOCK_N
+    tiles_m = tl.cdiv(batch, BLOCK_M)
+    tile_m, column = tl.program_id(0) % tiles_m, tl.program_id(0) // tiles_m
+    which, tile_n = column // TILES_N, column % TILES_N
+    group = tl.load(sums + which * 3)
+    slot = tl.load(sums + which * 3 + 1).to(tl.int64)
+    count = tl.load(sums + which * 3 + 2)
+    m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside_n = n < MEMBERS * HEIGHT
+    inside = (m < batch)[:, None] & inside_n[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+    for piece in range(0, count):
+        places = pieces + ((slot + piece) * batch + m[:, None]) * (MEMBERS * HEIGHT) + n[None, :]
+        acc += tl.load(places, mask=inside, other=0.0)
+    _finish(
+        acc, y, bias, members + group * MEMBERS, m, n // HEIGHT, n % HEIGHT, inside_n, batch, out_features, stride_bias,
+        alpha, beta, HEIGHT, HAS_BIAS, ADD,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    acc, y, bias, rows_of_members, m, member, o, inside_n, batch, out_features, stride_bias, alpha, beta,
+    HEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """``y ← alpha · (acc + bias) + beta · y`` for the outputs that exist."""
+    row = tl.load(rows_of_members + member, mask=inside_n, other=-1)
+    out = row.to(tl.int64) * HEIGHT + o
+    exists = (row >= 0) & (out < out_features)
+    if HAS_BIAS:
+        acc += tl.load(bias + out * stride_bias, mask=exists, other=0.0).to(acc.dtype)[None, :]
+    acc = acc * alpha
+    places = y + m[:, None] * out_features + out[None, :]
+    inside = (m < batch)[:, None] & exists[None, :]
+    if ADD:
+        acc += tl.load(places, mask=inside, other=0.0).to(acc.dtype) * beta
+    tl.store(places, acc.to(y.dtype.element_ty), mask=inside)
