@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efcn_sparse.benchmarking import machine as machines
-from efcn_sparse.benchmarking.held import Saved, available_bytes, max_rss_bytes, parameter_bytes, structure_bytes
+from efcn_sparse.benchmarking.held import Saved, available_bytes, max_rss_bytes, parameter_bytes, structure_bytes, trim
 from efcn_sparse.benchmarking.memory import peak_bytes, reset_peak, run_apart
 from efcn_sparse.benchmarking.sampled_check import LAYERS, SampledErrors, StepRecorder
 from efcn_sparse.embedding import EmbeddedConv, embed
@@ -204,6 +204,7 @@ def _warm_up(fused: bool) -> None:
 
 def _settled_peak() -> int:
     gc.collect()
+    trim()
     reset_peak()
     return peak_bytes()
 
