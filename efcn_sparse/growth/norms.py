@@ -1,6 +1,6 @@
 """The norm of a gradient inside and outside a support, without forming the gradient (DESIGN.md, law 7).
 
-All of it is fp64: the part outside is a difference of two squares, which may be a small part of either.
+Sums are fp64: the part outside is a difference of two squares, and may be a small part of either.
 """
 
 from __future__ import annotations
@@ -57,27 +57,32 @@ def outside_gradient_norm(
     return split_squares(a, b, pattern, inside)[1].sqrt()
 
 
-def split_squares(a: Tensor, b: Tensor, pattern: BlockPattern, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def split_squares(
+    a: Tensor, b: Tensor, pattern: BlockPattern, inside: Tensor | None = None, *, precise: bool = True
+) -> tuple[Tensor, Tensor]:
     """The squared norms of ``aᵀ b`` inside and outside the support, fp64 scalars.
 
     Args:
         a, b: ``[N, out_features]`` and ``[N, in_features]``.
         inside: the first of the two, if it is known.
+        precise: multiply for the first in fp64 too, and not in fp32.
     """
     if inside is None:
-        inside = support_square(a, b, pattern)
+        inside = support_square(
+            a, b, pattern, torch.float64 if precise else torch.promote_types(a.dtype, torch.float32)
+        )
     if pattern.nnz == pattern.shape[0] * pattern.shape[1]:
         return inside, torch.zeros_like(inside)
     return inside, (product_square(a, b) - inside).clamp(min=0)  # NaN stays NaN
 
 
-def support_square(a: Tensor, b: Tensor, pattern: BlockPattern) -> Tensor:
-    """fp64 scalar: the squared norm of ``aᵀ b`` at the support."""
+def support_square(a: Tensor, b: Tensor, pattern: BlockPattern, dtype: torch.dtype) -> Tensor:
+    """fp64 scalar: the squared norm of ``aᵀ b`` at the support, from products in ``dtype``."""
     block_bytes = 8 * pattern.block_shape[0] * pattern.block_shape[1]
     most = max(1, workspace_bytes(a.device) // (2 * block_bytes))
-    total, right = a.new_zeros((), dtype=torch.float64), b.double()
+    total, right = a.new_zeros((), dtype=torch.float64), b.to(dtype)
     for part in row_slices(pattern, most):
-        total += sddmm(a[:, part.rows].double(), right, part.pattern).square_().sum()
+        total += sddmm(a[:, part.rows].to(dtype), right, part.pattern).double().square_().sum()
     return total
 
 

@@ -102,14 +102,15 @@ def regrow(
     droppable = pattern.mask_index < 0 if pattern.mask_index.numel() else torch.ones_like(stored, dtype=torch.bool)
     outside = math.prod(pattern.grid) - pattern.nnz_blocks if wanted is None else wanted.nnz_blocks
     _check_count(blocks, outside, int(droppable.sum()))
+    for name, tensor in (("dy", a), ("x", b), ("layer.values", values)):
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
 
     precise = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b = a.to(precise), b.to(precise)
     scored = scores_outside(a, b, pattern) if wanted is None else scores_at(a, b, wanted)
     grown = best_blocks(scored, blocks, a.device)
     norms = _block_norms(values.detach())
-    if not bool(norms.isfinite().all()):
-        raise ValueError("layer.values must be finite, got NaN or infinity")
     dropped = weakest_blocks(norms, droppable, len(grown.blocks))
 
     target, source = _exchanged(pattern, stored, grown.blocks, dropped)
@@ -172,10 +173,10 @@ def _off_support(candidates: BlockPattern, pattern: BlockPattern, stored: Tensor
 
 def _block_norms(values: Tensor) -> Tensor:
     """fp64 ``[nnz_blocks]``, from a piece of ``values`` at a time."""
-    step = max(1, workspace_bytes(values.device) // (2 * 8 * max(1, values[:1].numel())))
+    step = max(1, workspace_bytes(values.device) // (16 * max(1, values[:1].numel())))
     norms = values.new_empty(len(values), dtype=torch.float64)
     for first in range(0, len(values), step):
-        norms[first : first + step] = values[first : first + step].double().square_().sum((1, 2)).sqrt_()
+        norms[first : first + step] = values[first : first + step].double().square().sum((1, 2)).sqrt_()
     return norms
 
 

@@ -18,14 +18,14 @@ def best_blocks(scored: Iterable[Scored], most: int, device: torch.device) -> Sc
     Holds ``most`` blocks and a few more, however many come.
 
     Raises:
-        ValueError: a score is NaN or infinite.
+        ValueError: a score is infinite or NaN.
     """
     best = Scored(torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float64, device=device))
     pending: list[Scored] = []
     waiting = 0
     for part in scored:
         if not bool(part.squares.isfinite().all()):
-            raise ValueError("dy and x must be finite and have a finite product, got a gradient with NaN or infinity")
+            raise ValueError("dy and x must have a product that is finite, got infinity or NaN")
         kept = part.squares > 0
         if len(best.blocks) == most:
             kept &= part.squares >= best.squares[-1]  # equals may have an earlier position

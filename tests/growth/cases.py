@@ -24,6 +24,23 @@ def dense_gradient(dy: Tensor, x: Tensor) -> Tensor:
     return dy.double().T @ x.double()
 
 
+def masked_and_whole() -> BlockPattern:
+    """Two masked blocks, nine whole ones, a ragged edge, and room for nine more."""
+    mask = torch.zeros((30, 37), dtype=torch.bool)
+    mask[:, :16] = True
+    mask[:8, 8:16].tril_()
+    mask[8:16, :8] = False
+    mask[10, 5] = True
+    mask[24:, 32:] = True
+    mask[8:16, 24:32] = True
+    mask[24:, 24:32] = True
+    return BlockPattern.from_mask(mask, (8, 8))
+
+
+def growable(name: str) -> BlockPattern:
+    return masked_and_whole() if name == "masked-and-whole" else pattern(name)
+
+
 def support(p: BlockPattern) -> Tensor:
     """bool ``[out_features, in_features]``."""
     return oracle.dense(torch.ones(p.values_shape, dtype=torch.float64), p).bool()
@@ -50,4 +67,15 @@ def layer_of(p: BlockPattern, seed: int = 0, dtype: torch.dtype = torch.float32)
     return es.SparseLinear(p.shape[1], p.shape[0], p, dtype=dtype)
 
 
-__all__ = ["NAMES", "block_norms", "dense_gradient", "factors", "layer_of", "pattern", "stored_blocks", "support"]
+__all__ = [
+    "NAMES",
+    "block_norms",
+    "dense_gradient",
+    "factors",
+    "growable",
+    "layer_of",
+    "masked_and_whole",
+    "pattern",
+    "stored_blocks",
+    "support",
+]
