@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
 from efcn_sparse.fused.product import FusedProduct
+from efcn_sparse.fused.refusals import refuse_data_parallel, refuse_sharded
 from efcn_sparse.fused.rounding import STORAGE
 from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
@@ -36,8 +37,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     Law: the values after a step are those of the same optimiser unfused, bit by bit on one backend.
 
     Raises:
-        ValueError: the model has no sparse layer that trains, or an argument is out of range.
-        RuntimeError: (in backward) a layer was used twice, or values moved since this was made.
+        ValueError: the model has no sparse layer that trains or a sharded one, or an argument is out of range.
+        RuntimeError: (in backward) a layer was used twice, or values moved since this was made; (in forward) the model
+            runs inside ``DistributedDataParallel``, which could not average the gradients.
         NotImplementedError: a gradient scaler is used, whose scale the update cannot know; bf16 needs none.
 
     Example:
@@ -73,6 +75,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for name, layer in layers.items():
             if layer.product is not None:
                 raise ValueError(f"{name or 'model'}: must have no fused optimiser yet; detach() the other one first")
+            refuse_sharded(name or "model", layer.values)
         fused = {id(layer.values) for layer in layers.values()}
         rest = [p for p in model.parameters() if id(p) not in fused and p.requires_grad]
         self._layers, self._max_norm = layers, max_norm
@@ -101,7 +104,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                 update.check_place()
                 self._factors.append((update, a, b))
 
-        return lambda x: FusedProduct.apply(x, layer.values, layer.bias, layer, name or "model", take)
+        def product(x: Tensor) -> Tensor:
+            refuse_data_parallel(name or "model")
+            return FusedProduct.apply(x, layer.values, layer.bias, layer, name or "model", take)
+
+        return product
 
     @property
     def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
