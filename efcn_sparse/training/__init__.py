@@ -7,3 +7,5 @@ from efcn_sparse.training.load import load_arm as load_arm
 from efcn_sparse.training.plan import snapshot_epochs as snapshot_epochs
 from efcn_sparse.training.presets import PRESETS as PRESETS
 from efcn_sparse.training.relax import run_relax as run_relax
+from efcn_sparse.training.selective import SelectiveSGD as SelectiveSGD
+from efcn_sparse.training.shares import Part as Part

@@ -1,0 +1,151 @@
+"""SGD with a rate, a weight decay and an L1 penalty of its own for each part of an eFCN's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.subspace.layers import embedded_layers
+from efcn_sparse.training.shares import Part, Parts, Shares
+
+_COPIES = ("mean", "sum")
+_PLAIN = Part()
+
+
+class SelectiveSGD(torch.optim.Optimizer):
+    """SGD on the tied, untied and off-local parts of every embedded convolution, each by settings of its own.
+
+    The parts are orthogonal (:func:`efcn_sparse.deviation`), so with momentum too this is three optimisers side by
+    side: with ``untied=Part(rate=0)`` only locality is relaxed, with ``off_local=Part(rate=0)`` only sharing is, and
+    with both the net stays a CNN. Biases have a tied and an untied part. All other parameters get plain SGD.
+
+    A kernel entry with n copies in W has, in the CNN, the *sum* of the copies' gradients. Plain SGD on W moves the tied
+    part by their *mean*, which is n times less. ``copies="sum"`` gives the tied part the CNN's step: it multiplies
+    the tied gradient of each kernel entry by its n (fewer for entries that meet padding) and of each bias by the number
+    of positions. Weight decay and L1 are not multiplied; they act on the kernel as they do in the CNN.
+
+    Args:
+        model: holds at least one embedded convolution; it must be on its device already.
+        lr: the learning rate, multiplied by each part's ``rate``.
+        momentum: in ``[0, 1)``.
+        weight_decay: of all parameters outside the embedded convolutions, whose own is in their parts.
+        tied, untied, off_local: the settings of the parts. ``l1`` is for weights only, not for biases; a rate goes for
+            both.
+        copies: ``"mean"`` or ``"sum"``: how the tied part combines the gradients of the copies.
+        layers: settings by shell-style name pattern, ``{"conv1": dict(untied=Part(rate=0))}``; the first match counts,
+            and what it leaves out is as for all layers.
+
+    Laws: with all parts ``Part()`` it is :class:`torch.optim.SGD`. :meth:`as_cnn` moves an embedding as
+    ``torch.optim.SGD`` moves the CNN. A part with rate 0 does not move; both hold to rounding, off-local exactly.
+
+    Raises:
+        ValueError: a number is out of range, no layer is embedded, or a pattern matches none; ``untied.l1`` is not 0.
+        RuntimeError: (in a step) the model was moved, or its support changed, since this was made.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> efcn = es.embed(nn.Conv2d(2, 4, 3), torch.zeros(1, 2, 6, 6), support=es.Full())
+        >>> optimiser = SelectiveSGD(efcn, lr=0.1, untied=Part(rate=0.0), off_local=Part(l1=1e-4))
+        >>> efcn(torch.randn(8, 2, 6, 6)).square().sum().backward()
+        >>> optimiser.step()
+        >>> d = es.deviation(efcn)
+        >>> d.untied < 1e-5, d.off_local > 0.1
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        tied: Part = _PLAIN,
+        untied: Part = _PLAIN,
+        off_local: Part = _PLAIN,
+        copies: str = "mean",
+        layers: Mapping[str, Mapping[str, Part]] | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+        if momentum >= 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
+        if copies not in _COPIES:
+            raise ValueError(f"copies must be 'mean' or 'sum', got {copies!r}")
+        self._shares: dict[int, Shares] = {}
+        embedded = embedded_layers(model)
+        chosen = _choose(list(embedded), Parts(tied, untied, off_local), layers or {})
+        self._layers = {name: (layer, layer.ties) for name, layer in embedded.items()}
+        for name, layer in embedded.items():
+            sums, weight, bias = copies == "sum", layer.linear.values, layer.linear.bias
+            self._shares[id(weight)] = Shares.of_weight(layer, chosen[name], sum_copies=sums)
+            if bias is not None:
+                self._shares[id(bias)] = Shares.of_bias(layer, chosen[name], sum_copies=sums)
+        super().__init__(
+            (parameter for parameter in model.parameters() if parameter.requires_grad),
+            dict(lr=lr, momentum=momentum, weight_decay=weight_decay),
+        )
+
+    @classmethod
+    def as_cnn(cls, model: nn.Module, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> SelectiveSGD:
+        """The control: an embedded CNN that goes on as the CNN itself does under :class:`torch.optim.SGD`.
+
+        Kernel entries that only ever meet padding have no copy in W and stay, where weight decay shrinks the CNN's.
+        """
+        frozen, tied = Part(rate=0.0), Part(weight_decay=weight_decay)
+        return cls(
+            model, lr, momentum=momentum, weight_decay=weight_decay,
+            tied=tied, untied=frozen, off_local=frozen, copies="sum",
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step with the gradients that the parameters hold; those without one are left as they are."""
+        if closure is not None:
+            raise ValueError("closure must be None: compute the gradients before the step")
+        for name, (layer, ties) in self._layers.items():
+            if layer.ties is not ties:
+                raise RuntimeError(
+                    f"{name or 'model'}: ties must stay those that SelectiveSGD was made with; "
+                    "make it anew after the model was moved or its support changed"
+                )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
+
+    def _step(self, parameter: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+        shares = self._shares.get(id(parameter))
+        if shares is not None:
+            direction = shares.direction(parameter, parameter.grad.contiguous())  # type: ignore[union-attr]
+        else:
+            direction = parameter.grad.add(parameter, alpha=weight_decay)  # type: ignore[union-attr]
+        if momentum:
+            state = self.state[parameter]
+            if "momentum_buffer" in state:
+                direction = state["momentum_buffer"].mul_(momentum).add_(direction)
+            else:
+                state["momentum_buffer"] = direction
+        parameter.add_(direction, alpha=-lr)
+        if shares is not None:
+            shares.shrink(parameter, lr)
+
+
+def _choose(names: list[str], default: Parts, layers: Mapping[str, Mapping[str, Part]]) -> dict[str, Parts]:
+    """The parts of each layer by name."""
+    known = {field.name for field in dataclasses.fields(Parts)}
+    for pattern, changes in layers.items():
+        if not isinstance(changes, Mapping) or not set(changes) <= known:
+            raise ValueError(f"layers[{pattern!r}] must be a dict of tied, untied and off_local, got {changes!r}")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"layers must name embedded convolutions of the model, {names}, got {pattern!r}")
+    changes_of = {
+        name: next((changes for pattern, changes in layers.items() if fnmatchcase(name, pattern)), {}) for name in names
+    }
+    return {name: dataclasses.replace(default, **changes) for name, changes in changes_of.items()}

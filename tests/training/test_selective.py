@@ -1,0 +1,261 @@
+"""SGD part by part: plain SGD if all parts are alike, the CNN's own SGD if only the tied part moves, and in between."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse as es
+from efcn_sparse.training import Part, SelectiveSGD
+
+FROZEN = Part(rate=0.0)
+SIZE = (2, 8, 7)
+
+
+@pytest.fixture(autouse=True)
+def _many_chunks(monkeypatch):
+    monkeypatch.setattr("efcn_sparse.training.shares._CHUNK_ELEMENTS", 1 << 10)
+
+
+def cnn():
+    """Padding, a stride, a dilation and groups, so that kernel entries differ in their number of copies."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(4, 6, 3, stride=2, padding=2, groups=2), nn.Tanh(),
+        nn.Conv2d(6, 4, 2, dilation=2, bias=False), nn.Tanh(),
+        nn.Flatten(), nn.LazyLinear(3),
+    ).double()  # fmt: skip
+
+
+def pair(support=None):
+    net = cnn()
+    x = torch.randn(2, *SIZE, dtype=torch.double)
+    net(x)
+    return net, es.embed(net, x, support=support or es.Dilated(1))
+
+
+def drifted(net, scale=0.1):
+    """The same net away from the CNN subspace: gradients at the stored entries, which respect the support."""
+    net(torch.randn(4, *SIZE, dtype=torch.double)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter -= scale * parameter.grad
+    net.zero_grad()
+    return net
+
+
+def step(net, optimiser, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(size, generator=generator, dtype=torch.double) for size in ((5, *SIZE), (5, 3)))
+    optimiser.zero_grad()
+    (net(x) - y).square().mean().backward()
+    optimiser.step()
+
+
+def assert_close(one, two, atol=1e-12):
+    for mine, theirs in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=atol, rtol=0)
+
+
+def parts_of(net):
+    """Each parameter's tied, untied and off-local part, from the projections of the library."""
+    tied, local = es.project(copy.deepcopy(net), "cnn"), es.project(copy.deepcopy(net), "lcn")
+    triples = zip(net.parameters(), tied.parameters(), local.parameters(), strict=True)
+    return [(t.detach(), (lo - t).detach(), (p - lo).detach()) for p, t, lo in triples]
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.1)])
+@pytest.mark.parametrize("support", [es.Local(), es.Dilated(1), es.Full()])
+def test_the_control_is_the_cnns_own_training_step_for_step(support, momentum, weight_decay):
+    net, efcn = pair(support)
+    settings = dict(lr=0.3, momentum=momentum, weight_decay=weight_decay)
+    sgd, control = torch.optim.SGD(net.parameters(), **settings), SelectiveSGD.as_cnn(efcn, **settings)
+    start = copy.deepcopy(net)
+    for seed in range(12):
+        step(net, sgd, seed)
+        step(efcn, control, seed)
+        assert_close(es.unembed(efcn), net)
+        reading = es.deviation(efcn)
+        assert reading.off_local == 0
+        assert max(reading.untied, reading.bias_untied) < 1e-12
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(net.parameters(), start.parameters(), strict=True)]
+    assert min(moved) > 0.01
+
+
+def test_without_the_sum_over_copies_the_cnn_is_not_followed():
+    net, efcn = pair()
+    mean = SelectiveSGD(efcn, 0.3, untied=FROZEN, off_local=FROZEN)
+    step(net, torch.optim.SGD(net.parameters(), 0.3), 0)
+    step(efcn, mean, 0)
+    assert float((es.unembed(efcn)[0].weight - net[0].weight).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_with_all_parts_alike_it_is_plain_sgd(weight_decay):
+    _, efcn = pair(es.Full())
+    other = copy.deepcopy(efcn)
+    settings = dict(lr=0.3, momentum=0.9, weight_decay=weight_decay)
+    alike = dict.fromkeys(("tied", "untied", "off_local"), Part(weight_decay=weight_decay))
+    plain, selective = torch.optim.SGD(efcn.parameters(), **settings), SelectiveSGD(other, **settings, **alike)
+    for seed in range(5):
+        step(efcn, plain, seed)
+        step(other, selective, seed)
+    assert_close(efcn, other)
+    if not weight_decay:
+        assert all(torch.equal(a, b) for a, b in zip(efcn.parameters(), other.parameters(), strict=True))
+
+
+def test_each_part_moves_at_its_own_rate_and_decays_by_its_own_weight_decay():
+    _, efcn = pair()
+    drifted(efcn)
+    settings = [Part(0.5, 0.3), Part(2.0, 0.2), Part(0.25, 0.1)]
+    optimiser = SelectiveSGD(efcn, 0.1, tied=settings[0], untied=settings[1], off_local=settings[2])
+    before, start = parts_of(efcn), copy.deepcopy(efcn)
+    step(efcn, optimiser, 0)
+    slopes = copy.deepcopy(start)
+    with torch.no_grad():
+        for parameter, source in zip(slopes.parameters(), efcn.parameters(), strict=True):
+            parameter.copy_(source.grad)
+    after, gradients = parts_of(efcn), parts_of(slopes)
+    embedded = [place for place, (name, _) in enumerate(efcn.named_parameters()) if ".linear." in name]
+    assert len(embedded) == 5
+    for place in embedded:
+        for part, setting in enumerate(settings):
+            was, gradient = before[place][part], gradients[place][part]
+            expected = was - 0.1 * setting.rate * (gradient + setting.weight_decay * was)
+            torch.testing.assert_close(after[place][part], expected, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", ["tied", "untied", "off_local"])
+def test_a_part_with_rate_0_stays_under_momentum(frozen):
+    _, efcn = pair()
+    optimiser = SelectiveSGD(drifted(efcn), 0.1, momentum=0.9, **{frozen: FROZEN})
+    before = parts_of(efcn)
+    for seed in range(4):
+        step(efcn, optimiser, seed)
+    after = parts_of(efcn)
+    for place, (name, _) in enumerate(efcn.named_parameters()):
+        for part, label in enumerate(("tied", "untied", "off_local")):
+            change = float((after[place][part] - before[place][part]).abs().max())
+            exists = ".linear." in name and (label != "off_local" or name.endswith("values"))
+            if label == frozen and ".linear." in name:
+                assert change < 1e-13
+            elif exists:
+                assert change > 1e-4
+
+
+def test_layers_are_chosen_by_name():
+    _, efcn = pair()
+    optimiser = SelectiveSGD(
+        efcn, 0.1, off_local=FROZEN, layers={"0": dict(untied=FROZEN), "[02]": dict(off_local=Part())}
+    )
+    step(efcn, optimiser, 0)
+    layers = es.deviation(efcn).layers
+    assert layers["0"].untied < 1e-12 < 1e-3 < layers["2"].untied
+    assert layers["4"].off_local == layers["0"].off_local == 0 < layers["2"].off_local
+    assert layers["4"].untied > 1e-3
+
+
+def test_the_l1_of_off_local_weights_is_soft_thresholding():
+    _, efcn = pair()
+    other = copy.deepcopy(efcn)
+    plain, lasso = SelectiveSGD(efcn, 0.1), SelectiveSGD(other, 0.1, off_local=Part(l1=0.01))
+    step(efcn, plain, 0)
+    step(other, lasso, 0)
+    for (tied, untied, off), (tied_too, untied_too, sparse) in zip(parts_of(efcn), parts_of(other), strict=True):
+        torch.testing.assert_close(sparse, nn.functional.softshrink(off, 0.1 * 0.01), atol=1e-15, rtol=0)
+        torch.testing.assert_close((tied, untied), (tied_too, untied_too), atol=1e-15, rtol=0)
+    zeros = sum(
+        int(((off != 0) & (sparse == 0)).sum())
+        for (*_, off), (*_, sparse) in zip(parts_of(efcn), parts_of(other), strict=True)
+    )
+    assert zeros > 100
+
+
+def test_the_l1_of_the_tied_part_is_that_of_the_cnns_kernels():
+    net, efcn = pair()
+    sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    lasso = SelectiveSGD(efcn, 0.1, momentum=0.9, tied=Part(l1=0.2), untied=FROZEN, off_local=FROZEN, copies="sum")
+    for seed in range(6):
+        step(net, sgd, seed)
+        with torch.no_grad():
+            for place in (0, 2, 4):
+                net[place].weight.copy_(nn.functional.softshrink(net[place].weight, 0.1 * 0.2))
+        step(efcn, lasso, seed)
+        back = es.unembed(efcn)
+        assert_close(back, net)
+    zeros = [net[place].weight == 0 for place in (0, 2, 4)]
+    assert sum(int(zero.sum()) for zero in zeros) > 10
+    assert all(torch.equal(zero, back[place].weight == 0) for place, zero in zip((0, 2, 4), zeros, strict=True))
+
+
+def test_entries_outside_the_support_stay_zero():
+    net = nn.Conv2d(3, 5, 3, padding=1).double()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.double)
+    efcn = es.embed(net, x, layers={"*": dict(block_shape=(7, 4), support=es.Dilated(1))})
+    optimiser = SelectiveSGD(
+        efcn, 0.1, momentum=0.9, tied=Part(2.0, 0.1, 0.01), off_local=Part(0.5, 0.1, 0.01), copies="sum"
+    )
+    for _ in range(3):
+        optimiser.zero_grad()
+        efcn(x).square().sum().backward()
+        optimiser.step()
+    outside = ~efcn.linear.pattern.gather(efcn.linear.pattern.to_mask()).bool()
+    assert bool(outside.any())
+    assert bool((efcn.linear.values.detach()[outside] == 0).all())
+
+
+def test_its_state_is_saved_and_loaded(tmp_path):
+    from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
+
+    _, efcn = pair()
+    other = copy.deepcopy(efcn)
+    make = lambda net: SelectiveSGD(net, 0.1, momentum=0.9, untied=Part(rate=0.5))  # noqa: E731
+    optimiser, resumed = make(efcn), make(other)
+    step(efcn, optimiser, 0)
+    save_checkpoint(tmp_path / "here.safetensors", efcn, optimiser)
+    load_checkpoint(tmp_path / "here.safetensors", other, resumed)
+    step(efcn, optimiser, 1)
+    step(other, resumed, 1)
+    assert all(torch.equal(a, b) for a, b in zip(efcn.parameters(), other.parameters(), strict=True))
+
+
+def test_a_support_that_changed_is_refused():
+    _, efcn = pair()
+    optimiser = SelectiveSGD(efcn, 0.1)
+    efcn[2].ties = copy.copy(efcn[0].ties)
+    before = [parameter.detach().clone() for parameter in efcn.parameters()]
+    with pytest.raises(RuntimeError, match=r"^2: ties must stay those that SelectiveSGD was made with"):
+        step(efcn, optimiser, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, efcn.parameters(), strict=True))
+
+
+BAD = [
+    (dict(lr=-1.0), "lr must be a finite number of at least 0, got -1.0"),
+    (dict(momentum=1.0), "momentum must lie in [0, 1), got 1.0"),
+    (dict(copies="some"), "copies must be 'mean' or 'sum', got 'some'"),
+    (dict(layers={"9": dict(tied=FROZEN)}),
+     "layers must name embedded convolutions of the model, ['0', '2', '4'], got '9'"),
+    (dict(layers={"0": dict(bias=FROZEN)}), "layers['0'] must be a dict of tied, untied and off_local, got "),
+    (dict(untied=Part(l1=0.1)), "untied.l1 must be 0, got 0.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])
+def test_bad_input_is_told(change, message):
+    _, efcn = pair()
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        SelectiveSGD(efcn, **{"lr": 0.1, **change})
+
+
+def test_a_part_must_be_a_part_and_a_model_an_embedded_one():
+    _, efcn = pair()
+    with pytest.raises(TypeError, match=r"tied must be a Part, got 0\.1"):
+        SelectiveSGD(efcn, 0.1, tied=0.1)
+    with pytest.raises(ValueError, match="model holds no embedded convolution"):
+        SelectiveSGD(nn.Linear(2, 2), 0.1)
+    for bad in (-0.1, float("inf"), "fast"):
+        with pytest.raises(ValueError, match="rate must be a finite number of at least 0"):
+            Part(rate=bad)
