@@ -62,6 +62,8 @@ def regrow(
     Blocks with a mask are never dropped, and a block that goes does not come back in the same call. Blocks with a
     gradient of exactly zero are not grown, so fewer than ``blocks`` may be exchanged. Ties are broken by position.
 
+    Processes that each hold the whole layer (DDP) must call it with the same factors, or their patterns drift apart.
+
     All that is new is computed before anything is changed (for which values and state of this one layer are held
     twice), so an error leaves the layer as it was.
 
@@ -78,7 +80,7 @@ def regrow(
 
     Raises:
         ValueError: a shape or device does not fit; fewer than ``blocks`` blocks are off the support or may be dropped;
-            the gradient or the values are not finite; or the optimiser's state cannot follow.
+            the gradient or the values are not finite; the values are sharded; or the optimiser's state cannot follow.
         TypeError: an argument is of the wrong kind.
         NotImplementedError: something else is built on the layer's pattern: a fused optimiser, an embedded convolution.
 
@@ -94,6 +96,8 @@ def regrow(
         tensor([1, 1, 1, 1], dtype=torch.int32)
     """
     _check_layer(layer)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch optimiser, got {type(optimizer).__name__}")
     pattern, values = layer.pattern, layer.values
     a, b = checked_factors(dy, x, pattern)
     states = [] if optimizer is None else state_like_values(optimizer, values)
@@ -190,6 +194,8 @@ def _check_layer(layer: SparseLinear) -> None:
         raise TypeError(f"layer must be a SparseLinear, got {type(layer).__name__}")
     if layer.values.is_meta:
         raise ValueError(f"layer.values must hold numbers, got a meta tensor of shape {list(layer.values.shape)}")
+    if type(layer.values.detach()) is not Tensor:  # a DTensor, say: blocks cannot move between processes
+        raise ValueError(f"layer.values must be a plain tensor, got {type(layer.values.detach()).__name__}")
     if layer.product is not None:
         raise NotImplementedError(
             "layer has a fused optimiser, whose state cannot follow its blocks; detach() it first"

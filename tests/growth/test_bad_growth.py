@@ -38,6 +38,16 @@ def fused() -> es.SparseLinear:
     return one
 
 
+class Sharded(torch.Tensor):
+    pass
+
+
+def sharded() -> es.SparseLinear:
+    one = layer()
+    one.values = nn.Parameter(one.values.detach().as_subclass(Sharded))
+    return one
+
+
 def adafactor() -> Callable[[], Any]:
     one = layer()
     optimizer = torch.optim.Adafactor(one.parameters())
@@ -124,6 +134,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         NotImplementedError,
         "layer belongs to an EmbeddedConv, which cannot follow its blocks; regrow a SparseLinear",
     ),
+    "layer-is-sharded": (regrow(sharded()), ValueError, "layer.values must be a plain tensor, got Sharded"),
     "blocks-float": (regrow(blocks=1.0), TypeError, "blocks must be an integer, got float"),
     "blocks-bool": (regrow(blocks=True), TypeError, "blocks must be an integer, got bool"),
     "blocks-zero": (regrow(blocks=0), ValueError, "blocks must be at least 1, got 0"),
@@ -162,6 +173,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "candidates must have no masks, since new blocks are whole, got a pattern with masked blocks",
     ),
+    "optimizer-is-a-name": (regrow(optimizer="sgd"), TypeError, "optimizer must be a torch optimiser, got str"),
     "optimizer-of-others": (
         regrow(optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)),
         ValueError,

@@ -216,6 +216,18 @@ def test_factors_are_those_of_the_whole_gradient() -> None:
         assert not x.requires_grad
 
 
+def test_factors_under_autocast_are_those_that_were_multiplied() -> None:
+    model = net()
+    with es.record_factors(model) as factors:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model)
+        loss.backward()
+    for name, (dy, x) in factors.items():
+        layer = model.get_submodule(name)
+        assert dy.dtype == x.dtype == torch.bfloat16
+        torch.testing.assert_close(es.sddmm(dy, x, layer.pattern).float(), layer.values.grad, rtol=0, atol=0)
+
+
 def test_an_input_that_is_overwritten_is_refused() -> None:
     layer = es.SparseLinear(8, 8, es.BlockPattern.dense((8, 8), (4, 4)))
     layer.values.requires_grad_(False)  # or autograd itself refuses
