@@ -1,4 +1,4 @@
-"""``efcn-sparse doctor``: what embedding a model would store."""
+"""``efcn-sparse doctor``: what embedding a model would store, and what training it would take."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from efcn_sparse.planning.sizes import parse_size, size_text
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -19,7 +21,6 @@ _INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224"}
 _HEAD = (
     "layer", "input", "output", "matrix", "support", "block", "blocks", "local", "stored", "of full", "memory"
 )  # fmt: skip
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "doctor",
         help="what embedding a model would store, without building it",
         description="Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
-        "Nothing is allocated: the model is made and run on torch's meta device.",
+        "Nothing is allocated: the model is made and run on torch's meta device. With --batch, also what a training "
+        "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted.",
     )
     parser.add_argument(
         "model",
@@ -43,6 +45,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--skip", action="append", default=[], metavar="PATTERN", help="leave these convolutions as they are"
     )
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
+    parser.add_argument("--batch", metavar="N", help="predict a training step with this many inputs")
+    parser.add_argument("--optimizer", metavar="NAME", help="sgd, momentum or adamw (default: sgd)")
+    parser.add_argument("--fused", action="store_true", help="update inside the backward pass (FusedOptimizer)")
+    parser.add_argument("--budget", metavar="SIZE", help="say which supports fit into this memory, such as 100GiB")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(func=run)
 
@@ -51,10 +57,15 @@ def run(args: argparse.Namespace) -> int:
     """Plan the embedding and print it."""
     import torch
 
-    from efcn_sparse.embedding.plan import plan
     from efcn_sparse.embedding.support import parse_support
+    from efcn_sparse.planning.budget import Step, StepPlanner
+    from efcn_sparse.planning.fused_cost import checked_optimizer
+    from efcn_sparse.planning.text import budget_lines, step_lines
 
     support = parse_support(args.support)
+    checked_optimizer(args.optimizer or "sgd")
+    batch = _batch(args)
+    budget = None if args.budget is None else parse_size("--budget", args.budget)
     factory = _factory(args.model)
     size = _input_size(args.input or _INPUTS.get(args.model))
     dtype = getattr(torch, args.dtype, None)
@@ -68,18 +79,41 @@ def run(args: argparse.Namespace) -> int:
         example = torch.empty(1, *size, dtype=dtype)
     _check_model(args.model, model)
     try:
-        planned = plan(model.to(dtype), example, support=support, layers=dict.fromkeys(args.skip))
+        planner = StepPlanner(model.to(dtype), example, dict.fromkeys(args.skip))
+        planned = planner.plan(support)
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{args.model} must run on an input of {list(example.shape)}, got {error}") from error
-    print(json.dumps(as_dict(planned), indent=2) if args.json else table(planned))
+    told, lines = as_dict(planned), [table(planned)]
+    if batch is not None:
+        step = Step(support, batch, args.optimizer or "sgd", args.fused)
+        fit = None if budget is None else planner.fit(step, budget)
+        prediction = planner.predict(step)
+        told["step"] = {"batch": batch, "optimizer": step.optimizer, "fused": step.fused, "predicted": vars(prediction)}
+        lines += ["", *step_lines(step, prediction)]
+        if fit is not None:
+            told["budget"] = {"fits": prediction.peak <= fit.budget, **vars(fit)}
+            lines += ["", *budget_lines(fit)]
+    print(json.dumps(told, indent=2) if args.json else "\n".join(lines))
     return 0
+
+
+def _batch(args: argparse.Namespace) -> int | None:
+    if args.batch is None:
+        given = {"--optimizer": args.optimizer, "--fused": args.fused or None, "--budget": args.budget}
+        names = [name for name, value in given.items() if value is not None]
+        if names:
+            raise ValueError(f"--batch must be given with {names[0]}, such as --batch 250")
+        return None
+    if not (args.batch.isascii() and args.batch.isdigit() and int(args.batch) >= 1):
+        raise ValueError(f"--batch must be an integer of at least 1, got {args.batch!r}")
+    return int(args.batch)
 
 
 def table(planned: Plan) -> str:
     """A line per layer, and the sums."""
     rows: list[tuple[str, ...]] = [_HEAD, *(_row(layer) for layer in planned.layers)]
     share = planned.stored_weights / planned.full_weights
-    sums = (f"{planned.local_weights:,}", f"{planned.stored_weights:,}", f"{share:.2%}", _memory(planned.bytes))
+    sums = (f"{planned.local_weights:,}", f"{planned.stored_weights:,}", f"{share:.2%}", size_text(planned.bytes))
     rows.append(("total", "", "", "", "", "", f"{planned.stored_blocks:,}", *sums))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -124,16 +158,8 @@ def _row(layer: LayerPlan) -> tuple[str, ...]:
         f"{layer.local_weights:,}",
         f"{layer.stored_weights:,}",
         f"{layer.stored_weights / layer.full_weights:.2%}",
-        _memory(layer.bytes),
+        size_text(layer.bytes),
     )
-
-
-def _memory(size: float) -> str:
-    for unit in _UNITS:
-        if size < 1024 or unit == _UNITS[-1]:
-            break
-        size /= 1024
-    return f"{size:.1f} {unit}" if unit != "B" else f"{size:.0f} B"
 
 
 def _input_size(text: str | None) -> list[int]:

@@ -38,7 +38,40 @@ def test_a_model_of_ones_own(
     assert json.loads(capsys.readouterr().out)["total"]["local_weights"] == 6 * 3 * 2 * 4
 
 
+def test_step_and_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["doctor", "vanilla", "--batch", "250", "--optimizer", "adamw", "--fused", "--budget", "512MiB"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "a training step of local at batch 250 with adamw, fused" in lines
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    assert ["optimizer", "43.8 MiB", "its state"] in cells
+    assert ["workspace", "8.0 MiB", "of fused updates"] in cells
+    assert [row[0] for row in cells if row[-1] == "fits"] == ["local", "dilated9"]
+    assert [row[0] for row in cells if row[-1] == "does not fit"] == ["dilated10", "full"]
+    assert lines[-1] == "the largest radius of dilated that fits is 9"
+    assert main([*arguments, "--support", "full", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["step"]["batch"], told["step"]["optimizer"], told["step"]["fused"]) == (250, "adamw", True)
+    assert told["step"]["predicted"]["peak"] == told["budget"]["peaks"]["full"] > told["budget"]["budget"]
+    assert (told["budget"]["fits"], told["budget"]["largest_radius"]) == (False, 9)
+
+
 REFUSED = {
+    "batch": (["vanilla", "--batch", "0"], "--batch must be an integer of at least 1, got '0'"),
+    "no batch": (["vanilla", "--budget", "1GiB"], "--batch must be given with --budget, such as --batch 250"),
+    "fused without batch": (["vanilla", "--fused"], "--batch must be given with --fused, such as --batch 250"),
+    "optimizer": (
+        ["vanilla", "--batch", "8", "--optimizer", "lion"],
+        "optimizer must be one of sgd, momentum, adamw, got 'lion'",
+    ),
+    "budget": (
+        ["vanilla", "--batch", "8", "--budget", "lots"],
+        "--budget must be a size such as 100GiB or 512MB, got 'lots'",
+    ),
+    "small budget": (
+        ["vanilla", "--batch", "250", "--budget", "50MiB"],
+        "budget must hold local at batch 250 with sgd, ",
+    ),
     "name": (["nope"], "MODEL must be one of vanilla, alexnet, resnet18 or package.module:function, got 'nope'"),
     "no input": (
         ["torch.nn:Identity"], "--input must be given for a model of your own, such as --input 3,224,224"),

@@ -1,0 +1,146 @@
+"""Which supports, batches and optimisers fit into a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from efcn_sparse.embedding.example_run import checked_example
+from efcn_sparse.embedding.geometry import ConvGeometry
+from efcn_sparse.embedding.plan import Plan, plan
+from efcn_sparse.embedding.support import Dilated, Full, Local, Support
+from efcn_sparse.planning.fused_cost import checked_optimizer
+from efcn_sparse.planning.sizes import size_text
+from efcn_sparse.planning.step import StepPrediction, watch_step
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kind of training step: what varies when something that fits is looked for."""
+
+    support: Support
+    batch: int
+    optimizer: str = "sgd"
+    fused: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.support} at batch {self.batch} with {self.optimizer}{', fused' if self.fused else ''}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a budget holds.
+
+    Attributes:
+        budget: bytes.
+        peaks: the peak of a step by support: ``local``, the largest ``dilated<radius>`` that fits and the next one,
+            ``full``, and the one asked for.
+        largest_radius: the largest radius of :class:`Dilated` that fits; None if not even 0 does.
+        reach: the radius at which :class:`Dilated` holds every weight of every layer (within groups).
+    """
+
+    budget: int
+    peaks: dict[str, int]
+    largest_radius: int | None
+    reach: int
+
+
+class StepPlanner:
+    """Predictions of training steps of one model, for any support, batch and optimiser.
+
+    Args:
+        model, layers: as for :func:`predict_step`.
+        example_input: one positional input or several, whose first side is the batch.
+
+    Example:
+        >>> import torch
+        >>> planner = StepPlanner(nn.Conv2d(64, 64, 3, padding=1), torch.empty(1, 64, 8, 8, device="meta"))
+        >>> fit = planner.fit(Step(Local(), 32), 48 << 20)
+        >>> fit.largest_radius, fit.reach, fit.peaks["full"] > 48 << 20
+        (1, 6, True)
+    """
+
+    def __init__(
+        self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...], layers: Mapping[str, Any] | None = None
+    ) -> None:
+        self._model, self._example, self._layers = model, checked_example(example_input), layers
+        self._plans: dict[Support, Plan] = {}
+        self._steps: dict[Step, StepPrediction] = {}
+
+    def plan(self, support: Support) -> Plan:
+        """What :func:`efcn_sparse.embedding.plan` says."""
+        if support not in self._plans:
+            self._plans[support] = plan(self._model, self._example, support=support, layers=self._layers)
+        return self._plans[support]
+
+    def predict(self, step: Step) -> StepPrediction:
+        """What :func:`predict_step` says."""
+        if step not in self._steps:
+            kind = checked_optimizer(step.optimizer)
+            inputs = tuple(x.new_empty((step.batch, *x.shape[1:]), device="meta") for x in self._example)
+            self._steps[step] = watch_step(self._model, inputs, self.plan(step.support), kind, step.fused)
+        return self._steps[step]
+
+    def fit(self, step: Step, budget: int) -> Fit:
+        """Which supports fit into ``budget`` bytes, all else being as in ``step``.
+
+        Raises:
+            ValueError: not even ``Local()`` fits; the message has the figures and the nearest step that does.
+        """
+        local = self._peak(step, Local())
+        if local > budget:
+            needed = f"{Step(Local(), step.batch, step.optimizer, step.fused)}, {size_text(local)}"
+            raise ValueError(f"budget must hold {needed}, got {size_text(budget)}; {self._nearest(step, budget)}")
+        reach = max(_reach(layer.geometry) for layer in self.plan(Local()).layers)
+        low, high = -1, reach + 1  # low fits, high does not or is past the end
+        while high - low > 1:
+            middle = (low + high) // 2 if high <= reach else reach
+            if self._least(Dilated(middle)) <= budget and self._peak(step, Dilated(middle)) <= budget:
+                low = middle
+            else:
+                high = middle
+        supports: list[Support] = [Local(), *(Dilated(r) for r in (low, high) if 0 <= r <= reach), Full(), step.support]
+        peaks = {str(support): self._peak(step, support) for support in supports}
+        return Fit(budget, peaks, low if low >= 0 else None, reach)
+
+    def _peak(self, step: Step, support: Support) -> int:
+        return self.predict(Step(support, step.batch, step.optimizer, step.fused)).peak
+
+    def _least(self, support: Support) -> int:
+        """Bytes of the weights in the support: what no step can do without, known without counting blocks."""
+        if any(choice is not None for choice in (self._layers or {}).values()):
+            return 0  # some layers have supports of their own
+        layers = self.plan(Local()).layers
+        return sum(support.weights(layer.geometry) * layer.dtype.itemsize for layer in layers)
+
+    def _nearest(self, step: Step, budget: int) -> str:
+        """In words: the first that fits of fused updates, a smaller batch with them, and plain SGD as well."""
+        for optimizer in dict.fromkeys((step.optimizer, "sgd")):
+            for fused in dict.fromkeys((step.fused, True)):
+                batch = self._largest_batch(Step(Local(), step.batch, optimizer, fused), budget)
+                if batch and (batch == step.batch or fused):
+                    found = Step(Local(), batch, optimizer, fused)
+                    return f"what fits is {found}, {size_text(self.predict(found).peak)}"
+        least = Step(Local(), 1, "sgd", True)
+        return f"the least is {least}, {size_text(self.predict(least).peak)}"
+
+    def _largest_batch(self, step: Step, budget: int) -> int:
+        """The largest batch of at most ``step.batch`` that fits; 0 if none does."""
+        low, high = 0, step.batch + 1
+        while high - low > 1:
+            middle = (low + high) // 2 if high <= step.batch else step.batch
+            fits = self.predict(Step(step.support, middle, step.optimizer, step.fused)).peak <= budget
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+
+def _reach(geometry: ConvGeometry) -> int:
+    everything, local = Full(), Local()
+    furthest = 0
+    for dim in range(len(geometry.input_size)):
+        whole, own = everything.window(geometry, dim), local.window(geometry, dim)
+        furthest = max(furthest, -whole.start, whole.stop - 1 - own[-1])
+    return furthest

@@ -1,0 +1,138 @@
+"""A model's embedded twin on the meta device, without patterns: what a step holds depends on their sizes alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.embedding.conv import EmbeddedConv
+from efcn_sparse.embedding.plan import LayerPlan, Plan
+from efcn_sparse.planning.fused_cost import FusedCost
+from efcn_sparse.planning.live_memory import LiveMemory, meta_copy
+
+_IN_PLACE_SIDE = 48  # the CPU kernels read runs of at least this many columns where they are
+_GATHERED_SIDE = 16  # and gather narrower blocks a few at a time
+_BYTES_PER_BLOCK = 7 * 4  # two walks, masks and classes, int32
+_BYTES_PER_KERNEL_ENTRY = 4 + 8  # its place in the maps where blocks divide the channels, and how many copies it has
+_CROWDED_BYTES = 1024  # rows this far apart fall into few cache sets, so the SDDMM copies them
+
+
+class PlannedLinear(nn.Module):
+    """In the place of a :class:`SparseLinear`: allocates what it would, and computes nothing.
+
+    Attributes:
+        memory: counts the work, while a step is simulated.
+        fusion: what updates inside the backward pass cost; None: the values get a gradient.
+    """
+
+    def __init__(self, layer: LayerPlan, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.memory: LiveMemory | None = None
+        self.fusion: FusedCost | None = None
+        shape = (layer.stored_blocks, *layer.block_shape)
+        values = torch.empty(shape, dtype=layer.dtype, device="meta")
+        self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
+        self.bias = None
+        if bias is not None:
+            self.bias = nn.Parameter(values.new_empty(layer.shape[0]), requires_grad=bias.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self.values, self.bias, self)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, linear: PlannedLinear) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.linear = linear
+        layer = linear.layer
+        copied = x.new_empty(_spmm_copy(x, layer.block_shape[1]), dtype=torch.uint8)
+        y = x.new_empty((x.shape[0], layer.shape[0]))
+        del copied
+        _work(linear, x.shape[0], linear.values.nbytes)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), linear = ctx.saved_tensors, ctx.linear
+        layer, batch = linear.layer, x.shape[0]
+        dx = dvalues = dbias = None
+        if ctx.needs_input_grad[0]:
+            copied = dy.new_empty(_spmm_copy(dy, layer.block_shape[0]), dtype=torch.uint8)
+            dx = torch.empty((batch, layer.shape[1]), dtype=dy.dtype, device="meta")
+            del copied
+            _work(linear, batch, linear.values.nbytes)
+        if ctx.needs_input_grad[1]:
+            copied = x.new_empty(_sddmm_copy(x, layer.block_shape[1]), dtype=torch.uint8)
+            if linear.fusion is not None:
+                update = x.new_empty(linear.fusion.update, dtype=torch.uint8)
+                _work(linear, batch, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
+                del update
+            else:
+                dvalues = torch.empty(linear.values.shape, dtype=layer.dtype, device="meta")
+                _work(linear, batch, linear.values.nbytes)
+            del copied
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(0)
+        return dx, dvalues, dbias, None
+
+
+def _work(linear: PlannedLinear, batch: int, weight_bytes: int) -> None:
+    """One of the layer's three products: each weight and each unit of the activations on both sides once."""
+    if linear.memory is not None:
+        layer = linear.layer
+        units = batch * sum(layer.shape) * layer.dtype.itemsize
+        linear.memory.work(2 * batch * layer.support_weights, weight_bytes + units)
+
+
+def _spmm_copy(x: Tensor, side: int) -> int:
+    """Bytes that SpMM packs its input into: none where it reads in place, or gathers columns block row by block row."""
+    in_place = x.element_size() >= 4 and (side >= _IN_PLACE_SIDE or side <= _GATHERED_SIDE)
+    return 0 if in_place else x.nbytes
+
+
+def _sddmm_copy(b: Tensor, side: int) -> int:
+    crowded = b.stride(0) * b.element_size() % _CROWDED_BYTES == 0
+    gathered = side <= _GATHERED_SIDE
+    return b.nbytes if not gathered and (crowded or b.element_size() < 4) else 0
+
+
+class PlannedConv(nn.Module):
+    """In the place of an :class:`EmbeddedConv`."""
+
+    def __init__(self, conv: nn.Module, layer: LayerPlan) -> None:
+        super().__init__()
+        assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        self.geometry = layer.geometry
+        self.linear = PlannedLinear(layer, conv.weight, conv.bias)
+
+    forward = EmbeddedConv.forward
+
+
+def meta_twin(model: nn.Module, planned: Plan) -> nn.Module:
+    """A copy of ``model`` on the meta device whose planned convolutions are :class:`PlannedConv`."""
+    memo: dict[int, Any] = {}
+    for layer in planned.layers:
+        conv = model.get_submodule(layer.name)
+        memo[id(conv)] = PlannedConv(conv, layer)
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(meta_copy(parameter), requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = meta_copy(buffer)
+    return copy.deepcopy(model, memo)
+
+
+def structure_bytes(planned: Plan) -> int:
+    """About what patterns and ties take beside the values: arrays per block, and maps and counts per kernel entry."""
+    total = 0
+    for layer in planned.layers:
+        geometry = layer.geometry
+        kernel = geometry.out_channels * geometry.in_channels // geometry.groups * math.prod(geometry.kernel_size)
+        total += _BYTES_PER_BLOCK * layer.stored_blocks
+        total += _BYTES_PER_KERNEL_ENTRY * kernel + 4 * math.prod(layer.block_shape)
+    return total

@@ -1,0 +1,35 @@
+"""The predicted peak is what a process then holds: to 10% when measured, to 20% here, where the machine may be busy.
+
+The allocator must give memory back at once for that (see the program): what glibc keeps otherwise is not predicted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efcn_sparse import extension_status
+
+_SLACK = 0.20
+_CASES = (
+    "vanilla local sgd - 250",
+    "vanilla local adamw fused 250",
+    "vanilla dilated1 momentum - 64",
+)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+@pytest.mark.skipif(not extension_status().available, reason="the reference backend's temporaries are not predicted")
+def test_peak_of_a_step() -> None:
+    program = Path(__file__).with_name("measured_steps.py")
+    settings = {"PYTHONPATH": str(program.parents[2]), "MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(program), *_CASES]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
+    assert done.returncode == 0, done.stderr
+    for case, line in zip(_CASES, done.stdout.splitlines(), strict=True):
+        predicted, measured = map(int, line.split())
+        assert abs(predicted / measured - 1) < _SLACK, f"{case}: predicted {predicted:,}, measured {measured:,}"
