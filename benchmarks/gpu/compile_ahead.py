@@ -178,8 +178,11 @@ def compile_all(archs: list[str], limit: int | None = None) -> list[Compiled]:
             if row.case.arch == arch
             for members in ([row.config.members] if row.config.members else _sizes(row))
         ]
-        distinct = {(r.case.operation, r.case.bits, r.case.height, r.case.width, trimmed(r.config, r.case.height, m), m): r
-                    for r, m in jobs}  # fmt: skip
+        distinct = {}
+        for row, members in jobs:
+            case = row.case
+            cut = trimmed(row.config, case.height, members)
+            distinct[case.operation, case.bits, case.height, case.width, cut, members] = row
         chosen = list(distinct.items())
         step = 1 if limit is None else max(1, len(chosen) // limit)
         compiled += [compile_row(row, key[-1]) for key, row in chosen[::step]]

@@ -48,10 +48,10 @@ def sddmm_kernel(
     begin = piece.to(tl.int64) * stretch
     for k0 in range(0, tl.minimum(batch - begin, stretch), BLOCK_K):
         k = begin + k0 + tl.arange(0, BLOCK_K)
-        inside_k = (k < batch)[:, None]
-        tile_b = tl.load(b + k[:, None] * stride_b + c[None, :], mask=inside_k & here_c[None, :], other=0.0)
-        tile_a = tl.load(a + k[:, None] * stride_a + r[None, :], mask=inside_k & here_r[None, :], other=0.0)
-        acc = tl.dot(tl.trans(tile_b), tile_a, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
+        inside_k = k < batch
+        tile_b = tl.load(b + k[None, :] * stride_b + c[:, None], mask=inside_k[None, :] & here_c[:, None], other=0.0)
+        tile_a = tl.load(a + k[:, None] * stride_a + r[None, :], mask=inside_k[:, None] & here_r[None, :], other=0.0)
+        acc = tl.dot(tile_b, tile_a, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
 
     which = entry[:, None] * MEMBERS + member[None, :]
     block = tl.load(entry_blocks + which, mask=here[:, None] & inside_n[None, :], other=-1).to(tl.int64)

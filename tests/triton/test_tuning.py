@@ -1,0 +1,110 @@
+"""The tuning table: every row is sound, the nearest is taken, a user's file comes first; errors name file and row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from efcn_sparse.ops.backends.triton import plan, tuning
+from efcn_sparse.ops.backends.triton.device import Device
+from efcn_sparse.ops.backends.triton.plan import Problem, configure, stretches
+from efcn_sparse.ops.backends.triton.tuning import Case, Config, Row, config_for, read, rows, write
+from efcn_sparse.ops.structure import Structure
+from tests.table import pattern
+
+CASE = Case("spmm", "sm90", 16, 64, 64, 8192, 0.1)
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "gfx942", "interpreter", "sm120", "gfx950"])
+@pytest.mark.parametrize("operation", tuning.OPERATIONS)
+@pytest.mark.parametrize("bits", [16, 32, 64])
+def test_there_is_a_row_for_every_case(arch: str, operation: str, bits: int) -> None:
+    for side, batch in ((1, 1), (3, 100), (64, 8192), (500, 1 << 20)):
+        assert isinstance(config_for(Case(operation, arch, bits, side, 2 * side, batch, 0.0)), Config)
+
+
+def test_the_nearest_row_is_taken() -> None:
+    table = rows()
+    for row in table:
+        if row.case.arch != "interpreter":
+            assert row.case.distance(row.case) == 0
+            assert config_for(row.case) == next(r.config for r in table if r.case == row.case)
+    nearby = Case("spmm", "sm90", 16, 60, 70, 7000, 0.12)
+    assert config_for(nearby) == config_for(CASE)
+
+
+def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Config(64, 32, 16, members=2, swizzle=5, pieces=7, warps=2, stages=5)
+    write(tmp_path / "own.json", (Row(CASE, own, "mine"),))
+    assert read(tmp_path / "own.json") == (Row(CASE, own, "mine"),)
+    usual = config_for(CASE)
+    monkeypatch.setenv(tuning.OVERRIDE, str(tmp_path / "own.json"))
+    tuning.forget()
+    try:
+        assert config_for(CASE) == own != usual
+    finally:
+        monkeypatch.delenv(tuning.OVERRIDE)
+        tuning.forget()
+    assert config_for(CASE) == usual
+
+
+def _file(**config: int) -> str:
+    usual = {"block_m": 16, "block_n": 16, "block_k": 16}
+    return json.dumps({"rows": [{"case": vars(CASE), "config": usual | config}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must be a tuning table with a list of rows"),
+        ("[]", "must be a tuning table with a list of rows"),
+        (json.dumps({"rows": [{"case": {}}]}), "row 0: "),
+        (_file(block_m=8), "row 0: block_m must be a power of two of at least 16, got 8"),
+        (_file(warps=0), "row 0: warps must be an integer of at least 1, got 0"),
+        (_file(tiles=3), r"row 0: Config has no \['tiles'\]"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read(tmp_path / "bad.json")
+    assert "bad.json" in str(error.value)
+
+
+def _problem(device: Device, operation: str = "spmm", batch: int = 8192) -> Problem:
+    return Problem(operation, Structure.of(pattern("big-blocks").structure), 128, 128, batch, torch.bfloat16, device)
+
+
+def test_stages_shrink_to_the_shared_memory() -> None:
+    large, small = (configure(_problem(Device("sm90", 132, size))) for size in (227 << 10, 80 << 10))
+    assert small.stages < large.stages
+    assert plan.shared_memory(small, 2) <= 80 << 10 < plan.shared_memory(large, 2)
+
+
+def test_too_little_shared_memory_is_told_before_the_launch() -> None:
+    with pytest.raises(RuntimeError, match=r"spmm in torch.bfloat16 needs \d+ bytes of shared memory .* sm90 has 4096"):
+        configure(_problem(Device("sm90", 132, 4096)))
+
+
+def test_the_batch_is_cut_where_blocks_are_few() -> None:
+    problem = _problem(Device("sm90", 132, 227 << 10), "sddmm")
+    config = configure(problem)
+    pieces, rows_of_each = stretches(problem, config, programs=6)
+    assert pieces > 1
+    assert rows_of_each % config.block_k == 0
+    assert (pieces - 1) * rows_of_each < problem.batch <= pieces * rows_of_each
+    assert stretches(problem, config, programs=10_000) == (1, 8192)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")])
+def test_fp32_obeys_torch(setting: str, expected: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(setting)
+        assert plan.input_precision(torch.float32) == expected
+        assert plan.input_precision(torch.float64) == plan.input_precision(torch.bfloat16) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
