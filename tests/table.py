@@ -149,13 +149,17 @@ _FOR_SLOW = {
     FLOAT16: ("masked-ragged",),
 }
 _LARGEST_FOR_SLOW = 40
+# Laws 1 and 2 and accumulation are always run on it. All else takes it half an hour: EFCN_TEST_SLOW=1 runs that too.
+_ALWAYS_ON_SLOW = ("test_accuracy", "test_adjoint", "test_accumulation")
 
 
-def is_left_out(parameters: dict[str, Any]) -> bool:
-    """Whether a test with these parameters is too large for the slow backend that it names."""
+def is_left_out(file: str, parameters: dict[str, Any]) -> bool:
+    """Whether a test of this file with these parameters is too large for the slow backend that it names."""
     row, name, batch = parameters.get("row"), parameters.get("name"), parameters.get("batch", 0)
     if not isinstance(row, Row) or not any(backend.name == row.backend and backend.slow for backend in BACKENDS):
         return False
+    if file not in _ALWAYS_ON_SLOW and not os.environ.get("EFCN_TEST_SLOW"):
+        return True
     return batch > _LARGEST_FOR_SLOW or (name in PATTERNS and name not in _FOR_SLOW[row.dtype])
 
 
