@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.fused.moved_blocks import moved_parameters, moved_states
 from efcn_sparse.fused.rounding import Storage
 from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm
+from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.slices import RowSlice, row_slices
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-_WORKSPACE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-_MOST_SLICES = 64  # torch's optimisers look at every parameter in each step
+WORKSPACE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+MOST_SLICES = 64  # torch's optimisers look at every parameter in each step
+
+
+class Cut(NamedTuple):
+    """The slices of a layer's values, views of them, and where these begin in memory."""
+
+    slices: list[RowSlice]
+    values: list[Tensor]
+    place: int
 
 
 class LayerUpdate:
@@ -25,27 +36,56 @@ class LayerUpdate:
     def __init__(
         self, name: str, layer: SparseLinear, make: MakeOptimizer, storage: Storage, workspace: Workspace
     ) -> None:
-        self.name, self._layer, self._storage = name, layer, storage
-        values = layer.values.detach()
-        block_bytes = max(1, math.prod(layer.pattern.block_shape) * values.element_size())
-        target = _WORKSPACE_BYTES.get(values.device.type, _WORKSPACE_BYTES["cuda"])
-        most = max(target // block_bytes, -(-layer.pattern.nnz_blocks // _MOST_SLICES), 1)
-        self._slices: list[RowSlice] = row_slices(layer.pattern, most)
-        self._values = [values[part.blocks] for part in self._slices]
-        self._parameters = [nn.Parameter(storage.held(part)) for part in self._values]
+        self.name, self._layer, self._storage, self._workspace = name, layer, storage, workspace
+        self._cut = self._cut_of(layer.pattern, layer.values.detach())
+        self._parameters = [nn.Parameter(storage.held(part)) for part in self._cut.values]
         self.optimizer = make(self._parameters) if self._parameters else None
-        largest = max((len(part) for part in self._values), default=0)
-        self._workspace = workspace
-        workspace.reserve(values, largest * math.prod(layer.pattern.block_shape))
-        self._place = values.data_ptr()
+
+    def _cut_of(self, pattern: BlockPattern, values: Tensor) -> Cut:
+        block_bytes = max(1, math.prod(pattern.block_shape) * values.element_size())
+        target = WORKSPACE_BYTES.get(values.device.type, WORKSPACE_BYTES["cuda"])
+        most = max(target // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
+        slices = row_slices(pattern, most)
+        parts = [values[part.blocks] for part in slices]
+        self._workspace.reserve(values, max((part.numel() for part in parts), default=0))
+        return Cut(slices, parts, values.data_ptr())
 
     def check_place(self) -> None:
         """Raise ``RuntimeError`` if the values were moved or replaced since the update was built."""
-        if self._layer.values.data_ptr() != self._place:
+        if self._layer.values.data_ptr() != self._cut.place:
             raise RuntimeError(
                 f"{self.name}: values must stay where they were when FusedOptimizer was made; "
                 "move or convert the model first, then make the optimiser"
             )
+
+    @torch.no_grad()
+    def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
+        """Prepare slices and optimiser state for blocks at new places; see :class:`efcn_sparse.linear.Product`."""
+        cut, optimizer = self._cut_of(pattern, values), self.optimizer
+        if optimizer is None or not cut.slices:
+            if optimizer is not None or cut.slices:
+                raise NotImplementedError(f"{self.name}: a fused optimiser cannot follow to or from a layer of no blocks")
+            return lambda: setattr(self, "_cut", cut)
+        if len(optimizer.param_groups) != 1:
+            raise NotImplementedError(
+                f"{self.name}: a fused optimiser must have one parameter group a layer for its blocks to move, "
+                f"got {len(optimizer.param_groups)}"
+            )
+        sizes = [len(part) for part in cut.values]
+        parameters = [nn.Parameter(self._storage.held(part)) for part in cut.values]
+        masters = moved_parameters(self._parameters, source, sizes) if self._storage.keeps_copies else None
+        states = moved_states([optimizer.state.get(p, {}) for p in self._parameters], source, sizes)
+        by_parameter = dict(zip(parameters, states, strict=True))
+        for parameter, master in zip(parameters, masters or [], strict=False):
+            parameter.data = master
+
+        def commit() -> None:
+            self._cut, self._parameters = cut, parameters
+            optimizer.param_groups[0]["params"][:] = parameters
+            optimizer.state.clear()
+            optimizer.state.update({parameter: state for parameter, state in by_parameter.items() if state})
+
+        return commit
 
     @torch.no_grad()
     def squared_norm(self, a: Tensor, b: Tensor) -> Tensor:
@@ -69,16 +109,16 @@ class LayerUpdate:
             if scale is not None:
                 gradient.mul_(scale.to(gradient.dtype))
             parameter = self._parameters[i]
-            self._storage.take(parameter, self._values[i])
+            self._storage.take(parameter, self._cut.values[i])
             parameter.grad = gradient.to(parameter.dtype)
             assert self.optimizer is not None
             self.optimizer.step()
             parameter.grad = None
-            self._storage.put(parameter, self._values[i])
+            self._storage.put(parameter, self._cut.values[i])
         torch.autograd.graph.increment_version(self._layer.values)
 
     def _gradients(self, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for i, part in enumerate(self._slices):
+        for i, part in enumerate(self._cut.slices):
             gradient = self._workspace.take(self._layer.values, part.pattern.values_shape)
             sddmm(a[:, part.rows], b, part.pattern, backend=self._layer.backend, out=gradient)
             yield i, gradient

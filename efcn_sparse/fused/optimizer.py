@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
-from efcn_sparse.fused.product import FusedProduct
-from efcn_sparse.fused.refusals import refuse_data_parallel, refuse_sharded
+from efcn_sparse.fused.product import UpdatingProduct
+from efcn_sparse.fused.refusals import refuse_sharded
 from efcn_sparse.fused.rounding import STORAGE
 from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
@@ -33,6 +33,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             then happen in :meth:`step`: gradients are computed twice, and the layers' inputs are held until then.
         precision: ``"native"``; ``"master"``: the optimiser steps fp32 copies of the values; ``"stochastic"``: bf16
             values are rounded stochastically from an fp32 result, without copies.
+
+    Slices and state follow the blocks when :func:`regrow` moves them.
 
     Law: the values after a step are those of the same optimiser unfused, bit by bit on one backend.
 
@@ -94,7 +96,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for name, layer in layers.items():
             layer.product = self._product(name, layer)
 
-    def _product(self, name: str, layer: SparseLinear) -> Callable[[Tensor], Tensor]:
+    def _product(self, name: str, layer: SparseLinear) -> UpdatingProduct:
         update = self._updates[name]
 
         def take(a: Tensor, b: Tensor) -> None:
@@ -104,11 +106,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 update.check_place()
                 self._factors.append((update, a, b))
 
-        def product(x: Tensor) -> Tensor:
-            refuse_data_parallel(name or "model")
-            return FusedProduct.apply(x, layer.values, layer.bias, layer, name or "model", take)
-
-        return product
+        return UpdatingProduct(name, layer, update, take)
 
     @property
     def state(self) -> dict[Tensor, Any]:  # type: ignore[override]

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from efcn_sparse.fused.layer_update import LayerUpdate
+from efcn_sparse.fused.refusals import refuse_data_parallel
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import spmm
+from efcn_sparse.pattern import BlockPattern
 
 TakeFactors = Callable[[Tensor, Tensor], None]
 
@@ -44,3 +47,19 @@ class FusedProduct(torch.autograd.Function):
         rows = dy.reshape(batch, dy.shape[-1])
         ctx.take(rows, x.reshape(batch, x.shape[-1]))
         return dx, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None, None, None
+
+
+class UpdatingProduct:
+    """The product of a layer whose values are updated in the backward pass."""
+
+    def __init__(self, name: str, layer: SparseLinear, update: LayerUpdate, take: TakeFactors) -> None:
+        self._name, self._layer, self._update, self._take = name or "model", layer, update, take
+
+    def __call__(self, x: Tensor) -> Tensor:
+        refuse_data_parallel(self._name)
+        layer = self._layer
+        return FusedProduct.apply(x, layer.values, layer.bias, layer, self._name, self._take)
+
+    def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
+        """See :class:`efcn_sparse.linear.Product`."""
+        return self._update.follow(pattern, source, values)

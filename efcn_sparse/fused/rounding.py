@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 class Storage(Protocol):
     """Between the stored values and the parameter that the optimiser steps."""
+
+    keeps_copies: ClassVar[bool]  # whether the parameter knows more than the values
 
     def held(self, values: Tensor) -> Tensor:
         """The tensor of the optimiser's parameter for a slice of the values."""
@@ -24,6 +26,8 @@ class Storage(Protocol):
 class Native:
     """The optimiser steps the stored values themselves."""
 
+    keeps_copies = False
+
     def held(self, values: Tensor) -> Tensor:
         return values
 
@@ -36,6 +40,8 @@ class Native:
 
 class Master:
     """The optimiser steps fp32 copies; the stored values are their roundings."""
+
+    keeps_copies = True
 
     def held(self, values: Tensor) -> Tensor:
         return values.float()
@@ -53,6 +59,8 @@ class Stochastic:
     A step far below the spacing of bf16 numbers would vanish in rounding to nearest; here it survives on average:
     E[stored] is the fp32 result.
     """
+
+    keeps_copies = False
 
     def held(self, values: Tensor) -> Tensor:
         if values.dtype != torch.bfloat16:

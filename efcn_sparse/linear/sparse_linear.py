@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.linear.initialise import fan_in_of_stored, uniform_
+from efcn_sparse.linear.product import Product
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import load_pattern, save_pattern
 from efcn_sparse.ops import spmm
@@ -34,7 +35,7 @@ class SparseLinear(nn.Module):
         backend: ``"auto"``, or the name of the backend to use.
         pattern_owner: the kind of module that keeps something built on the pattern, which then cannot be replaced
             alone; None.
-        product: replaces ``x Wᵀ + b`` while gradients are recorded (see :class:`efcn_sparse.FusedOptimizer`); None.
+        product: replaces ``x Wᵀ + b`` while gradients are recorded (see :class:`Product`); None.
 
     Shapes: ``x`` is ``[..., in_features]``, ``y`` is ``[..., out_features]``.
 
@@ -74,7 +75,7 @@ class SparseLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.pattern = pattern.to(device)
         self.backend = "auto"
-        self.product: Callable[[Tensor], Tensor] | None = None
+        self.product: Product | None = None
         self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))

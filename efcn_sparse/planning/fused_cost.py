@@ -11,7 +11,7 @@ from torch import nn
 
 from efcn_sparse.embedding.cover import covered_blocks
 from efcn_sparse.embedding.plan import LayerPlan
-from efcn_sparse.fused.layer_update import _MOST_SLICES, _WORKSPACE_BYTES
+from efcn_sparse.fused.layer_update import MOST_SLICES, WORKSPACE_BYTES
 
 _SAMPLED_ROWS = 64
 
@@ -67,7 +67,7 @@ def fused_cost(layers: Iterable[LayerPlan], kind: OptimizerKind) -> FusedCost:
 def _largest_slice(layer: LayerPlan) -> int:
     """Bytes of the longest run of whole block rows that is updated at a time, from a sample of the rows."""
     block_bytes = math.prod(layer.block_shape) * layer.dtype.itemsize
-    most = max(_WORKSPACE_BYTES["cpu"] // block_bytes, -(-layer.stored_blocks // _MOST_SLICES), 1)
+    most = max(WORKSPACE_BYTES["cpu"] // block_bytes, -(-layer.stored_blocks // MOST_SLICES), 1)
     rows = -(-layer.shape[0] // layer.block_shape[0])
     sampled = torch.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS), dtype=torch.float64, device="cpu").long()
     found, _ = covered_blocks(layer.geometry, layer.support, layer.block_shape, torch.unique(sampled))

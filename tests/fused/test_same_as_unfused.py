@@ -43,7 +43,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, max_no
 
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layer_update._WORKSPACE_BYTES, "cpu", 2048)  # several slices even in small layers
+    monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 2048)  # several slices even in small layers
 
 
 # the interpreter of Triton takes 10 s for each of these

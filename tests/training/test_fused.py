@@ -47,7 +47,7 @@ def config():
 @pytest.fixture(scope="module", autouse=True)
 def _many_slices():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layer_update._WORKSPACE_BYTES, "cpu", 1 << 17)
+        patch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1 << 17)
         yield
 
 
@@ -134,7 +134,7 @@ def test_the_momentum_travels_between_fused_unfused_and_other_slices(tmp_path, m
     path = tmp_path / "here.safetensors"
     net, optimiser = stepped(saver, 2)
     save_checkpoint(path, net, optimiser)
-    monkeypatch.setitem(layer_update._WORKSPACE_BYTES, "cpu", workspace)
+    monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", workspace)
     other, other_optimiser = stepped(loader, 1)
     load_checkpoint(path, other, other_optimiser)
     expected, got = read_states(net, optimiser), read_states(other, other_optimiser)
