@@ -54,7 +54,7 @@ def test_bit_by_bit(row, name: str) -> None:
     plain, fused = net(backend), net(backend)
     fused.load_state_dict(plain.state_dict())
     optimizer = es.FusedOptimizer(fused, OPTIMISERS[name])
-    assert all(len(update._slices) > 1 for update in optimizer._updates.values())
+    assert all(len(update._cut.slices) > 1 for update in optimizer._updates.values())
     train(plain, OPTIMISERS[name](plain.parameters()), steps=7)
     train(fused, optimizer, steps=7)
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
