@@ -40,6 +40,10 @@ class SelectiveSGD(torch.optim.Optimizer):
         layers: settings by shell-style name pattern, ``{"conv1": dict(untied=Part(rate=0))}``; the first match counts,
             and what it leaves out is as for all layers.
 
+    Attributes:
+        parts: the settings of each embedded convolution by name.
+        copies: as given.
+
     Laws: with all parts ``Part()`` it is :class:`torch.optim.SGD`. :meth:`as_cnn` moves an embedding as
     ``torch.optim.SGD`` moves the CNN. A part with rate 0 does not move; both hold to rounding, off-local exactly.
 
@@ -80,13 +84,13 @@ class SelectiveSGD(torch.optim.Optimizer):
             raise ValueError(f"copies must be 'mean' or 'sum', got {copies!r}")
         self._shares: dict[int, Shares] = {}
         embedded = embedded_layers(model)
-        chosen = _choose(list(embedded), Parts(tied, untied, off_local), layers or {})
+        self.parts, self.copies = _choose(list(embedded), Parts(tied, untied, off_local), layers or {}), copies
         self._layers = {name: (layer, layer.ties) for name, layer in embedded.items()}
         for name, layer in embedded.items():
             sums, weight, bias = copies == "sum", layer.linear.values, layer.linear.bias
-            self._shares[id(weight)] = Shares.of_weight(layer, chosen[name], sum_copies=sums)
+            self._shares[id(weight)] = Shares.of_weight(layer, self.parts[name], sum_copies=sums)
             if bias is not None:
-                self._shares[id(bias)] = Shares.of_bias(layer, chosen[name], sum_copies=sums)
+                self._shares[id(bias)] = Shares.of_bias(layer, self.parts[name], sum_copies=sums)
         super().__init__(
             (parameter for parameter in model.parameters() if parameter.requires_grad),
             dict(lr=lr, momentum=momentum, weight_decay=weight_decay),
@@ -132,6 +136,8 @@ class SelectiveSGD(torch.optim.Optimizer):
                 direction = state["momentum_buffer"].mul_(momentum).add_(direction)
             else:
                 state["momentum_buffer"] = direction
+        if shares is not None:
+            shares.penalise(parameter, lr)
         parameter.add_(direction, alpha=-lr)
         if shares is not None:
             shares.shrink(parameter, lr)

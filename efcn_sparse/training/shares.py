@@ -20,28 +20,42 @@ _CHUNK_ELEMENTS = 1 << 18
 class Part:
     """How one part of the weights is trained.
 
+    With η = ``lr * rate`` and λ = ``l1``, there are two ways to zero. Without ``beta``, the proximal step: after each
+    step magnitudes shrink by ηλ, and those below become zero. With ``beta``, the β-LASSO of Neyshabur ("Towards
+    Learning Convolutions from Scratch", NeurIPS 2020): θ ← θ − η(∇ + λ sign θ), then θ ← 0 where |θ| < βλ. Its
+    threshold has no η, so it stays high (β is 50 there) when steps are small. Momentum never sees the penalty.
+
     Args:
-        rate: multiplies the learning rate; 0 freezes the part.
+        rate: multiplies the learning rate; 0 freezes the part, penalty and threshold included.
         weight_decay: times the part itself, added to the part of the gradient.
-        l1: after each step magnitudes shrink by ``lr * rate * l1``, and those below become zero.
+        l1: the penalty λ.
+        beta: the threshold's β; None for the proximal step. 0 has no threshold: SGD on the loss with its L1 penalty.
+
+    Laws: a weight that is zero and has a gradient of zero stays exactly zero. A weight that keeps its sign and stays
+    above the threshold takes the same step either way, to rounding.
 
     Raises:
-        ValueError: a number is negative or not finite.
+        ValueError: a number is negative or not finite; ``beta`` without ``l1``.
 
     Example:
         >>> Part(rate=0.1, l1=1e-4)
-        Part(rate=0.1, weight_decay=0.0, l1=0.0001)
+        Part(rate=0.1, weight_decay=0.0, l1=0.0001, beta=None)
     """
 
     rate: float = 1.0
     weight_decay: float = 0.0
     l1: float = 0.0
+    beta: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "beta" and value is None:
+                continue
             if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{field.name} must be a finite number of at least 0, got {value!r}")
+        if self.beta is not None and not self.l1:
+            raise ValueError(f"l1 must be positive where beta is given, got 0 with beta {self.beta!r}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Shares:
         self._gradient = self._weights(tied.rate * copies, untied.rate, off_local.rate)
         decays = [part.rate * part.weight_decay for part in (tied, untied, off_local)]
         self._decay = self._weights(torch.full_like(copies, decays[0]), *decays[1:]) if any(decays) else None
-        self._shrink_tied, self._shrink_off_local = tied.rate * tied.l1, off_local.rate * off_local.l1
+        self._penalised_tied, self._penalised_off_local = (p if p.rate * p.l1 else None for p in (tied, off_local))
 
     @classmethod
     def of_weight(cls, layer: EmbeddedConv, parts: Parts, *, sum_copies: bool) -> Shares:
@@ -107,19 +121,34 @@ class Shares:
             self._add(direction, parameter, *self._decay)
         return direction
 
-    def shrink(self, parameter: Tensor, lr: float) -> None:
-        """The proximal step of the L1 penalties, in place."""
+    def penalise(self, parameter: Tensor, lr: float) -> None:
+        """The subgradient step of the L1 penalties that have a ``beta``, in place, before that of the gradient."""
         values = self._view(parameter)
-        if self._shrink_tied:
-            tied = self._tied(parameter)
-            shrunk = torch.nn.functional.softshrink(tied, lr * self._shrink_tied)
-            # a value that is all tied becomes exactly what is left of it, zero included
-            values.copy_(torch.where(values == tied, shrunk, values - tied + shrunk))
-        if self._shrink_off_local:
+        part = self._penalised_tied
+        if part is not None and part.beta is not None:
+            values.sub_(self._tied(parameter).sign_(), alpha=lr * part.rate * part.l1)
+        part = self._penalised_off_local
+        if part is not None and part.beta is not None:
             for chunk, blocks in self._chunks(parameter):
-                part = values[chunk]
-                shrunk = torch.nn.functional.softshrink(part, lr * self._shrink_off_local)
-                part.copy_(torch.where(self._off_local[blocks], shrunk, part))
+                signs = values[chunk].sign().mul_(self._off_local[blocks])
+                values[chunk].sub_(signs, alpha=lr * part.rate * part.l1)
+
+    def shrink(self, parameter: Tensor, lr: float) -> None:
+        """What brings penalised numbers to zero, in place, after the step: a threshold, or the proximal step."""
+        values = self._view(parameter)
+        part = self._penalised_tied
+        if part is not None:
+            tied = self._tied(parameter)
+            shrunk = _shrunk(tied, part, lr)
+            # a value that is all tied becomes exactly what is left of it, zero included
+            moved = torch.where(values == tied, shrunk, values - tied + shrunk)
+            values.copy_(torch.where(shrunk == tied, values, moved))
+        part = self._penalised_off_local
+        if part is not None:
+            for chunk, blocks in self._chunks(parameter):
+                values[chunk].copy_(
+                    torch.where(self._off_local[blocks], _shrunk(values[chunk], part, lr), values[chunk])
+                )
 
     def _weights(self, tied: Tensor, untied: float, off_local: float) -> tuple[Tensor | float, Tensor | None]:
         """(a, b) of the weighted sum; a is a number where one will do, and b None where no projection is needed."""
@@ -157,3 +186,9 @@ class Shares:
 
     def _view(self, x: Tensor) -> Tensor:
         return x.view(self._class_of_block.numel(), *self._local.shape[1:])
+
+
+def _shrunk(x: Tensor, part: Part, lr: float) -> Tensor:
+    if part.beta is None:
+        return torch.nn.functional.softshrink(x, lr * part.rate * part.l1)
+    return x.masked_fill(x.abs() < part.beta * part.l1, 0)

@@ -191,12 +191,87 @@ def test_the_l1_of_the_tied_part_is_that_of_the_cnns_kernels():
     assert all(torch.equal(zero, back[place].weight == 0) for place, zero in zip((0, 2, 4), zeros, strict=True))
 
 
-def test_entries_outside_the_support_stay_zero():
+def beta_lasso(theta, gradient, eta, part):
+    """One number's step, as in the paper: the subgradient of loss and penalty, then the threshold."""
+    sign = (theta > 0) - (theta < 0)
+    moved = theta - eta * (gradient + part.l1 * sign)
+    return 0.0 if abs(moved) < part.beta * part.l1 else moved
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 10.0])
+def test_beta_lasso_on_off_local_weights_is_the_papers_step_number_by_number(beta):
+    _, efcn = pair()
+    optimiser = SelectiveSGD(drifted(efcn), 0.1, off_local=Part(rate=0.5, l1=1e-3, beta=beta))
+    off_local = {place: efcn[place].ties.maps[efcn[place].ties.class_of_block.long()] == -1 for place in (0, 2, 4)}
+    zeros = []
+    for seed in range(4):  # several, so that numbers at zero are met too
+        before = {place: efcn[place].linear.values.detach()[there] for place, there in off_local.items()}
+        step(efcn, optimiser, seed)
+        for place, there in off_local.items():
+            values, part = efcn[place].linear.values, optimiser.parts[str(place)].off_local
+            pairs = zip(before[place].tolist(), values.grad[there].tolist(), strict=True)
+            expected = torch.tensor([beta_lasso(*pair, 0.1 * 0.5, part) for pair in pairs], dtype=torch.double)
+            torch.testing.assert_close(values.detach()[there], expected, atol=1e-16, rtol=1e-14)
+            zeros += (expected == 0).tolist()
+    assert sum(zeros) > {0.0: -1, 1.0: 10, 10.0: 100}[beta]
+    assert zeros.count(False) > 100
+    assert es.deviation(efcn).untied > 0.1  # which goes on as it would
+
+
+def test_beta_lasso_on_the_tied_part_is_that_of_the_cnns_kernels():
+    net, efcn = pair()
+    part = Part(l1=0.004, beta=20.0)
+    sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    lasso = SelectiveSGD(efcn, 0.1, momentum=0.9, tied=part, untied=FROZEN, off_local=FROZEN, copies="sum")
+    for seed in range(6):
+        signs = {place: net[place].weight.detach().sign() for place in (0, 2, 4)}
+        step(net, sgd, seed)
+        with torch.no_grad():
+            for place, sign in signs.items():
+                weight = net[place].weight.sub_(0.1 * part.l1 * sign)
+                weight[weight.abs() < part.beta * part.l1] = 0
+        step(efcn, lasso, seed)
+        assert_close(es.unembed(efcn), net)
+    back = es.unembed(efcn)
+    zeros = [net[place].weight == 0 for place in (0, 2, 4)]
+    assert 10 < sum(int(zero.sum()) for zero in zeros) < sum(zero.numel() for zero in zeros) - 10
+    assert all(torch.equal(zero, back[place].weight == 0) for place, zero in zip((0, 2, 4), zeros, strict=True))
+
+
+def test_away_from_zero_and_the_threshold_both_lassos_take_one_step():
+    _, efcn = pair()
+    other = drifted(efcn) and copy.deepcopy(efcn)
+    settings = dict(lr=1e-4, momentum=0.9)
+    step(efcn, SelectiveSGD(efcn, **settings, off_local=Part(l1=0.01)), 0)
+    step(other, SelectiveSGD(other, **settings, off_local=Part(l1=0.01, beta=1e-9)), 0)
+    for (*_, one), (*_, two) in zip(parts_of(efcn), parts_of(other), strict=True):
+        far = one.abs() > 1e-4
+        torch.testing.assert_close(one[far], two[far], atol=1e-16, rtol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [None, 0.0, 5.0])
+def test_exact_zeros_without_a_gradient_stay_exact(beta):
+    _, efcn = pair()
+    x = torch.zeros(5, *SIZE, dtype=torch.double)  # so the first layer's weights have no gradient
+    off_local = Part(l1=0.01, beta=beta)
+    optimiser = SelectiveSGD(efcn, 0.1, momentum=0.9, off_local=off_local, tied=off_local)
+    first = efcn[0].ties
+    off = first.maps[first.class_of_block.long()] == -1
+    for _ in range(3):
+        optimiser.zero_grad()
+        efcn(x).square().mean().backward()
+        optimiser.step()
+    assert bool((efcn[0].linear.values.detach()[off] == 0).all())
+    assert int(off.sum()) > 100
+
+
+@pytest.mark.parametrize("beta", [None, 3.0])
+def test_entries_outside_the_support_stay_zero(beta):
     net = nn.Conv2d(3, 5, 3, padding=1).double()
     x = torch.randn(2, 3, 5, 5, dtype=torch.double)
     efcn = es.embed(net, x, layers={"*": dict(block_shape=(7, 4), support=es.Dilated(1))})
     optimiser = SelectiveSGD(
-        efcn, 0.1, momentum=0.9, tied=Part(2.0, 0.1, 0.01), off_local=Part(0.5, 0.1, 0.01), copies="sum"
+        efcn, 0.1, momentum=0.9, tied=Part(2.0, 0.1, 0.01, beta), off_local=Part(0.5, 0.1, 0.01, beta), copies="sum"
     )
     for _ in range(3):
         optimiser.zero_grad()
@@ -252,6 +327,8 @@ def test_bad_input_is_told(change, message):
 
 def test_a_part_must_be_a_part_and_a_model_an_embedded_one():
     _, efcn = pair()
+    with pytest.raises(ValueError, match=r"l1 must be positive where beta is given, got 0 with beta 50"):
+        Part(beta=50)
     with pytest.raises(TypeError, match=r"tied must be a Part, got 0\.1"):
         SelectiveSGD(efcn, 0.1, tied=0.1)
     with pytest.raises(ValueError, match="model holds no embedded convolution"):
