@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from efcn_sparse.checkpoint.atomic import SUFFIX
+
 INDEX = "model.safetensors.index.json"
-TEMPORARY = ".tmp"
-_OURS = re.compile(rf"model-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}\.safetensors({re.escape(TEMPORARY)})?")
+_OURS = re.compile(rf"model-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}\.safetensors({re.escape(SUFFIX)})?")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from efcn_sparse.checkpoint.index import INDEX, TEMPORARY, Index, remove_unnamed, shard_name
-from efcn_sparse.checkpoint.shard_file import header
+from efcn_sparse.checkpoint.atomic import replace_atomically, write_text_atomically
+from efcn_sparse.checkpoint.index import INDEX, Index, remove_unnamed, shard_name
+from efcn_sparse.checkpoint.shard_file import write_file
 from efcn_sparse.checkpoint.state import place, tensors_of
-from efcn_sparse.checkpoint.stream import write_bytes, write_tensor
 
 SHARD_BYTES = 5 << 30
 
@@ -67,8 +68,8 @@ def save_sharded(
     with _alone_in(folder):
         try:
             for file, shard in zip(files, shards, strict=True):
-                _write(folder / file, header(shard), shard)
-            _write(folder / INDEX, index.as_json().encode())
+                replace_atomically(folder / file, functools.partial(write_file, tensors=shard))
+            write_text_atomically(folder / INDEX, index.as_json())
         finally:
             remove_unnamed(folder)
     return folder / INDEX
@@ -99,19 +100,6 @@ def _shards(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]
         shards[-1][name] = tensor
         room -= tensor.nbytes
     return shards
-
-
-def _write(path: Path, beginning: bytes, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Write a neighbour of ``path``, force it to the disk, and move it into place."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb", buffering=0) as file:
-        write_bytes(file, memoryview(beginning))
-        for tensor in (tensors or {}).values():
-            write_tensor(file, tensor)
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    with _opened(path.parent) as descriptor:
-        os.fsync(descriptor)  # the new name is safe only once its folder is
 
 
 @contextmanager

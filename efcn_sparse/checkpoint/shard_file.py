@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+
+from efcn_sparse.checkpoint.joined import Stored, parts_of
+from efcn_sparse.checkpoint.stream import write_bytes, write_tensor
 
 NAME_OF_DTYPE = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -39,12 +41,21 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def header(tensors: Mapping[str, Tensor]) -> bytes:
+def write_file(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """Write the file that holds ``tensors`` one after another, from the storage they have."""
+    with path.open("wb", buffering=0) as file:
+        write_bytes(file, memoryview(_header(tensors)))
+        for tensor in tensors.values():
+            for part in parts_of(tensor):
+                write_tensor(file, part)
+
+
+def _header(tensors: Mapping[str, Stored]) -> bytes:
     """The beginning of the file that holds ``tensors`` one after another."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, tensor in tensors.items():
-        stop = start + tensor.numel() * tensor.element_size()
+        stop = start + tensor.nbytes
         dtype = NAME_OF_DTYPE[tensor.dtype]
         entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
         start = stop
@@ -72,7 +83,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must be a safetensors file, got a header that cannot be read: {error!r}") from error
     needed = max((entry.start + entry.nbytes for entry in entries.values()), default=8 + length)
-    if needed > size:
+    if needed != size:
         raise ValueError(f"{path} must be a whole safetensors file of {needed} bytes, got {size}")
     return entries
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from efcn_sparse.training.atomic import replace_atomically
-from efcn_sparse.training.optimiser import State, read_states, write_states
+from efcn_sparse.checkpoint.atomic import replace_atomically
+from efcn_sparse.checkpoint.fill import fill, targets_in
+from efcn_sparse.checkpoint.joined import Stored
+from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
+from efcn_sparse.checkpoint.state import tensors_of
+from efcn_sparse.training.optimiser_state import live_states, make_room
 
 _OPTIMISER = "optimiser/"  # no module name holds a slash
 _VALUES = ".linear.values"  # of an embedded convolution
@@ -36,33 +38,41 @@ def epochs_on_disk(folder: Path) -> dict[str, list[int]]:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = None) -> None:
-    """Write ``model``'s state dict, and the optimiser's tensors beside it, atomically."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    for place, state in read_states(model, optimiser).items() if optimiser else ():
-        tensors |= {f"{_OPTIMISER}{place}/{name}": tensor.contiguous() for name, tensor in state.items()}
-    replace_atomically(path, lambda temporary: save_file(tensors, temporary))
+    """Write ``model``'s state dict, and the optimiser's tensors beside it, atomically and from where they are.
+
+    Memory grows by a piece of 16 MiB and the index arrays of patterns, whatever the size of the model. A fused
+    optimiser's file is that of the unfused one, byte for byte.
+
+    Raises:
+        OSError: the disk is full, say; an earlier checkpoint of that name is as it was.
+    """
+    tensors: dict[str, Stored] = {**tensors_of(model)}
+    for place, state in live_states(model, optimiser).items() if optimiser else ():
+        tensors |= {f"{_OPTIMISER}{place}/{name}": tensor for name, tensor in state.items()}
+    # the order of the library's own files, in which every number is aligned
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    replace_atomically(path, functools.partial(write_file, tensors=ordered))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = None) -> None:
-    """Bring ``model``, and the optimiser if given, to the state that ``path`` holds.
+    """Bring ``model``, and the optimiser if given, to the state that ``path`` holds, in the storage they have.
+
+    Every check comes before the first change; then numbers go from the file to their places, 16 MiB at a time.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is damaged, or of another model; the message names the file.
     """
-    with _opened(path):
-        tensors = load_file(path)
-    states: dict[int, State] = {}
-    for name in [name for name in tensors if name.startswith(_OPTIMISER)]:
-        place, key = name.removeprefix(_OPTIMISER).split("/")
-        states.setdefault(int(place), {})[key] = tensors.pop(name)
+    entries = _entries(path)
+    of_model = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIMISER)}
+    targets: dict[str, Stored] = {}
     try:
-        model.load_state_dict(tensors)
-    except (RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {path} must hold the state of this model: {told}") from None
-    if optimiser is not None:
-        write_states(model, optimiser, states)
+        targets |= targets_in(model, of_model, "it")
+        if optimiser is not None:
+            targets |= _room_for_states(model, optimiser, entries)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} must hold the state of this model: {error}") from None
+    fill(targets, entries)
 
 
 def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
@@ -72,23 +82,30 @@ def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
         FileNotFoundError: there is no such checkpoint.
         ValueError: it is damaged; the message names the file.
     """
-    with _opened(path), safe_open(path, framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if name.endswith(_VALUES)}  # noqa: SIM118
     return {
-        name.removesuffix(_VALUES): (shape[1], shape[2])
-        for name, shape in shapes.items()
-        if len(shape) == 3 and not name.startswith(_OPTIMISER)
+        name.removesuffix(_VALUES): (entry.shape[1], entry.shape[2])
+        for name, entry in _entries(path).items()
+        if name.endswith(_VALUES) and len(entry.shape) == 3 and not name.startswith(_OPTIMISER)
     }
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[None]:
-    """What can be wrong with a checkpoint's file, told with its name."""
+def _room_for_states(model: nn.Module, optimiser: Optimizer, entries: Mapping[str, Entry]) -> dict[str, Stored]:
+    states: dict[int, dict[str, Entry]] = {}
+    for name, entry in entries.items():
+        if name.startswith(_OPTIMISER):
+            place, key = name.removeprefix(_OPTIMISER).split("/")
+            states.setdefault(int(place), {})[key] = entry
+    room = make_room(model, optimiser, states)
+    return {f"{_OPTIMISER}{place}/{key}": tensor for place, state in room.items() for key, tensor in state.items()}
+
+
+def _entries(path: Path) -> dict[str, Entry]:
+    """Where each tensor lies in the file; what can be wrong with it is told with its name."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        yield
-    except SafetensorError as error:
+        return read_header(path)
+    except ValueError as error:
         raise ValueError(
             f"checkpoint {path} is damaged ({' '.join(str(error).split())}): if it was to be gone on from, remove it, "
             "and the same command goes on from an earlier one"

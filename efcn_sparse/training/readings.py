@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from efcn_sparse.training.atomic import write_text_atomically
+from efcn_sparse.checkpoint.atomic import write_text_atomically
 from efcn_sparse.training.plan import stage_name
 
 METRICS = (

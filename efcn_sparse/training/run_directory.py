@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from efcn_sparse.training.atomic import SUFFIX, write_text_atomically
+from efcn_sparse.checkpoint.atomic import SUFFIX, write_text_atomically
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.environment import environment
 

@@ -95,7 +95,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("efcn_sparse.checkpoint.save.write_tensor", full)
+        patch.setattr("efcn_sparse.checkpoint.shard_file.write_tensor", full)
         with pytest.raises(OSError, match="No space left on device"):
             save_sharded(torch.nn.Linear(3, 3), tmp_path)
     assert sorted(tmp_path.iterdir()) == files, "the unfinished shard is gone, the old ones are there"

@@ -10,11 +10,23 @@ SUFFIX = ".tmp"
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a neighbour of ``path``, force it to the disk and move it into place."""
+    """Let ``write`` make a neighbour of ``path``, force it to the disk and move it into place.
+
+    Raises:
+        OSError: it could not be written (the disk is full, say); the neighbour is gone, and ``path`` is as it was.
+    """
     temporary = path.with_name(path.name + SUFFIX)
-    write(temporary)
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = f"{error.strerror or error}, so nothing was changed"
+        raise OSError(error.errno, reason, str(path)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync(path.parent)  # the new name is safe only once its folder is
 
 

@@ -1,0 +1,109 @@
+"""From the tensors of a file, or of several, into the storage of a model that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.checkpoint.joined import Stored, parts_of
+from efcn_sparse.checkpoint.shard_file import Entry
+from efcn_sparse.checkpoint.state import place, tensors_of
+from efcn_sparse.checkpoint.stream import read_tensor
+from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.state import load_pattern
+
+_MOST_NAMES = 8
+
+
+def targets_in(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, Entry], told: str) -> dict[str, Tensor]:
+    """The tensors of ``model`` that are to be filled from ``entries``, by name, after every check.
+
+    Patterns are compared and not among them. Nothing is changed.
+
+    Args:
+        told: what holds the entries, for messages.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape; or a pattern is another one.
+        TypeError: integers would have to become floating-point numbers, or the reverse.
+    """
+    entries, targets, missing = dict(entries), tensors_of(model), list[str]()
+    if isinstance(model, nn.Module):
+        _take_patterns(model, entries, targets, missing)
+    missing += [name for name in targets if name not in entries]
+    unexpected = [name for name in entries if name not in targets]
+    if missing or unexpected:
+        raise ValueError(
+            f"{told} must hold the tensors of the model, "
+            f"got missing {_some(missing)} and unexpected {_some(unexpected)}"
+        )
+    for name, target in targets.items():
+        _check_like(name, target, entries[name])
+    return targets
+
+
+def _take_patterns(model: nn.Module, entries: dict[str, Entry], targets: dict[str, Tensor], missing: list[str]) -> None:
+    """Compare the pattern of each sparse layer with the checkpoint's, and take both out of what is to be copied."""
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not isinstance(layer, SparseLinear):
+            continue
+        prefix = f"{name}." if name else ""
+        state: dict[str, Any] = {}
+        for key in [key for key in entries if key.startswith(f"{prefix}pattern.")]:
+            state[key] = read_entry(entries[key])
+        values = entries.get(f"{prefix}values")
+        if values is not None:
+            state[f"{prefix}values"] = torch.empty(values.shape, device="meta")
+        known = set(state)
+        refused = load_pattern(layer.pattern, state, prefix, missing)
+        if refused:
+            raise ValueError(refused)
+        for key in known - set(state):
+            del entries[key]
+        for key in [key for key in targets if key.startswith(f"{prefix}pattern.")]:
+            del targets[key]
+
+
+def read_entry(entry: Entry) -> Tensor:
+    """The tensor on the CPU; for small ones."""
+    tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+    _read(entry, (tensor,))
+    return tensor
+
+
+@torch.no_grad()
+def fill(targets: Mapping[str, Stored], entries: Mapping[str, Entry]) -> None:
+    """Overwrite each target with the entry of its name, in the order in which they lie on the disk."""
+    done = set()
+    for name in sorted(targets, key=lambda name: (entries[name].path, entries[name].start)):
+        parts, entry = parts_of(targets[name]), entries[name]
+        places = (*map(place, parts), entry)
+        if places in done:
+            continue
+        done.add(places)
+        _read(entry, parts)
+        for part in parts:
+            if not part.is_inference():
+                torch.autograd.graph.increment_version(part)
+
+
+def _read(entry: Entry, parts: tuple[Tensor, ...]) -> None:
+    with entry.path.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        for part in parts:
+            read_tensor(file, entry.dtype, part)
+
+
+def _check_like(name: str, target: Tensor, entry: Entry) -> None:
+    if tuple(target.shape) != entry.shape:
+        raise ValueError(f"{name} must be {list(target.shape)}, got {list(entry.shape)} in the checkpoint")
+    if target.dtype != entry.dtype and not (target.is_floating_point() and entry.dtype.is_floating_point):
+        raise TypeError(f"{name} must be {target.dtype}, got {entry.dtype} in the checkpoint")
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _MOST_NAMES
+    return str(names) if rest <= 0 else f"{names[:_MOST_NAMES]} and {rest} more"

@@ -1,0 +1,107 @@
+"""An optimiser's tensors parameter by parameter, whether it is fused or not, in the storage they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from efcn_sparse.checkpoint.fill import read_entry
+from efcn_sparse.checkpoint.joined import Joined, Stored
+from efcn_sparse.checkpoint.shard_file import Entry
+from efcn_sparse.fused import FusedOptimizer
+
+State = dict[str, Stored]
+
+
+def live_states(model: nn.Module, optimiser: Optimizer) -> dict[int, State]:
+    """The optimiser's tensors by the place of their parameter in ``model.parameters()``; none is copied.
+
+    Those of a fused optimiser's slices are joined, so they have the shapes that the unfused one's would have. Scalars
+    are the same in all slices and come once.
+    """
+    states: dict[int, State] = {}
+    live = optimiser.state
+    for place, holders in _holders(model, optimiser).items():
+        found = [_tensors(live.get(holder, {})) for holder in holders]
+        state = {key: _joined([one[key] for one in found]) for key in (found[0] if found else {})}
+        if state:
+            states[place] = state
+    return states
+
+
+def make_room(
+    model: nn.Module, optimiser: Optimizer, entries: Mapping[int, Mapping[str, Entry]]
+) -> dict[int, dict[str, Stored]]:
+    """Give ``optimiser`` the tensors that :func:`live_states` would name for ``entries``, and return those to fill.
+
+    Tensors of the right shape and dtype stay where they are. Scalars are read at once.
+
+    Raises:
+        ValueError: a parameter is missing, or an entry has neither its shape nor none; nothing has changed then.
+    """
+    holders = _holders(model, optimiser)
+    for place, state in entries.items():
+        if place not in holders:
+            raise ValueError(f"the optimiser must have parameter {place}, got {len(holders)} parameters")
+        rows = sum(holder.shape[0] for holder in holders[place]) if holders[place][0].dim() else None
+        shape = (*(() if rows is None else (rows,)), *holders[place][0].shape[1:])
+        for key, entry in state.items():
+            if entry.shape not in (shape, ()):
+                raise ValueError(f"{key} of parameter {place} must be {list(shape)}, got {list(entry.shape)}")
+    live = optimiser.state
+    made = {
+        holder: {key: _room(live.get(holder, {}).get(key), holder, entry) for key, entry in state.items()}
+        for place, state in entries.items()
+        for holder in holders[place]
+    }
+    if isinstance(optimiser, FusedOptimizer):
+        described = optimiser.state_dict()
+        for inner, group in zip(_inner(described), optimiser.param_groups, strict=True):
+            inner["state"] = {i: made[p] for i, p in enumerate(group["params"]) if p in made}
+        optimiser.load_state_dict(described)
+    else:
+        for holder, tensors in made.items():
+            optimiser.state[holder].update(tensors)
+    states = live_states(model, optimiser)
+    return {
+        place: {key: states[place][key] for key, entry in state.items() if entry.shape}
+        for place, state in entries.items()
+    }
+
+
+def _holders(model: nn.Module, optimiser: Optimizer) -> dict[int, list[Tensor]]:
+    """By the place of each parameter, those that the optimiser has for it: itself, or its slices in their order."""
+    slices: dict[int, list[Tensor]] = {}
+    if isinstance(optimiser, FusedOptimizer):
+        described = optimiser.state_dict()
+        groups = optimiser.param_groups[len(_inner(described)) - len(described["layers"]) :]
+        for name, group in zip(described["layers"], groups, strict=True):
+            slices[id(model.get_submodule(name).values)] = group["params"]
+    return {place: slices.get(id(one), [one]) for place, one in enumerate(model.parameters())}
+
+
+def _inner(described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The state dicts of the inner optimisers, in the order of the parameter groups, of which each has one."""
+    rest = [] if described["rest"] is None else [described["rest"]]
+    return [*rest, *described["layers"].values()]
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _joined(parts: list[Tensor]) -> Stored:
+    return parts[0] if len(parts) == 1 or not parts[0].dim() else Joined(tuple(parts))
+
+
+def _room(there: Any, holder: Tensor, entry: Entry) -> Tensor:
+    """A tensor for ``entry`` in the memory format of its parameter, which decides the order of sums."""
+    if not entry.shape:
+        return read_entry(entry)
+    if isinstance(there, Tensor) and (there.shape, there.dtype) == (holder.shape, entry.dtype):
+        return there
+    return torch.empty_strided(holder.shape, holder.stride(), dtype=entry.dtype, device=holder.device)

@@ -1,0 +1,72 @@
+"""Saving and loading a checkpoint hold a piece at a time: the optimiser's state is not joined, nothing is mapped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1 << 20
+PROGRAM = """
+import sys, torch, efcn_sparse as es
+from pathlib import Path
+from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.optimiser import make_optimiser
+
+def status(key):
+    return 1024 * int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
+
+def growth(call):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    call()
+    return status("VmHWM") - before
+
+def made(fused):
+    p = es.BlockPattern.dense((4096, 5120), (64, 64))
+    net = torch.nn.Sequential(es.SparseLinear(5120, 4096, p, device="meta")).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.arange(parameter.shape[-1]))
+    return net, make_optimiser(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=fused)
+
+def sums(net, optimiser):
+    tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimiser.state.values())]
+    return sum(tensor.sum(dtype=torch.float64).item() for tensor in tensors)
+
+torch.set_num_threads(1)
+path, fused = Path(sys.argv[1]) / "here.safetensors", sys.argv[2] == "fused"
+small = torch.nn.Linear(2, 2)
+save_checkpoint(path, small), load_checkpoint(path, small)  # what is imported on first use
+net, optimiser = made(fused)
+net(torch.ones(1, 5120)).sum().backward()
+optimiser.step()
+optimiser.zero_grad()
+saving = growth(lambda: save_checkpoint(path, net, optimiser))
+expected = sums(net, optimiser)
+reloading = growth(lambda: load_checkpoint(path, net, optimiser))
+del net, optimiser
+net, optimiser = made(fused)
+loading = growth(lambda: load_checkpoint(path, net, optimiser))
+assert sums(net, optimiser) == expected
+assert path.stat().st_size > 2 * net[0].values.nbytes
+print(net[0].values.nbytes, saving, reloading, loading)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+@pytest.mark.parametrize("kind", ["fused", "unfused"])
+def test_growth(tmp_path, kind):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), kind]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    size, saving, reloading, loading = map(int, done.stdout.split())
+    assert size == 80 * MIB
+    assert saving < 24 * MIB, f"saving took {saving / MIB:.0f} MiB"
+    assert reloading < 24 * MIB, f"loading into what is there took {reloading / MIB:.0f} MiB"
+    assert loading < size + 24 * MIB, (
+        f"loading, momentum of {size / MIB:.0f} MiB included, took {loading / MIB:.0f} MiB"
+    )
