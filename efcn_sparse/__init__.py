@@ -2,11 +2,14 @@
 
 from efcn_sparse.embedding import Dilated as Dilated
 from efcn_sparse.embedding import Full as Full
+from efcn_sparse.embedding import Grown as Grown
 from efcn_sparse.embedding import Local as Local
 from efcn_sparse.embedding import embed as embed
 from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
 from efcn_sparse.fused import FusedOptimizer as FusedOptimizer
+from efcn_sparse.growth import Growth as Growth
+from efcn_sparse.growth import adopt_patterns as adopt_patterns
 from efcn_sparse.growth import outside_gradient_norm as outside_gradient_norm
 from efcn_sparse.growth import record_factors as record_factors
 from efcn_sparse.growth import record_leak as record_leak
@@ -24,9 +27,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """``es.training`` on first use: data sets and checkpoints are no part of importing a layer."""
-    if name == "training":
+    """``es.training`` and ``es.distributed`` on first use: neither is part of importing a layer."""
+    if name in ("training", "distributed"):
         import importlib
 
-        return importlib.import_module("efcn_sparse.training")
+        return importlib.import_module(f"efcn_sparse.{name}")
     raise AttributeError(f"module 'efcn_sparse' has no attribute {name!r}")

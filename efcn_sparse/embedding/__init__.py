@@ -9,6 +9,7 @@ from efcn_sparse.embedding.plan import Plan as Plan
 from efcn_sparse.embedding.plan import plan as plan
 from efcn_sparse.embedding.support import Dilated as Dilated
 from efcn_sparse.embedding.support import Full as Full
+from efcn_sparse.embedding.support import Grown as Grown
 from efcn_sparse.embedding.support import Local as Local
 from efcn_sparse.embedding.support import Support as Support
 from efcn_sparse.embedding.support import parse_support as parse_support

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.embedding.classes import classify
-from efcn_sparse.embedding.cover import covered_blocks
+from efcn_sparse.embedding.cover import covered_blocks, grid_of
 from efcn_sparse.embedding.geometry import ConvGeometry
+from efcn_sparse.embedding.spread import with_spread_blocks
 from efcn_sparse.embedding.support import Support
 from efcn_sparse.embedding.ties import OUTSIDE, Ties
 from efcn_sparse.pattern import BlockPattern
@@ -19,7 +20,8 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
 
     Work grows with the number of stored blocks and with the size of the kernel, never with W.
 
-    Law: ``pattern == BlockPattern.from_mask(mask of the support, block_shape)``.
+    Law: ``pattern == BlockPattern.from_mask(mask of the support, block_shape)``, but for :class:`Grown`, whose blocks
+    are whole.
 
     Example:
         >>> from efcn_sparse.embedding.support import Local
@@ -29,7 +31,7 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
         (10, tensor([3, 4, 3]))
     """
     with torch.device("cpu"):  # whatever the default device is
-        rows, cols = covered_blocks(geometry, support, block_shape)
+        rows, cols = _stored_blocks(geometry, support, block_shape)
         classes, maps = classify(geometry, support, block_shape, rows, cols)
         shape = (geometry.out_features, geometry.in_features)
         crow = torch.zeros(-(-shape[0] // block_shape[0]) + 1, dtype=torch.int64)
@@ -37,6 +39,17 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
         mask_index, masks = _masks(shape, block_shape, rows, cols, classes, maps)
         pattern = BlockPattern.from_bsr(crow, cols, shape, block_shape, mask_index=mask_index, masks=masks)
         return pattern, Ties.of_classes(geometry.kernel_shape, classes, maps)
+
+
+def _stored_blocks(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """``(rows, cols)`` of the blocks to store, sorted by row, then column."""
+    rows, cols = covered_blocks(geometry, support, block_shape)
+    grid = grid_of(geometry, block_shape)
+    more = support.most_blocks(rows.numel(), grid[0] * grid[1]) - rows.numel()
+    if more == 0:
+        return rows, cols
+    blocks = with_spread_blocks(rows * grid[1] + cols, more, grid[0] * grid[1])
+    return blocks // grid[1], blocks % grid[1]
 
 
 def _masks(

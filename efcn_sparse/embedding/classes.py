@@ -27,6 +27,7 @@ def classify(
     Returns:
         int64 ``[n]`` and int32 ``[n_classes, block_rows, block_cols]``.
     """
+    support = support.within
     likeness = _pixel_keys(geometry, support, block_shape, rows, cols)
     _, like = torch.unique(likeness, return_inverse=True)
     example = torch.full((int(like.max()) + 1 if like.numel() else 0,), rows.numel(), dtype=torch.int64)
@@ -40,6 +41,7 @@ def element_maps(
     geometry: ConvGeometry, support: Support, block_shape: tuple[int, int], rows: Tensor, cols: Tensor
 ) -> Tensor:
     """int32 ``[n, block_rows, block_cols]``: the kernel entry that each element of these blocks copies."""
+    support = support.within
     maps = torch.empty((rows.numel(), *block_shape), dtype=torch.int32)
     chunk = max(1, _CHUNK_ELEMENTS // (block_shape[0] * block_shape[1]))
     taps = math.prod(geometry.kernel_size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.kernel import mean_bias, mean_kernel
-from efcn_sparse.embedding.support import Local, Support
+from efcn_sparse.embedding.moved_ties import moved_ties, off_local_blocks
+from efcn_sparse.embedding.support import Grown, Local, Support
 from efcn_sparse.embedding.ties import Ties
+from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.checks import checked_pair
@@ -41,7 +44,8 @@ class EmbeddedConv(nn.Module):
     Attributes:
         linear: the weights: ``linear.values``, ``linear.bias``, ``linear.pattern``.
         ties: which kernel entry each stored weight copies.
-        geometry, support: as given.
+        geometry, support: as given. With the support :class:`Grown`, off-local blocks may move, and a state dict in
+            which they lie elsewhere can be loaded.
         unread_kernel: ``[n]``: entries of the original kernel that only ever meet padding, and so have no copy, in
             the order of ``weight.flatten()``; None where there are none.
 
@@ -147,7 +151,41 @@ class EmbeddedConv(nn.Module):
             conv.bias = nn.Parameter(mean_bias(bias.detach(), geometry.out_channels), requires_grad=bias.requires_grad)
         return conv.train(self.training)
 
+    # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------
+
+    @property
+    def grows(self) -> bool:
+        """Whether off-local blocks may move: the support is :class:`Grown`."""
+        return isinstance(self.support, Grown)
+
+    def movable_blocks(self) -> Tensor:
+        """bool ``[nnz_blocks]``: the off-local blocks, if the support is :class:`Grown`."""
+        self._check_grows()
+        return off_local_blocks(self.ties)
+
+    def follow_blocks(self, pattern: BlockPattern, source: Tensor) -> Callable[[], None]:
+        """Prepare the ties for off-local blocks at new places; what is returned puts them in."""
+        self._check_grows()
+        ties = moved_ties(self.ties, pattern, source)
+
+        def commit() -> None:
+            self.ties = ties
+
+        return commit
+
+    def _check_grows(self) -> None:
+        if not self.grows:
+            raise NotImplementedError(
+                f"layer must have the support Grown(budget) for its blocks to move, got {self.support}"
+            )
+
     # -- nn.Module ---------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if self.grows:  # before the layer inside looks at its own part
+            inner = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
+            adopt_patterns(self, inner)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, input: Tensor) -> Tensor:
         geometry = self.geometry

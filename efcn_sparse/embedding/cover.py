@@ -17,7 +17,7 @@ _CHUNK_CANDIDATES = 1 << 19
 def covered_blocks(
     geometry: ConvGeometry, support: Support, block_shape: tuple[int, int], block_rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``(rows, cols)`` of the blocks with at least one entry in the support, sorted by row, then column.
+    """``(rows, cols)`` of the blocks with at least one entry in ``support.touching``, sorted by row, then column.
 
     Args:
         block_rows: int64: look at these block rows only, in ascending order.
@@ -25,7 +25,7 @@ def covered_blocks(
     Returns:
         int64 ``[n]`` twice.
     """
-    grid = _grid(geometry, block_shape)
+    grid, support = grid_of(geometry, block_shape), support.touching
     wanted = torch.arange(grid[0], device="cpu") if block_rows is None else block_rows
     if isinstance(support, Full):
         return wanted.repeat_interleave(grid[1]), torch.arange(grid[1], device="cpu").repeat(wanted.numel())
@@ -34,16 +34,18 @@ def covered_blocks(
     return blocks // grid[1], blocks % grid[1]
 
 
-def count_covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> int:
-    """How many blocks have an entry in the support."""
-    grid = _grid(geometry, block_shape)
-    if isinstance(support, Full):
+def count_stored(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> int:
+    """How many blocks are stored for the support."""
+    grid, touching = grid_of(geometry, block_shape), support.touching
+    if isinstance(touching, Full):
         return grid[0] * grid[1]
     wanted = torch.arange(grid[0], device="cpu")
-    return sum(blocks.numel() for blocks in _covered(geometry, support, block_shape, wanted))
+    touched = sum(blocks.numel() for blocks in _covered(geometry, touching, block_shape, wanted))
+    return support.most_blocks(touched, grid[0] * grid[1])
 
 
-def _grid(geometry: ConvGeometry, block_shape: tuple[int, int]) -> tuple[int, int]:
+def grid_of(geometry: ConvGeometry, block_shape: tuple[int, int]) -> tuple[int, int]:
+    """Number of block rows and block columns of W."""
     return -(-geometry.out_features // block_shape[0]), -(-geometry.in_features // block_shape[1])
 
 
@@ -53,7 +55,7 @@ def _covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, i
     segments = (block_shape[0] - 1) // geometry.out_channels + 2
     spans = math.prod(len(window) for window in windows) * (geometry.in_channels // block_shape[1] + 2)
     chunk = max(1, _CHUNK_CANDIDATES // (segments * max(1, spans)))
-    columns = _grid(geometry, block_shape)[1]
+    columns = grid_of(geometry, block_shape)[1]
     with torch.device("cpu"):  # structure is built there, whatever the default device is
         for part in rows.split(chunk):
             yield _covered_by(part, geometry, support, windows, block_shape, columns)

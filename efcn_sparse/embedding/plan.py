@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
-from efcn_sparse.embedding.cover import count_covered
+from efcn_sparse.embedding.cover import count_stored
 from efcn_sparse.embedding.example_run import checked_example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.support import Local, Support
+from efcn_sparse.embedding.support import Grown, Local, Support
 from efcn_sparse.embedding.survey import survey
 from efcn_sparse.pattern import BlockPattern
 
@@ -50,7 +50,7 @@ class LayerPlan:
     @property
     def support_weights(self) -> int:
         """Entries that may be non-zero."""
-        return self.support.weights(self.geometry)
+        return self.stored_weights if isinstance(self.support, Grown) else self.support.weights(self.geometry)
 
     @property
     def stored_weights(self) -> int:
@@ -69,7 +69,7 @@ class LayerPlan:
 
     @cached_property
     def pattern(self) -> BlockPattern:
-        """The pattern itself, built when first asked for."""
+        """The pattern itself as embedding builds it, built when first asked for."""
         return build(self.geometry, self.support, self.block_shape)[0]
 
 
@@ -141,7 +141,7 @@ def plan(
         geometry, rule = site.geometry, site.rule
         if (geometry, rule) not in shapes:
             shape = rule.block_shape or choose_block_shape(geometry, rule.support)
-            shapes[geometry, rule] = shape, count_covered(geometry, rule.support, shape)
+            shapes[geometry, rule] = shape, count_stored(geometry, rule.support, shape)
         block_shape, blocks = shapes[geometry, rule]
         dtype = next(site.conv.parameters()).dtype
         planned.append(LayerPlan(site.name, geometry, rule.support, block_shape, dtype, blocks))

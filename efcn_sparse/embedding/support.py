@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy
 
 from efcn_sparse.embedding.geometry import ConvGeometry
 
 
 @dataclass(frozen=True)
 class Support:
-    """A window of kernel coordinates per spatial dimension: the base of the three supports.
+    """A window of kernel coordinates per spatial dimension: the base of the supports.
 
     An entry of W at output pixel p and input pixel q is in the support where its kernel coordinate
     ``t = q + padding_low - stride * p`` lies in the window, in every dimension.
     """
 
     within_groups: ClassVar[bool] = True
+
+    @property
+    def touching(self) -> Support:
+        """The support whose entries decide which blocks are stored at first: this one, as a rule."""
+        return self
+
+    @property
+    def within(self) -> Support:
+        """The support that says which entries of a stored block may be non-zero: this one, as a rule."""
+        return self
+
+    def most_blocks(self, touched: int, grid: int) -> int:
+        """How many blocks are stored, of ``grid`` in all, where ``touched`` have an entry in :attr:`touching`."""
+        return touched
 
     def window(self, geometry: ConvGeometry, dim: int) -> range:
         """The kernel coordinates in the support along one spatial dimension."""
@@ -91,6 +109,61 @@ class Full(Support):
         return "full"
 
 
+@dataclass(frozen=True)
+class Grown(Support):
+    """The blocks that another support touches, and as many off-local ones as a budget allows, which may move.
+
+    Blocks are stored whole: every entry of them counts, those between the receptive fields included. The off-local
+    blocks start at zero, evenly spread; :class:`efcn_sparse.Growth` moves them to where the gradient is large, and
+    blocks with a local entry stay. The number of blocks never changes.
+
+    Args:
+        budget: how many blocks are stored, as a multiple of those that ``start`` touches; at least 1.
+        start: :class:`Local` or :class:`Dilated`.
+
+    Raises:
+        ValueError: ``budget`` is no number of at least 1, or ``start`` is another support.
+
+    Example:
+        >>> str(Grown(1.5)), str(Grown(2, Dilated(1)))
+        ('grown1.5', 'grown2-dilated1')
+    """
+
+    budget: float
+    start: Support = Local()
+
+    within_groups: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool)
+        if not (number and math.isfinite(self.budget) and self.budget >= 1):
+            raise ValueError(f"budget must be a number of at least 1, got {self.budget!r}")
+        if not isinstance(self.start, (Local, Dilated)):
+            raise ValueError(f"start must be Local() or Dilated(radius), got {self.start!r}")
+
+    @property
+    def touching(self) -> Support:
+        return self.start
+
+    @property
+    def within(self) -> Support:
+        return Full()
+
+    def most_blocks(self, touched: int, grid: int) -> int:
+        return min(int(touched * self.budget), grid)
+
+    def window(self, geometry: ConvGeometry, dim: int) -> range:
+        return _everything(geometry, dim)
+
+    def weights(self, geometry: ConvGeometry) -> int:
+        """About how many: whole blocks are counted as if they touched nothing but the support ``start``."""
+        return min(int(self.start.weights(geometry) * self.budget), geometry.full_weights)
+
+    def __str__(self) -> str:
+        started = "" if self.start == Local() else f"-{self.start}"
+        return f"grown{numpy.format_float_positional(self.budget, trim='-')}{started}"
+
+
 def _everything(geometry: ConvGeometry, dim: int) -> range:
     """All kernel coordinates that occur inside the image."""
     low = geometry.padding[dim][0]
@@ -101,18 +174,20 @@ def parse_support(text: str) -> Support:
     """The support that prints as ``text``.
 
     Raises:
-        ValueError: ``text`` is not ``local``, ``full`` or ``dilated<radius>``.
+        ValueError: ``text`` is not ``local``, ``full``, ``dilated<radius>`` or ``grown<budget>``.
 
     Law: ``parse_support(str(support)) == support``.
 
     Example:
-        >>> parse_support("dilated2")
-        Dilated(radius=2)
+        >>> parse_support("dilated2"), parse_support("grown1.5")
+        (Dilated(radius=2), Grown(budget=1.5, start=Local()))
     """
     plain = {"local": Local(), "full": Full()}
     if text in plain:
         return plain[text]
-    radius = text.removeprefix("dilated")
-    if radius != text and radius.isascii() and radius.isdigit():
-        return Dilated(int(radius))
-    raise ValueError(f"support must be local, full or dilated<radius> such as dilated2, got {text!r}")
+    if found := re.fullmatch(r"dilated(\d+)", text, re.ASCII):
+        return Dilated(int(found[1]))
+    if found := re.fullmatch(r"grown(\d+(?:\.\d+)?)(?:-dilated(\d+))?", text, re.ASCII):
+        return Grown(float(found[1]), Local() if found[2] is None else Dilated(int(found[2])))
+    known = "local, full, dilated<radius> such as dilated2, or grown<budget> such as grown1.5"
+    raise ValueError(f"support must be {known}, got {text!r}")

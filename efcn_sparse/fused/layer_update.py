@@ -64,7 +64,9 @@ class LayerUpdate:
         cut, optimizer = self._cut_of(pattern, values), self.optimizer
         if optimizer is None or not cut.slices:
             if optimizer is not None or cut.slices:
-                raise NotImplementedError(f"{self.name}: a fused optimiser cannot follow to or from a layer of no blocks")
+                raise NotImplementedError(
+                    f"{self.name}: a fused optimiser cannot follow to or from a layer of no blocks"
+                )
             return lambda: setattr(self, "_cut", cut)
         if len(optimizer.param_groups) != 1:
             raise NotImplementedError(

@@ -30,7 +30,9 @@ def moved_states(states: Sequence[Mapping[str, Any]], source: Tensor, sizes: Seq
             for state, part in zip(moved, _moved(entries, source, sizes), strict=True):
                 state[key] = part
         elif isinstance(entries[0], Tensor) and entries[0].dim() > 0:
-            raise ValueError(f"optimizer must keep scalars or tensors like values, got {key!r} {list(entries[0].shape)}")
+            raise ValueError(
+                f"optimizer must keep scalars or tensors like values, got {key!r} {list(entries[0].shape)}"
+            )
         elif any(bool(entry != entries[0]) for entry in entries):
             raise ValueError(f"optimizer must have one {key!r} for all slices of a layer, got several")
         else:

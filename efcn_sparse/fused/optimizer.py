@@ -114,6 +114,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         return {parameter: state for optimizer in self._inner for parameter, state in optimizer.state.items()}
 
     @property
+    def inner(self) -> list[torch.optim.Optimizer]:
+        """The optimisers that ``make`` made, in the order of ``param_groups``."""
+        return list(self._inner)
+
+    @property
     def workspace_bytes(self) -> int:
         """The memory that gradients of values take: the largest slice of any layer."""
         return self._workspace.nbytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 class Storage(Protocol):
     """Between the stored values and the parameter that the optimiser steps."""
 
-    keeps_copies: ClassVar[bool]  # whether the parameter knows more than the values
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether the parameter knows more than the values."""
 
     def held(self, values: Tensor) -> Tensor:
         """The tensor of the optimiser's parameter for a slice of the values."""

@@ -22,9 +22,14 @@ class Move:
 
     def add(self, tensor: Tensor) -> None:
         """Prepare ``tensor``; nothing is written yet."""
-        moved = tensor.detach().index_select(0, self._source)
-        moved.index_fill_(0, self._new, 0)
-        self._pairs.append((tensor, moved))
+        self._pairs.append((tensor, self.made_of(tensor.detach())))
+
+    def made_of(self, tensor: Tensor) -> Tensor:
+        """The blocks of ``tensor`` at their new places."""
+        if not len(tensor):
+            return tensor.new_zeros((len(self._source), *tensor.shape[1:]))
+        moved = tensor.index_select(0, self._source)
+        return moved.index_fill_(0, self._new, 0)
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.growth.checks import checked_factors
-from efcn_sparse.growth.moved_state import Move, state_like_values
+from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
+from efcn_sparse.growth.growable import parts_of
+from efcn_sparse.growth.moved_state import state_like_values
 from efcn_sparse.growth.scores import flat_positions, scores_at, scores_outside
 from efcn_sparse.growth.selection import best_blocks, weakest_blocks
 from efcn_sparse.growth.workspace import workspace_bytes
@@ -43,7 +46,7 @@ class Regrown:
 
 @torch.no_grad()
 def regrow(
-    layer: SparseLinear,
+    layer: nn.Module,
     dy: Tensor,
     x: Tensor,
     *,
@@ -59,8 +62,10 @@ def regrow(
     stored blocks, and so the shape of ``values``, does not change; ``values`` remains the same parameter, at the same
     place in memory, and ``layer.pattern`` is replaced. ``values.grad`` follows, zero at new blocks.
 
-    Blocks with a mask are never dropped, and a block that goes does not come back in the same call. Blocks with a
-    gradient of exactly zero are not grown, so fewer than ``blocks`` may be exchanged. Ties are broken by position.
+    Blocks with a mask are never dropped, nor are those of an embedded convolution that copy kernel entries; its ties
+    follow, and so does a fused optimiser of the layer. A block that goes does not come back in the same call. Blocks
+    with a gradient of exactly zero are not grown, so fewer than ``blocks`` may be exchanged. Equals are taken by
+    position.
 
     Processes that each hold the whole layer (DDP) must call it with the same factors, or their patterns drift apart.
 
@@ -68,12 +73,12 @@ def regrow(
     twice), so an error leaves the layer as it was.
 
     Args:
-        layer: the layer to change.
+        layer: the layer to change: a :class:`SparseLinear`, or a convolution embedded with :class:`Grown`.
         dy: ``[..., out_features]``, the gradient of the layer's output; see :func:`record_factors`.
         x: ``[..., in_features]``, its input, of the dtype and leading dimensions of ``dy``.
         blocks: how many blocks to exchange at most.
-        optimizer: the torch optimiser that holds ``layer.values``. Without it, state that it may have for ``values``
-            is left where it was, next to blocks that it does not belong to.
+        optimizer: the torch optimiser that holds the values. Without it, state that it may have for ``values`` is left
+            where it was, next to blocks that it does not belong to. A :class:`FusedOptimizer` follows in any case.
         candidates: the only blocks that may be grown, a pattern without masks; all blocks when None.
 
     Laws: ``pattern.nnz_blocks`` stays; ``values_after[source >= 0] == values_before[source[source >= 0]]``.
@@ -82,7 +87,7 @@ def regrow(
         ValueError: a shape or device does not fit; fewer than ``blocks`` blocks are off the support or may be dropped;
             the gradient or the values are not finite; the values are sharded; or the optimiser's state cannot follow.
         TypeError: an argument is of the wrong kind.
-        NotImplementedError: something else is built on the layer's pattern: a fused optimiser, an embedded convolution.
+        NotImplementedError: the blocks of the layer stay where they are: a convolution with another support.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -95,15 +100,16 @@ def regrow(
         >>> layer.pattern.to_mask().int()[0]
         tensor([1, 1, 1, 1], dtype=torch.int32)
     """
-    _check_layer(layer)
+    parts = parts_of(layer)
+    linear, droppable = parts.linear, parts.movable
+    check_may_move(linear)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch optimiser, got {type(optimizer).__name__}")
-    pattern, values = layer.pattern, layer.values
+    pattern, values = linear.pattern, linear.values
     a, b = checked_factors(dy, x, pattern)
-    states = [] if optimizer is None else state_like_values(optimizer, values)
+    states = _states(linear, optimizer)
     stored = flat_positions(pattern)
     wanted = None if candidates is None else _off_support(candidates, pattern, stored)
-    droppable = pattern.mask_index < 0 if pattern.mask_index.numel() else torch.ones_like(stored, dtype=torch.bool)
     outside = math.prod(pattern.grid) - pattern.nnz_blocks if wanted is None else wanted.nnz_blocks
     _check_count(blocks, outside, int(droppable.sum()))
     for name, tensor in (("dy", a), ("x", b), ("layer.values", values)):
@@ -123,21 +129,15 @@ def regrow(
         _rows_and_cols(stored[dropped], pattern), norms[dropped], source,
     )  # fmt: skip
     if result.blocks:
-        _swap(layer, target, source, states)
+        exchange_blocks(parts, target, source, states)
     return result
 
 
-def _swap(layer: SparseLinear, pattern: BlockPattern, source: Tensor, states: list[Tensor]) -> None:
-    move = Move(source)
-    for tensor in (layer.values, *states, *([] if layer.values.grad is None else [layer.values.grad])):
-        move.add(tensor)
-    try:
-        move.commit()
-    except BaseException:  # nothing is left to allocate, so this is an interruption: finish, then let it through
-        move.commit()
-        layer.pattern = pattern
-        raise
-    layer.pattern = pattern
+def _states(linear: SparseLinear, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    """The tensors of a torch optimiser that must move; those of a fused one move with the layer's product."""
+    if optimizer is None or isinstance(optimizer, FusedOptimizer):
+        return []
+    return state_like_values(optimizer, linear.values)
 
 
 def _exchanged(pattern: BlockPattern, stored: Tensor, grown: Tensor, dropped: Tensor) -> tuple[BlockPattern, Tensor]:
@@ -189,23 +189,6 @@ def _rows_and_cols(positions: Tensor, pattern: BlockPattern) -> Tensor:
     return torch.stack([positions // cols, positions % cols], 1)
 
 
-def _check_layer(layer: SparseLinear) -> None:
-    if not isinstance(layer, SparseLinear):
-        raise TypeError(f"layer must be a SparseLinear, got {type(layer).__name__}")
-    if layer.values.is_meta:
-        raise ValueError(f"layer.values must hold numbers, got a meta tensor of shape {list(layer.values.shape)}")
-    if type(layer.values.detach()) is not Tensor:  # a DTensor, say: blocks cannot move between processes
-        raise ValueError(f"layer.values must be a plain tensor, got {type(layer.values.detach()).__name__}")
-    if layer.product is not None:
-        raise NotImplementedError(
-            "layer has a fused optimiser, whose state cannot follow its blocks; detach() it first"
-        )
-    if layer.pattern_owner is not None:
-        raise NotImplementedError(
-            f"layer belongs to an {layer.pattern_owner}, which cannot follow its blocks; regrow a SparseLinear"
-        )
-
-
 def _check_count(blocks: int, outside: int, droppable: int) -> None:
     if not isinstance(blocks, int) or isinstance(blocks, bool):
         raise TypeError(f"blocks must be an integer, got {type(blocks).__name__}")
@@ -214,4 +197,4 @@ def _check_count(blocks: int, outside: int, droppable: int) -> None:
     if blocks > outside:
         raise ValueError(f"blocks must be at most {outside}, the candidates off the support, got {blocks}")
     if blocks > droppable:
-        raise ValueError(f"blocks must be at most {droppable}, the stored blocks without a mask, got {blocks}")
+        raise ValueError(f"blocks must be at most {droppable}, the stored blocks that may leave, got {blocks}")

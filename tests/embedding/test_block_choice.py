@@ -9,7 +9,7 @@ from torch import nn
 from efcn_sparse import Dilated, Full, Local
 from efcn_sparse.embedding import ConvGeometry, EmbeddedConv, Support
 from efcn_sparse.embedding.blocks import choose_block_shape
-from efcn_sparse.embedding.cover import count_covered
+from efcn_sparse.embedding.cover import count_stored
 
 
 class Row(NamedTuple):
@@ -51,7 +51,7 @@ def test_local(row: Row) -> None:
     geometry = _geometry(row)
     chosen = choose_block_shape(geometry, Local())
     assert row.blocks in (None, chosen)
-    stored = count_covered(geometry, Local(), chosen) * chosen[0] * chosen[1]
+    stored = count_stored(geometry, Local(), chosen) * chosen[0] * chosen[1]
     assert stored <= row.waste * geometry.local_weights
 
 

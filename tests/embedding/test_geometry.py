@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from efcn_sparse import Dilated, Full, Local
+from efcn_sparse import Dilated, Full, Grown, Local
 from efcn_sparse.embedding import ConvGeometry, parse_support
 from tests.embedding.convolutions import Case, cases
 
@@ -55,16 +55,21 @@ def test_sizes(case: Case) -> None:
 
 
 def test_supports_compare_by_value() -> None:
-    supports = [Local(), Dilated(0), Dilated(1), Full()]
+    supports = [Local(), Dilated(0), Dilated(1), Full(), Grown(1), Grown(1.25), Grown(2, Dilated(3))]
     assert len({Local(), Local(), Dilated(1), Dilated(1), Full()}) == 3
     assert all((a == b) == (a is b) for a in supports for b in supports)
-    assert [str(support) for support in supports] == ["local", "dilated0", "dilated1", "full"]
+    assert [str(support) for support in supports] == [
+        "local", "dilated0", "dilated1", "full", "grown1", "grown1.25", "grown2-dilated3"
+    ]  # fmt: skip
     assert [parse_support(str(support)) for support in supports] == supports
 
 
-@pytest.mark.parametrize("text", ["", "Local", "dilated", "dilated-1", "dilated1.0", "dilated²", "eLCN"])
+@pytest.mark.parametrize(
+    "text", ["", "Local", "dilated", "dilated-1", "dilated1.0", "dilated²", "eLCN", "grown", "grown.5"]
+)
 def test_no_support(text: str) -> None:
-    message = f"support must be local, full or dilated<radius> such as dilated2, got {text!r}"
+    known = "local, full, dilated<radius> such as dilated2, or grown<budget> such as grown1.5"
+    message = f"support must be {known}, got {text!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse_support(text)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from efcn_sparse import BlockPattern, Full, Local
 from efcn_sparse.embedding import OUTSIDE, ConvGeometry, EmbeddedConv
-from efcn_sparse.embedding.cover import count_covered
+from efcn_sparse.embedding.cover import count_stored
 from tests.embedding.convolutions import CASES, Case, cases, dense_matrix, element_map
 
 
@@ -18,7 +18,7 @@ def _check(case: Case) -> None:
     assert pattern.nnz == case.support.weights(layer.geometry) == int((truth != OUTSIDE).sum())
     assert layer.geometry.local_weights == int((truth >= 0).sum())
     assert layer.geometry.full_weights == truth.numel()
-    assert count_covered(layer.geometry, case.support, pattern.block_shape) == pattern.nnz_blocks
+    assert count_stored(layer.geometry, case.support, pattern.block_shape) == pattern.nnz_blocks
 
     shift = 2  # gather writes zeros outside the matrix and the support: make that mean OUTSIDE
     entries = pattern.gather(truth + shift) - shift

@@ -29,13 +29,7 @@ def regrow(of: Any = None, dy: Any = DY, x: Any = X, blocks: Any = 1, **more: An
 
 
 def embedded() -> Any:
-    return es.embed(nn.Conv2d(1, 2, 2), torch.ones(1, 1, 3, 3)).linear
-
-
-def fused() -> es.SparseLinear:
-    one = layer()
-    es.FusedOptimizer(one, lambda p: torch.optim.SGD(p, lr=0.1))
-    return one
+    return es.embed(nn.Conv2d(1, 2, 2), torch.ones(1, 1, 3, 3))
 
 
 class Sharded(torch.Tensor):
@@ -118,21 +112,25 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "inside must be a scalar of at least 0, got shape [2]",
     ),
-    "layer-is-dense": (regrow(nn.Linear(12, 8)), TypeError, "layer must be a SparseLinear, got Linear"),
+    "layer-is-dense": (
+        regrow(nn.Linear(12, 8)),
+        TypeError,
+        "layer must be a SparseLinear or an embedded convolution, got Linear",
+    ),
     "layer-is-meta": (
         regrow(es.SparseLinear(12, 8, P, device="meta")),
         ValueError,
         "layer.values must hold numbers, got a meta tensor of shape [3, 4, 4]",
     ),
-    "layer-is-fused": (
-        regrow(fused()),
+    "layer-is-inside": (
+        lambda: es.regrow(embedded().linear, torch.ones(1, 8), torch.ones(1, 9), blocks=1),
         NotImplementedError,
-        "layer has a fused optimiser, whose state cannot follow its blocks; detach() it first",
+        "layer must be the EmbeddedConv itself, whose ties follow its blocks, got the SparseLinear inside it",
     ),
-    "layer-is-embedded": (
+    "layer-does-not-grow": (
         lambda: es.regrow(embedded(), torch.ones(1, 8), torch.ones(1, 9), blocks=1),
         NotImplementedError,
-        "layer belongs to an EmbeddedConv, which cannot follow its blocks; regrow a SparseLinear",
+        "layer must have the support Grown(budget) for its blocks to move, got local",
     ),
     "layer-is-sharded": (regrow(sharded()), ValueError, "layer.values must be a plain tensor, got Sharded"),
     "blocks-float": (regrow(blocks=1.0), TypeError, "blocks must be an integer, got float"),
@@ -151,7 +149,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "beyond-the-droppable": (
         regrow(es.SparseLinear(12, 8, MASKED), blocks=2),
         ValueError,
-        "blocks must be at most 1, the stored blocks without a mask, got 2",
+        "blocks must be at most 1, the stored blocks that may leave, got 2",
     ),
     "overflow": (
         regrow(dy=DY * 1e30, x=X * 1e30),

@@ -108,7 +108,8 @@ def test_another_pattern_is_refused(prefix: str, strict: bool) -> None:
         receiver.load_state_dict(giver.state_dict(), strict=strict)
     name = "net" if prefix else "SparseLinear"
     assert str(error.value) == (
-        f"{name}: the state dict's pattern must be {mine.fingerprint}, got {theirs.fingerprint}"
+        f"{name}: the state dict's pattern must be {mine.fingerprint}, got {theirs.fingerprint}; "
+        "adopt_patterns takes it over"
     )
     assert all(torch.equal(tensor, before[key]) for key, tensor in layer.state_dict().items())
 

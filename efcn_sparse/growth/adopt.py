@@ -1,0 +1,108 @@
+"""Layers whose blocks have moved, out of a state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
+from efcn_sparse.growth.growable import Growable, Parts, parts_of
+from efcn_sparse.growth.scores import flat_positions
+from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.state import read_pattern
+from efcn_sparse.pattern import BlockPattern
+
+
+@torch.no_grad()
+def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Give every sparse layer the pattern that a state dict has for it, so that the state dict can be loaded.
+
+    :func:`regrow` moves blocks, and a layer refuses the state dict of another pattern. Blocks that a layer has already
+    keep their values, others start at zero; the ties of embedded convolutions follow, and so do fused optimisers. State
+    that another optimiser has for ``values`` does not: load its own state dict afterwards.
+
+    Args:
+        model: any module.
+        state: a state dict of a model like this one; only the patterns in it, and the shapes of values, are read.
+
+    Returns:
+        The names of the layers whose pattern has changed.
+
+    Law: ``adopt_patterns(model, other.state_dict())`` and then ``model.load_state_dict(other.state_dict())`` gives a
+    model that computes what ``other`` does, wherever the blocks of ``other`` have been moved to.
+
+    Raises:
+        ValueError: a pattern is broken, is for another matrix or block shape, or lacks a block that must stay; no layer
+            has been changed then.
+        NotImplementedError: the blocks of a layer with another pattern may not move: a convolution whose support is
+            not :class:`Grown`.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> grown, fresh = (es.SparseLinear(8, 8, es.BlockPattern.random((8, 8), (2, 2), 0.5)) for _ in range(2))
+        >>> es.adopt_patterns(fresh, grown.state_dict())
+        ['']
+        >>> fresh.load_state_dict(grown.state_dict()), fresh.pattern == grown.pattern
+        (<All keys matched successfully>, True)
+    """
+    changes = []
+    for name, layer, linear, prefix in _layers(model):
+        pattern = read_pattern(state, prefix, linear.pattern)
+        if pattern is None or pattern == linear.pattern:
+            continue
+        _check_alike(name, linear.pattern, pattern)
+        check_may_move(linear)
+        parts = parts_of(layer)
+        source = _places(linear.pattern, pattern)
+        _check_keeps(name, parts, source)
+        changes.append((name, parts, pattern.to(linear.values.device), source))
+    for _, parts, pattern, source in changes:
+        exchange_blocks(parts, pattern, source, [])
+    return [name for name, *_ in changes]
+
+
+class _Found(NamedTuple):
+    name: str
+    layer: nn.Module
+    linear: SparseLinear
+    prefix: str
+
+
+def _layers(model: nn.Module) -> Iterator[_Found]:
+    """Every sparse layer once; within a module that is built on its pattern, as that module."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        around = isinstance(module, Growable) and isinstance(getattr(module, "linear", None), SparseLinear)
+        linear = module.linear if around else module
+        if isinstance(linear, SparseLinear) and id(linear) not in seen:
+            seen.add(id(linear))
+            path = [part for part in (name, "linear" if around else "") if part]
+            yield _Found(name, module, linear, "".join(f"{part}." for part in path))
+
+
+def _check_alike(name: str, mine: BlockPattern, theirs: BlockPattern) -> None:
+    if (mine.shape, mine.block_shape) != (theirs.shape, theirs.block_shape):
+        raise ValueError(
+            f"{name or 'model'}: the state dict's pattern must be {list(mine.shape)} in blocks {mine.block_shape}, "
+            f"got {list(theirs.shape)} in blocks {theirs.block_shape}"
+        )
+
+
+def _places(old: BlockPattern, new: BlockPattern) -> Tensor:
+    """int64 ``[new.nnz_blocks]``: which block of ``old`` lies at the place of each, -1 where there is none."""
+    stored, wanted = flat_positions(old), flat_positions(new.to(old.device))
+    if not stored.numel():
+        return torch.full_like(wanted, -1)
+    at = torch.searchsorted(stored, wanted).clamp(max=stored.numel() - 1)
+    return torch.where(stored[at] == wanted, at, -1)
+
+
+def _check_keeps(name: str, parts: Parts, source: Tensor) -> None:
+    kept = torch.zeros_like(parts.movable)
+    kept[source[source >= 0]] = True
+    lost = int((~parts.movable & ~kept).sum())
+    if lost and parts.linear.pattern_owner is not None:
+        raise ValueError(f"{name or 'model'}: the state dict's pattern must hold every local block, got {lost} missing")
