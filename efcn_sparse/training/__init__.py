@@ -1,5 +1,6 @@
 """The relax protocol of d'Ascoli et al. (2019): from a CNN to its fully-connected twin, epoch by epoch."""
 
+from efcn_sparse.training.carry import carry_state as carry_state
 from efcn_sparse.training.config import RelaxConfig as RelaxConfig
 from efcn_sparse.training.data import load_data as load_data
 from efcn_sparse.training.load import kept_epochs as kept_epochs

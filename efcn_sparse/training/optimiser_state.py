@@ -58,19 +58,40 @@ def make_room(
         for place, state in entries.items()
         for holder in holders[place]
     }
-    if isinstance(optimiser, FusedOptimizer):
-        described = optimiser.state_dict()
-        for inner, group in zip(_inner(described), optimiser.param_groups, strict=True):
-            inner["state"] = {i: made[p] for i, p in enumerate(group["params"]) if p in made}
-        optimiser.load_state_dict(described)
-    else:
-        for holder, tensors in made.items():
-            optimiser.state[holder].update(tensors)
+    _install(optimiser, made)
     states = live_states(model, optimiser)
     return {
         place: {key: states[place][key] for key, entry in state.items() if entry.shape}
         for place, state in entries.items()
     }
+
+
+def hand_over(model: nn.Module, optimiser: Optimizer, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Make ``states``, by the place of each parameter, those of ``optimiser``; a fused one gets them cut into slices.
+
+    Tensors are taken over as they are where they lie in memory as their parameter does, so hand over ones of your own.
+    A parameter that the optimiser does not train is left out.
+    """
+    trained = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    made: dict[Tensor, dict[str, Tensor]] = {}
+    for place, holders in _holders(model, optimiser).items():
+        for key, tensor in states.get(place, {}).items() if id(holders[0]) in trained else ():
+            sizes = [len(holder) for holder in holders] if tensor.dim() else []
+            cut = tensor.split(sizes) if sizes else [tensor.clone() for _ in holders]
+            for holder, part in zip(holders, cut, strict=True):
+                made.setdefault(holder, {})[key] = _laid_out(part, holder) if sizes else part
+    _install(optimiser, made)
+
+
+def _install(optimiser: Optimizer, made: Mapping[Tensor, dict[str, Tensor]]) -> None:
+    if not isinstance(optimiser, FusedOptimizer):
+        for holder, tensors in made.items():
+            optimiser.state[holder].update(tensors)
+        return
+    described = optimiser.state_dict()
+    for inner, group in zip(_inner(described), optimiser.param_groups, strict=True):
+        inner["state"] = {i: made[p] for i, p in enumerate(group["params"]) if p in made}
+    optimiser.load_state_dict(described)
 
 
 def _holders(model: nn.Module, optimiser: Optimizer) -> dict[int, list[Tensor]]:
@@ -105,3 +126,9 @@ def _room(there: Any, holder: Tensor, entry: Entry) -> Tensor:
     if isinstance(there, Tensor) and (there.shape, there.dtype) == (holder.shape, entry.dtype):
         return there
     return torch.empty_strided(holder.shape, holder.stride(), dtype=entry.dtype, device=holder.device)
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    if (tensor.stride(), tensor.device) == (like.stride(), like.device):
+        return tensor
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=like.device).copy_(tensor)

@@ -11,10 +11,12 @@ import torch
 
 import efcn_sparse as es
 import efcn_sparse.training as training
+from efcn_sparse.checkpoint.joined import parts_of
 from efcn_sparse.fused import layer_update
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.nets import build_cnn, build_fcn
-from efcn_sparse.training.optimiser import make_optimiser, read_states
+from efcn_sparse.training.optimiser import make_optimiser
+from efcn_sparse.training.optimiser_state import live_states
 from efcn_sparse.training.readings import Readings
 
 TINY = dict(
@@ -115,6 +117,11 @@ def test_a_killed_process_loses_nothing(config, fused_run, tmp_path):
     assert checkpoints(run_dir) == checkpoints(fused_run)
 
 
+def states(net, optimiser):
+    found = live_states(net, optimiser)
+    return {i: {key: torch.cat(parts_of(tensor)) for key, tensor in state.items()} for i, state in found.items()}
+
+
 def stepped(fused, steps, net=None, optimiser=None):
     torch.manual_seed(0)
     if net is None:
@@ -137,7 +144,7 @@ def test_the_momentum_travels_between_fused_unfused_and_other_slices(tmp_path, m
     monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", workspace)
     other, other_optimiser = stepped(loader, 1)
     load_checkpoint(path, other, other_optimiser)
-    expected, got = read_states(net, optimiser), read_states(other, other_optimiser)
+    expected, got = states(net, optimiser), states(other, other_optimiser)
     assert expected.keys() == got.keys() == {0, 1, 2, 3}
     for place, parameter in enumerate(net.parameters()):
         assert expected[place]["momentum_buffer"].shape == parameter.shape

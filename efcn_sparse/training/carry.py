@@ -1,0 +1,163 @@
+"""The state of a CNN's optimiser, carried over to the optimiser of its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from efcn_sparse.checkpoint.joined import Stored
+from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding.ties import Ties
+from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.training.optimiser_state import hand_over, live_states
+from efcn_sparse.training.selective import SelectiveSGD
+
+_SGD, _ADAM = "SGD", "Adam"
+_FAMILIES: dict[type[Optimizer], str] = {SGD: _SGD, SelectiveSGD: _SGD, Adam: _ADAM, AdamW: _ADAM}
+_DEGREES = {"step": 0, "momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}  # in the gradient
+
+
+@torch.no_grad()
+def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_optimizer: Optimizer) -> None:
+    """Let the optimiser of an embedding go on with the momentum, or the Adam moments, of its CNN's optimiser.
+
+    A kernel entry's gradient is the sum of its n copies' (law 4), so a copy's share of it is one n-th: what is linear
+    in the gradient (momentum, Adam's first moment) goes to each copy divided by n, and Adam's second moment by n². A
+    bias has one copy for each position. The buffers of ``SelectiveSGD`` hold the tied part's rate times the sum over
+    copies (``copies="sum"``: not divided) or their mean. Off-local entries start at zero. Step counters, and all of
+    what is no embedded convolution, are copied as they are.
+
+    Args:
+        cnn, cnn_optimizer: torch's ``SGD``, ``Adam`` or ``AdamW``; left as they are.
+        efcn: made from ``cnn`` by :func:`efcn_sparse.embed`. Its values do not matter, only its ties.
+        efcn_optimizer: of the same family (``SelectiveSGD`` is of SGD's), or a ``FusedOptimizer`` over it; it must not
+            have stepped yet.
+
+    Laws: the carried momentum is the tied part of what the embedding's own SGD would have gathered at the CNN's
+    weights. ``SelectiveSGD.as_cnn`` goes on as the CNN with its momentum does, to rounding. With Adam, and gradients of
+    zero, both nets take the same next step (save for ``eps``). A fresh optimiser leaves the other fresh.
+
+    Adam's second moment of a copy's own gradients is at least what is carried, since a mean of squares is no less than
+    the square of the mean. An off-local weight meets its first gradient with a step counter that has run, so that it
+    may move by up to (1 - β₁) / √(1 - β₂) learning rates at once, 3.2 by default. Weight decay that SGD or Adam (not
+    AdamW) put into the state is divided with it, except under ``copies="sum"``.
+
+    Raises:
+        TypeError: an optimiser is of another kind, whose state cannot be mapped; it is named.
+        ValueError: the families differ, ``efcn_optimizer`` has stepped or could not use the state, or ``efcn`` is no
+            embedding of ``cnn``. Nothing has changed then.
+
+    Example:
+        >>> import efcn_sparse as es
+        >>> cnn = nn.Conv2d(2, 4, 3)
+        >>> optimizer = SGD(cnn.parameters(), lr=0.1, momentum=0.9)
+        >>> cnn(torch.ones(1, 2, 6, 6)).sum().backward()
+        >>> optimizer.step()
+        >>> efcn = es.embed(cnn, torch.zeros(1, 2, 6, 6))
+        >>> other = SGD(efcn.parameters(), lr=0.1, momentum=0.9)
+        >>> carry_state(cnn, optimizer, efcn, other)
+        >>> optimizer.state[cnn.bias]["momentum_buffer"][0], other.state[efcn.linear.bias]["momentum_buffer"][0]
+        (tensor(16.), tensor(1.))
+    """
+    _check_optimisers(cnn_optimizer, efcn_optimizer)
+    states, places = live_states(cnn, cnn_optimizer), {id(p): place for place, p in enumerate(cnn.parameters())}
+    carried: dict[int, dict[str, Tensor]] = {}
+    links = _links(cnn, efcn, efcn_optimizer)
+    for place, target in enumerate(efcn.parameters()):
+        source, copies = links[id(target)]
+        state = states.get(places[id(source)], {})
+        _check_usable(state, efcn_optimizer)
+        if state:
+            carried[place] = {key: _carried(tensor, _DEGREES[key], copies) for key, tensor in state.items()}
+    if carried:
+        hand_over(efcn, efcn_optimizer, carried)
+
+
+def _carried(tensor: Stored, degree: int, copies: _Copies | None) -> Tensor:
+    assert isinstance(tensor, Tensor)  # the CNN's optimiser is not fused
+    return tensor.clone() if copies is None or not tensor.dim() else copies.of(tensor, degree)
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """How one parameter of a convolution was copied: by its ties, or for a bias (None) to every position."""
+
+    ties: Ties | None
+    positions: int
+    rate: float
+    summed: bool
+
+    def of(self, tensor: Tensor, degree: int) -> Tensor:
+        """The copies of a state that is of that degree in the gradient."""
+        if self.ties is None:
+            return self._scaled(tensor, torch.full_like(tensor, self.positions), degree).repeat(self.positions)
+        counts = self.ties.counts.clamp(min=1).view(self.ties.kernel_shape)
+        return self.ties.scatter(self._scaled(tensor.to(counts.device), counts, degree))
+
+    def _scaled(self, tensor: Tensor, counts: Tensor, degree: int) -> Tensor:
+        share = torch.ones_like(counts, dtype=torch.double) if self.summed else counts.double().reciprocal()
+        return (tensor.double() * (self.rate * share).pow(degree)).to(tensor.dtype)
+
+
+def _links(cnn: nn.Module, efcn: nn.Module, optimiser: Optimizer) -> dict[int, tuple[Tensor, _Copies | None]]:
+    """By id, where each parameter of ``efcn`` came from, and how it was copied if it was not taken as it is."""
+    links: dict[int, tuple[Tensor, _Copies | None]] = {}
+    modules, parameters = dict(cnn.named_modules()), dict(cnn.named_parameters())
+    for name, layer in efcn.named_modules():
+        if not isinstance(layer, EmbeddedConv):
+            continue
+        conv, bias = modules.get(name), layer.linear.bias
+        if (
+            not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+            or tuple(conv.weight.shape) != tuple(layer.ties.kernel_shape)
+            or (conv.bias is None) != (bias is None)
+        ):
+            described = f"weight {list(layer.ties.kernel_shape)} and {'no bias' if bias is None else 'a bias'}"
+            raise ValueError(f"cnn must have a convolution with {described} at {name!r}, got {conv}")
+        rate, summed = 1.0, False
+        if isinstance(optimiser, SelectiveSGD):
+            rate, summed = optimiser.parts[name].tied.rate, optimiser.copies == "sum"
+        positions = layer.linear.out_features // conv.out_channels
+        links[id(layer.linear.values)] = conv.weight, _Copies(layer.ties, positions, rate, summed)
+        if conv.bias is not None:
+            links[id(bias)] = conv.bias, _Copies(None, positions, rate, summed)
+    for name, parameter in efcn.named_parameters():
+        if id(parameter) not in links:
+            if name not in parameters or parameters[name].shape != parameter.shape:
+                got = list(parameters[name].shape) if name in parameters else "none of that name"
+                raise ValueError(f"cnn must have a parameter {name!r} of {list(parameter.shape)}, got {got}")
+            links[id(parameter)] = parameters[name], None
+    return links
+
+
+def _check_optimisers(source: Optimizer, target: Optimizer) -> None:
+    inner = target.inner if isinstance(target, FusedOptimizer) else [target]
+    families = set()
+    for name, optimiser in (("cnn_optimizer", source), *(("efcn_optimizer", one) for one in inner)):
+        if type(optimiser) not in _FAMILIES:
+            known = ", ".join(kind.__name__ for kind in _FAMILIES)
+            raise TypeError(
+                f"{name} must be one of {known}, whose state can be mapped to copies, got {type(optimiser).__name__}"
+            )
+        families.add(_FAMILIES[type(optimiser)])
+    if len(families) > 1:
+        raise ValueError(
+            f"efcn_optimizer must be of the family of {type(source).__name__}, got {type(inner[0]).__name__}"
+        )
+    if any(target.state.values()):
+        raise ValueError("efcn_optimizer must not have stepped yet, got one that holds state")
+    for setting in ("amsgrad", "maximize"):
+        there, here = ({group.get(setting, False) for group in one.param_groups} for one in (source, target))
+        if there != here:
+            raise ValueError(f"{setting} of efcn_optimizer must be cnn_optimizer's {there}, got {here}")
+
+
+def _check_usable(state: Mapping[str, Any], target: Optimizer) -> None:
+    groups: list[dict[str, Any]] = target.param_groups
+    if "momentum_buffer" in state and not all(group["momentum"] for group in groups):
+        raise ValueError("efcn_optimizer must have momentum, which cnn_optimizer has, got 0")
