@@ -1,37 +1,11 @@
 """Two gloo processes, replicated and sharded, compute what one process computes."""
 
-import time
 import warnings
 
-import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import efcn_sparse as es
 from tests.distributed import workers
-
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
-_SECONDS = 300  # far more than the few that it takes
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Both processes run once; what they found lies in files."""
-    folder = tmp_path_factory.mktemp("gloo")
-    context = mp.start_processes(workers.work, (str(folder),), nprocs=workers.WORLD, join=False, start_method="spawn")
-    deadline = time.monotonic() + _SECONDS
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"two processes must end within {_SECONDS} s")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ranks(folder):
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(workers.WORLD)]
 
 
 def alone(optimiser):

@@ -69,7 +69,14 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     try:
-        results = {**_data_parallel(rank), **_fully_sharded(rank, Path(folder))}
+        from tests.distributed import block_rows, patterns
+
+        results = {
+            **_data_parallel(rank),
+            **_fully_sharded(rank, Path(folder)),
+            **block_rows.work(rank, Path(folder)),
+            **patterns.work(rank),
+        }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -82,7 +89,7 @@ def _data_parallel(rank: int) -> dict:
     es.FusedOptimizer(fused, OPTIMISERS["sgd"])
     return {
         "ddp": model.module.state_dict(),
-        "ddp fused": _refusal(lambda: DistributedDataParallel(fused)(torch.zeros(1, 3, 6, 6))),
+        "ddp fused": refusal(lambda: DistributedDataParallel(fused)(torch.zeros(1, 3, 6, 6))),
     }
 
 
@@ -96,7 +103,7 @@ def _fully_sharded(rank: int, folder: Path) -> dict:
         "placements": {str(p.placements) for p in model.parameters()},
         "fsdp": get_model_state_dict(model, options=FULL),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=FULL),
-        "fsdp fused": _refusal(lambda: es.FusedOptimizer(model, OPTIMISERS["sgd"])),
+        "fsdp fused": refusal(lambda: es.FusedOptimizer(model, OPTIMISERS["sgd"])),
     }
     dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=folder / "checkpoint")
 
@@ -114,11 +121,11 @@ def _fully_sharded(rank: int, folder: Path) -> dict:
 
     wrong = dict(other)
     wrong["4.pattern.col_indices"] = wrong["4.pattern.col_indices"].roll(1)
-    results["wrong pattern"] = _refusal(lambda: set_model_state_dict(model, wrong, options=FULL))
+    results["wrong pattern"] = refusal(lambda: set_model_state_dict(model, wrong, options=FULL))
     return results
 
 
-def _refusal(call: Callable) -> str:
+def refusal(call: Callable) -> str:
     try:
         call()
     except (ValueError, RuntimeError) as error:
