@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.readings import LAYERS, METRICS
+from efcn_sparse.training.readings import LAYERS, METRICS, are_columns
 from efcn_sparse.training.run_directory import read_config
 
 KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
@@ -157,18 +157,19 @@ def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> t
         problems.append(f"{path.name} is empty.")
         return ()
     reader = csv.DictReader(lines)
-    if tuple(reader.fieldnames or ()) != columns:
-        raise ValueError(f"{path} must have the columns {','.join(columns)}, got {','.join(reader.fieldnames or ())}")
+    given = reader.fieldnames or ()
+    if not are_columns(given, columns):
+        raise ValueError(f"{path} must have the columns {','.join(columns)}, got {','.join(given)}")
     numbers = [name for name in columns if name not in KEYS]
     rows: dict[tuple[str, int, int | None, str], dict[int, list[float]]] = {}
     for row in reader:
         where = f"{path} line {reader.line_num}"
         cells = [cell for cell in row.values() if isinstance(cell, str)]
-        if None in row or len(cells) != len(columns):
-            raise ValueError(f"{where} must hold {len(columns)} cells, got {len(cells) + len(row.get(None, ()))}")
+        if None in row or len(cells) != len(given):
+            raise ValueError(f"{where} must hold {len(given)} cells, got {len(cells) + len(row.get(None, ()))}")
         relax_epoch = _number(int, row["relax_epoch"], where) if row["relax_epoch"] else None
         key = (row["arm"], _number(int, row["seed"], where), relax_epoch, row.get("layer", ""))
-        reading = [_number(float, row[name], where) if row[name] else math.nan for name in numbers]
+        reading = [_number(float, row[name], where) if row.get(name) else math.nan for name in numbers]
         rows.setdefault(key, {})[_number(int, row["epoch"], where)] = reading
     if not rows:
         problems.append(f"{path.name} holds no readings yet.")

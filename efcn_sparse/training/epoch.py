@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,19 +17,42 @@ from efcn_sparse.training.seeds import derived_seed, order_of_epoch
 READING_BATCH = 2000
 TRAIN_READING = 10_000
 
+T = TypeVar("T")
+
 
 def train_epoch(
-    model: nn.Module, optimiser: Optimizer, images: Images, *, batch_size: int, seed: int, epoch: int
-) -> None:
-    """Show every training image once, in the order of ``(seed, epoch)``; the last batch may be smaller."""
+    model: nn.Module,
+    optimiser: Optimizer,
+    images: Images,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    watch: Callable[[nn.Module], contextlib.AbstractContextManager[T]] | None = None,
+) -> T | None:
+    """Show every training image once, in the order of ``(seed, epoch)``; the last batch may be smaller.
+
+    Args:
+        watch: makes what is entered around forward and backward of one step, that of the last whole batch: the gradient
+            there is of as many images as others, and of nearly the weights that the epoch ends with.
+
+    Returns:
+        What ``watch`` gave; None without it.
+    """
     model.train()
     torch.manual_seed(derived_seed("dropout", seed, epoch))
     order = order_of_epoch(seed, epoch, len(images.train_x)).to(images.train_x.device)
-    for chosen in order.split(batch_size):
-        loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
-        optimiser.zero_grad()
-        loss.backward()
+    watched = max(0, len(order) // batch_size - 1)
+    seen: T | None = None
+    for step, chosen in enumerate(order.split(batch_size)):
+        with contextlib.ExitStack() as around:
+            if watch is not None and step == watched:
+                seen = around.enter_context(watch(model))
+            loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
+            optimiser.zero_grad()
+            loss.backward()
         optimiser.step()
+    return seen
 
 
 def read_performance(model: nn.Module, images: Images) -> dict[str, float]:

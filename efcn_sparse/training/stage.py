@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from efcn_sparse.subspace import deviation
+from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
 from efcn_sparse.training.checkpoint import (
     checkpoint_path,
     epochs_on_disk,
@@ -25,9 +28,7 @@ from efcn_sparse.training.nets import build_cnn, build_like, embed_as
 from efcn_sparse.training.optimiser import make_optimiser
 from efcn_sparse.training.plan import CNN, Stage, is_embedded, stage_name
 from efcn_sparse.training.progress import Progress
-from efcn_sparse.training.readings import Readings
-
-PARTS = ("delta", "tied", "untied", "off_local")
+from efcn_sparse.training.readings import WEIGHTS, Readings
 
 
 @dataclass
@@ -64,14 +65,17 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
         load_checkpoint(path, model, optimiser)
         _forget(stage, before, notebook.checkpoints)
     else:
-        _write_reading(stage, model, images, epoch, started, notebook)
+        _write_reading(stage, model, images, None, epoch, started, notebook)
         _write_checkpoint(stage, model, optimiser, epoch, notebook)
     saved = time.perf_counter()
     while epoch < stage.last:
         epoch += 1
         started = time.perf_counter()
-        train_epoch(model, optimiser, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch)
-        row = _write_reading(stage, model, images, epoch, started, notebook)
+        gradient = train_epoch(
+            model, optimiser, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
+            watch=record_gradient_parts if is_embedded(stage.arm) else None,
+        )  # fmt: skip
+        row = _write_reading(stage, model, images, gradient, epoch, started, notebook)
         notebook.progress.show(stage, row, advance=1)
         if epoch in stage.kept or time.perf_counter() - saved > notebook.checkpoint_seconds:
             _write_checkpoint(stage, model, optimiser, epoch, notebook)
@@ -93,22 +97,42 @@ def _first_model(config: RelaxConfig, stage: Stage, checkpoints: Path) -> nn.Mod
 
 
 def _write_reading(
-    stage: Stage, model: nn.Module, images: Images, epoch: int, started: float, notebook: Notebook
+    stage: Stage,
+    model: nn.Module,
+    images: Images,
+    gradient: GradientParts | None,
+    epoch: int,
+    started: float,
+    notebook: Notebook,
 ) -> dict[str, Any]:
     where = {"arm": stage.arm, "seed": stage.seed, "relax_epoch": stage.relax_epoch, "epoch": epoch}
     row: dict[str, Any] = {**where, "lr": stage.lr, **read_performance(model, images)}
     if is_embedded(stage.arm):
-        reading = deviation(model)
-        row |= {part: getattr(reading, part) for part in PARTS}
+        reading, layers = deviation(model), gradient.layers if gradient else {}
+        stored = {name: layer.linear.pattern.nnz for name, layer in _embedded(model)}
+        row |= _parts(reading, sum(stored.values()), gradient.total if gradient else None)
         notebook.layers.append(
             [
-                {**where, "layer": name, **{part: getattr(layer, part) for part in PARTS}}
-                for name, layer in reading.layers.items()
+                {**where, "layer": name, **_parts(weights, stored[name], layers.get(name))}
+                for name, weights in reading.layers.items()
             ]
         )
     row["seconds"] = round(time.perf_counter() - started, 4)
     notebook.metrics.append([row])
     return row
+
+
+def _parts(weights: LayerDeviation, stored: int, gradient: LayerGradientParts | None) -> dict[str, Any]:
+    """The columns that tell of the weights and the support of a layer or of all; before a step there is no gradient."""
+    row: dict[str, Any] = {part: getattr(weights, part) for part in WEIGHTS} | {"stored": stored}
+    if gradient is not None:
+        captured = gradient.captured
+        row |= {"leak": gradient.leak, "captured": None if math.isnan(captured) else captured}
+    return row
+
+
+def _embedded(model: nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, EmbeddedConv))
 
 
 def _write_checkpoint(

@@ -31,7 +31,7 @@ def _run(folder, readings):
         relax_times=(0, 2),
     )  # fmt: skip
     lines = [
-        f"{arm},{seed},{time},{epoch},0.1,1.0,{accuracy},1.0,{accuracy},{delta},,,,1.0"
+        f"{arm},{seed},{time},{epoch},0.1,1.0,{accuracy},1.0,{accuracy},{delta},,,,,,,1.0"
         for (arm, seed, time), rows in readings.items()
         for epoch, accuracy, delta in rows
     ]

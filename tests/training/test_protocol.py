@@ -82,6 +82,86 @@ def test_the_parts_of_the_weights(run_dir):
         assert arm == "elcn" or float(last["delta"]) > 1e-3
 
 
+def test_what_the_support_holds_and_what_it_leaves_out(run_dir):
+    for name in ("metrics.csv", "layers.csv"):
+        for arm in ARMS:
+            rows = [row for row in rows_of(run_dir, name, arm=arm) if row["epoch"] != row["relax_epoch"]]
+            for row in rows if arm in ("cnn", "fcn") else ():
+                assert (row["stored"], row["leak"], row["captured"]) == ("", "", "")
+            for row in rows if arm not in ("cnn", "fcn") else ():
+                leak, captured = float(row["leak"]), float(row["captured"])
+                if arm == "efcn-full":
+                    assert (leak, captured) == (0.0, 1.0)
+                else:
+                    assert 0 < leak < 1
+                    assert captured == 0 if arm == "elcn" else 0 < captured < 1
+        for row in (row for row in rows_of(run_dir, name) if row["delta"] and row["epoch"] == row["relax_epoch"]):
+            assert (row["leak"], row["captured"]) == ("", "")  # no step has been taken
+            assert int(row["stored"]) > 0
+
+
+def test_the_numbers_stored_are_those_of_the_support(run_dir):
+    supports = {"elcn": es.Local(), "efcn-dilated1": es.Dilated(1), "efcn-full": es.Full()}
+    for arm, support in supports.items():
+        model = training.load_arm(run_dir, arm, 0, 3, 5)
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, EmbeddedConv)}
+        expected = {name: support.weights(layer.geometry) for name, layer in layers.items()}
+        (row,) = rows_of(run_dir, arm=arm, seed=0, relax_epoch=3, epoch=5)
+        of_layers = rows_of(run_dir, "layers.csv", arm=arm, seed=0, relax_epoch=3, epoch=5)
+        assert {one["layer"]: int(one["stored"]) for one in of_layers} == expected
+        assert int(row["stored"]) == sum(expected.values())
+
+
+def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
+    """From the checkpoint before the epoch, the same steps once more, with gradients of the dense matrices."""
+    from efcn_sparse.training.epoch import _rows
+    from efcn_sparse.training.seeds import order_of_epoch
+
+    images = training.load_data(config, 0)
+    model = training.load_arm(run_dir, "efcn-dilated1", 0, 3, 4).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=config.relaxed_lr)
+    *before, last = order_of_epoch(0, 5, len(images.train_x)).split(config.batch_size)
+    assert len(last) == config.batch_size
+    for chosen in before:
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen]).backward()
+        optimiser.step()
+    layers = [m for m in model.modules() if isinstance(m, EmbeddedConv)]
+    held = [layer.linear.pattern.to_mask() for layer in layers]
+    model.double()
+    for layer in layers:
+        layer.linear = layer.linear.to_linear()
+    loss = torch.nn.functional.cross_entropy(model(_rows(images.train_x, last).double()), images.train_y[last])
+    loss.backward()
+    squares = [layer.linear.weight.grad.square() for layer in layers]
+    outside = sum(float(square[~mask].sum()) for square, mask in zip(squares, held, strict=True))
+    (row,) = rows_of(run_dir, arm="efcn-dilated1", seed=0, relax_epoch=3, epoch=5)
+    assert float(row["leak"]) == pytest.approx(outside / sum(float(square.sum()) for square in squares), rel=1e-4)
+
+
+def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
+    import contextlib
+
+    from efcn_sparse.training.epoch import train_epoch
+
+    images, sizes = training.load_data(config, 0), []
+    model = training.nets.build_cnn("digits", 0)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    @contextlib.contextmanager
+    def watch(model):
+        hook = model.register_forward_hook(lambda module, x, y: sizes.append(len(y)))
+        yield "seen"
+        hook.remove()
+
+    for batch_size, expected in ((25, 25), (20, 20), (60, 60), (70, 60)):
+        sizes.clear()
+        settings = dict(batch_size=batch_size, seed=0, epoch=1)
+        assert train_epoch(model, optimiser, images, **settings, watch=watch) == "seen"
+        assert sizes == [expected]
+        assert train_epoch(model, optimiser, images, **settings) is None
+
+
 @pytest.mark.parametrize(
     ("arm", "time"), [("cnn", None), ("fcn", None), ("elcn", 3), ("efcn-full", 0), ("cnn-relaxed", 3)]
 )

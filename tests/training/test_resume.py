@@ -2,6 +2,7 @@
 
 import csv
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,8 +103,10 @@ def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
 
 def test_rows_past_the_checkpoint_and_torn_lines_are_removed(tmp_path):
     path = tmp_path / "metrics.csv"
-    whole = ",".join(METRICS) + "\ncnn,0,,0,0.1,1.0,0.5,1.0,0.5,,,,,0.1\n"
-    path.write_text(whole + "cnn,0,,1,0.1,1.0,0.5,1.0,0.5,,,,,0.1\nelcn,0,1,1,0.1,1.0,0.5,1.0,0.5,,,,,0.1\ncnn,0,,2,0.")
+    whole = ",".join(METRICS) + "\ncnn,0,,0,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\n"
+    path.write_text(
+        whole + "cnn,0,,1,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\nelcn,0,1,1,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\ncnn,0,,2,0."
+    )
     Readings(path, METRICS, {"cnn-seed0": 0}).close()
     assert path.read_text() == whole
 
@@ -128,3 +131,45 @@ def test_a_checkpoint_brings_model_and_momentum_back(tmp_path):
         one, two = optimiser.state[mine]["momentum_buffer"], other_optimiser.state[theirs]["momentum_buffer"]
         assert torch.equal(one, two)
         assert one.stride() == two.stride()
+
+
+OLDER = METRICS[:13] + METRICS[16:]  # before a row told of the support
+
+
+def as_an_older_version_would_have(path):
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in rows[0] if name not in ("stored", "leak", "captured")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_run_of_an_older_version_is_gone_on_with(config, uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    for name in ("metrics.csv", "layers.csv"):
+        as_an_older_version_would_have(run_dir / name)
+    (run_dir / "checkpoints" / "elcn-seed0-t1-e4.safetensors").unlink()
+    assert (run_dir / "metrics.csv").read_text().startswith(",".join(OLDER) + "\n")
+    training.run_relax(config, run_dir, quiet=True)
+    assert checkpoints(run_dir) == checkpoints(uninterrupted)
+    older, newer = numbers(run_dir), numbers(uninterrupted)
+    assert [list(row) for row in older] == [list(row) for row in newer]
+    gone_on = 0
+    for mine, theirs in zip(older, newer, strict=True):
+        if mine["leak"]:
+            assert mine == theirs
+            gone_on += 1
+        else:
+            empty = {"stored": "", "leak": "", "captured": ""}
+            assert mine == theirs | empty
+    assert gone_on == 2 * 4  # epochs 3 and 4 come after the checkpoint of epoch 2, in three layers and the whole
+
+
+def test_columns_of_nobody_are_refused(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(",".join(METRICS[:-2]) + "\n")
+    with pytest.raises(ValueError, match=f"{path} must have the columns {','.join(METRICS)}, got arm,"):
+        Readings(path, METRICS, {})
