@@ -1,0 +1,96 @@
+"""A fused optimiser whose blocks move gives what the unfused one gives, bit by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import efcn_sparse as es
+from efcn_sparse.fused import layer_update
+from tests.growth.nets import LAYERS, OPTIMISERS, assert_same, growing_net, train
+from tests.table import rows
+
+
+@pytest.fixture(autouse=True)
+def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 4096)
+
+
+@pytest.mark.parametrize("row", rows(torch.float32, where=lambda backend: backend.name in ("reference", "cpu")))
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_bit_by_bit(row, name: str) -> None:
+    plain, fused = growing_net(backend=row.backend), growing_net(backend=row.backend)
+    first, second = OPTIMISERS[name](plain.parameters()), es.FusedOptimizer(fused, OPTIMISERS[name])
+    slices = {layer: len(update._cut.slices) for layer, update in second._updates.items()}
+    assert min(slices.values()) > 1
+    one = train(plain, first, es.Growth(plain, first, every=2), range(9))
+    two = train(fused, second, es.Growth(fused, second, every=2), range(9))
+    assert one == two
+    assert sum(min(step.values(), default=0) for step in one) > 10
+    assert_same(plain, fused)
+
+
+def test_clipping_in_two_passes() -> None:
+    plain, fused = growing_net(), growing_net()
+    made = OPTIMISERS["momentum"]
+
+    class Clipped(torch.optim.SGD):
+        def step(self, closure=None):
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+            return super().step(closure)
+
+    first = Clipped(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    second = es.FusedOptimizer(fused, made, max_norm=0.5)
+    train(plain, first, es.Growth(plain, first, every=2), range(7))
+    train(fused, second, es.Growth(fused, second, every=2), range(7))
+    for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_masters_move_with_their_values() -> None:
+    """The fp32 masters of bf16 values know more than their roundings: bf16 values alone would lose it."""
+    model = growing_net(dtype=torch.bfloat16)
+    optimizer = es.FusedOptimizer(model, OPTIMISERS["momentum"], precision="master")
+    growth = es.Growth(model, optimizer, every=2)
+    train(model, optimizer, growth, range(5), torch.bfloat16)
+    for name in LAYERS:
+        update, linear = optimizer._updates[f"{name}.linear"], model.get_submodule(f"{name}.linear")
+        masters = torch.cat([parameter.detach() for parameter in update._parameters])
+        assert masters.dtype == torch.float32
+        assert torch.equal(masters.bfloat16(), linear.values)
+        assert not torch.equal(masters, linear.values.float())
+
+
+def test_state_of_each_block_by_its_place() -> None:
+    """Momentum before and after one exchange, block by block."""
+    model = growing_net()
+    optimizer = es.FusedOptimizer(model, OPTIMISERS["momentum"])
+    growth = es.Growth(model, optimizer, every=100)
+    train(model, optimizer, growth, range(3))
+    layer, update = model.get_submodule("2"), optimizer._updates["2.linear"]
+
+    def buffers() -> torch.Tensor:
+        return torch.cat([optimizer.state[parameter]["momentum_buffer"] for parameter in update._parameters])
+
+    before, generator = buffers(), torch.Generator().manual_seed(5)
+    dy = torch.randn((9, layer.geometry.out_features), generator=generator)
+    x = torch.randn((9, layer.geometry.in_features), generator=generator)
+    done = es.regrow(layer, dy, x, blocks=7)
+    after = buffers()
+    assert len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups)
+    for old, block in zip(done.source.tolist(), after, strict=True):
+        assert torch.equal(block, before[old] if old >= 0 else torch.zeros_like(block))
+    assert int((done.source < 0).sum()) == 7
+
+
+def test_several_groups_for_a_layer_are_refused() -> None:
+    model = growing_net()
+    optimizer = es.FusedOptimizer(model, lambda p: torch.optim.SGD([{"params": [q]} for q in p], lr=0.1))
+    layer = model.get_submodule("0")
+    before = layer.linear.pattern
+    dy, x = torch.randn(2, layer.geometry.out_features), torch.randn(2, layer.geometry.in_features)
+    with pytest.raises(
+        NotImplementedError, match=r"^0.linear: a fused optimiser must have one parameter group a layer"
+    ):
+        es.regrow(layer, dy, x, blocks=2, optimizer=optimizer)
+    assert layer.linear.pattern is before
