@@ -12,6 +12,8 @@ from efcn_sparse.checkpoint.joined import Stored, parts_of
 from efcn_sparse.checkpoint.shard_file import Entry
 from efcn_sparse.checkpoint.state import place, tensors_of
 from efcn_sparse.checkpoint.stream import read_tensor
+from efcn_sparse.growth import adopt_patterns
+from efcn_sparse.growth.growable import Growable
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.state import load_pattern
 
@@ -21,7 +23,8 @@ _MOST_NAMES = 8
 def targets_in(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, Entry], told: str) -> dict[str, Tensor]:
     """The tensors of ``model`` that are to be filled from ``entries``, by name, after every check.
 
-    Patterns are compared and not among them. Nothing is changed.
+    Patterns are compared and not among them; layers whose blocks move take theirs over by :func:`adopt` later. Nothing
+    is changed.
 
     Args:
         told: what holds the entries, for messages.
@@ -47,24 +50,41 @@ def targets_in(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, En
 
 def _take_patterns(model: nn.Module, entries: dict[str, Entry], targets: dict[str, Tensor], missing: list[str]) -> None:
     """Compare the pattern of each sparse layer with the checkpoint's, and take both out of what is to be copied."""
+    moving = {id(module.linear) for module in model.modules() if isinstance(module, Growable) and module.grows}
     for name, layer in model.named_modules(remove_duplicate=False):
         if not isinstance(layer, SparseLinear):
             continue
         prefix = f"{name}." if name else ""
-        state: dict[str, Any] = {}
-        for key in [key for key in entries if key.startswith(f"{prefix}pattern.")]:
-            state[key] = read_entry(entries[key])
-        values = entries.get(f"{prefix}values")
-        if values is not None:
-            state[f"{prefix}values"] = torch.empty(values.shape, device="meta")
+        state: dict[str, Any] = _pattern_state(entries, prefix)
         known = set(state)
         refused = load_pattern(layer.pattern, state, prefix, missing)
-        if refused:
+        if refused and id(layer) not in moving:
             raise ValueError(refused)
         for key in known - set(state):
             del entries[key]
         for key in [key for key in targets if key.startswith(f"{prefix}pattern.")]:
             del targets[key]
+
+
+def adopt(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, Entry]) -> None:
+    """Bring layers whose blocks move to the places that ``entries`` tell.
+
+    Raises:
+        ValueError: a pattern does not fit; nothing has changed then.
+    """
+    if isinstance(model, nn.Module):
+        moving = [name for name, module in model.named_modules() if isinstance(module, Growable) and module.grows]
+        states = (_pattern_state(entries, f"{name}.linear." if name else "linear.") for name in moving)
+        adopt_patterns(model, {key: tensor for state in states for key, tensor in state.items()})
+
+
+def _pattern_state(entries: Mapping[str, Entry], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict that tells a layer's pattern: its arrays, and the shape of the values."""
+    state = {key: read_entry(entry) for key, entry in entries.items() if key.startswith(f"{prefix}pattern.")}
+    values = entries.get(f"{prefix}values")
+    if values is not None:
+        state[f"{prefix}values"] = torch.empty(values.shape, device="meta")
+    return state
 
 
 def read_entry(entry: Entry) -> Tensor:

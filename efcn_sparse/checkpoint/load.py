@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from efcn_sparse.checkpoint.fill import fill, targets_in
+from efcn_sparse.checkpoint.fill import adopt, fill, targets_in
 from efcn_sparse.checkpoint.index import INDEX, read_index
 from efcn_sparse.checkpoint.shard_file import Entry, read_header
 
@@ -17,7 +17,8 @@ def load_sharded(model: nn.Module | Mapping[str, Tensor], folder: str | Path) ->
 
     Each tensor goes from its file straight into the storage it has, so memory does not grow, and what refers to the
     storage (an optimiser, a view) stays valid. Everything is checked before the first number changes. Any checkpoint
-    in Hugging Face's form can be read; floating-point numbers are converted to the dtype of the model.
+    in Hugging Face's form can be read; floating-point numbers are converted to the dtype of the model. Convolutions
+    embedded with :class:`Grown` take over the places of their blocks; for other layers see :func:`adopt_patterns`.
 
     Args:
         model: with the tensors, shapes and patterns of the one that was saved; or tensors by name.
@@ -41,7 +42,9 @@ def load_sharded(model: nn.Module | Mapping[str, Tensor], folder: str | Path) ->
     """
     folder = Path(folder)
     entries = _entries(folder)
-    fill(targets_in(model, entries, f"the checkpoint in {folder}"), entries)
+    targets = targets_in(model, entries, f"the checkpoint in {folder}")
+    adopt(model, entries)
+    fill(targets, entries)
 
 
 def _entries(folder: Path) -> dict[str, Entry]:

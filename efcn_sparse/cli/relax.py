@@ -10,7 +10,10 @@ from typing import Any
 
 from efcn_sparse.training import PRESETS, RelaxConfig, run_relax
 from efcn_sparse.training.extras import require
+from efcn_sparse.training.plan import ARMS
 from efcn_sparse.training.readings import read_rows
+from efcn_sparse.training.relaxing import RELAXING
+from efcn_sparse.training.selective import COPIES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--data", metavar="DIR|NAME", help="folder of parquet files or images, or a Hub name")
     parser.add_argument("--download", action="store_true", help="fetch --data from the Hugging Face Hub")
     parser.add_argument("--seeds", type=_seeds, metavar="N", help="run the seeds 0 to N-1")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="cnn fcn elcn efcn-dilated<radius> efcn-full")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help=ARMS.replace(",", ""))
     parser.add_argument("--epochs", type=int, dest="cnn_epochs", metavar="N", help="last epoch at which to embed")
     parser.add_argument("--relax-epochs", type=int, metavar="N", help="epochs of each embedded net")
     parser.add_argument("--fcn-epochs", type=int, metavar="N", help="epochs of the standard FCN")
@@ -41,6 +44,21 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument(
         "--fused", action="store_true", default=None, help="update weights inside the backward pass: no gradients held"
+    )
+    parser.add_argument("--growth-every", type=int, metavar="STEPS", help="steps from one growth to the next")
+    parser.add_argument("--growth-exchange", type=float, metavar="SHARE", help="off-local blocks that move at first")
+    parser.add_argument(
+        "--relaxing", choices=tuple(RELAXING), help="what embedded nets are free to leave (default: both)"
+    )
+    parser.add_argument(
+        "--part", action="append", dest="parts", metavar="[LAYER/]PART:SETTING=NUMBER,...",
+        help="of tied, untied or off-local: rate, weight-decay, l1, beta; may be given again, the last one counts",
+    )  # fmt: skip
+    parser.add_argument(
+        "--copies", choices=COPIES, help="sum: tied weights move as the CNN's; mean: as plain SGD (default)"
+    )
+    parser.add_argument(
+        "--carry-momentum", action="store_true", default=None, help="embedded nets go on with the CNN's momentum"
     )
     parser.add_argument("--train-limit", type=int, metavar="N", help="use only the first N training images")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use only the first N test images")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from efcn_sparse.checkpoint.atomic import replace_atomically
-from efcn_sparse.checkpoint.fill import fill, targets_in
+from efcn_sparse.checkpoint.fill import adopt, fill, targets_in
 from efcn_sparse.checkpoint.joined import Stored
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
 from efcn_sparse.checkpoint.state import tensors_of
@@ -68,6 +68,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = 
     targets: dict[str, Stored] = {}
     try:
         targets |= targets_in(model, of_model, "it")
+        adopt(model, of_model)
         if optimiser is not None:
             targets |= _room_for_states(model, optimiser, entries)
     except (TypeError, ValueError) as error:

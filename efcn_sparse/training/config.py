@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.training.plan import CNN, CONTROL, FCN, dilation_of, is_embedded, snapshot_epochs
-from efcn_sparse.training.presets import PRESETS
+from efcn_sparse.training.plan import ARMS, CNN, CONTROL, FCN, is_embedded, size_order, snapshot_epochs
+from efcn_sparse.training.presets import PRESETS, convolutions
+from efcn_sparse.training.relaxing import RELAXING, PartEntry, parts_of_layers
+from efcn_sparse.training.selective import COPIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class RelaxConfig:
         preset: the architecture and the data, a key of ``PRESETS``.
         seeds: one whole experiment for each; a seed decides the initial weights, the order of the data, dropout, and
             for ``digits`` also the split and the positions.
-        arms: any of ``cnn``, ``fcn``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-full``.
+        arms: any of ``cnn``, ``fcn``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-grown<budget>``, ``efcn-full``.
         cnn_epochs: the last epoch at which the CNN may be embedded. The CNN itself goes on at the same learning rate
             for as long as any of its embeddings is trained: that is the control.
         relax_epochs: how many epochs an embedded net is trained.
@@ -37,6 +39,17 @@ class RelaxConfig:
         momentum, weight_decay, batch_size: of SGD.
         fused: update the weights of the embedded nets and of the FCN inside the backward pass, so that their gradients
             are never held (:class:`efcn_sparse.FusedOptimizer`); the numbers are the same, bit by bit.
+        relaxing: what an embedded net is free to leave: ``both`` weight sharing and locality, only ``sharing`` (off-local
+            weights stay zero), only ``locality`` (local weights stay tied), or ``none``.
+        parts: settings by part and layer, such as ``"off-local:rate=0.5,l1=1e-5"`` or ``"conv1/tied:rate=0"``; see
+            :class:`~efcn_sparse.training.relaxing.PartEntry`. They come after ``relaxing``, and the last one counts.
+        copies: ``mean``, as SGD on W has it, or ``sum``, which gives the tied part the step of the CNN. If this,
+            ``relaxing`` or ``parts`` is given, embedded nets train with :class:`SelectiveSGD`.
+        carry_momentum: let embedded nets, and ``cnn-relaxed``, go on with the CNN's momentum
+            (:func:`efcn_sparse.training.carry_state`) instead of none.
+        growth_every, growth_exchange: how many steps lie between two moves of the blocks of an ``efcn-grown`` arm, and
+            the share of its off-local blocks that move at the beginning; it falls to nothing by a cosine at three
+            quarters of the training (see :class:`efcn_sparse.Growth`).
         train_limit, test_limit: use only so many images; None uses all.
         data: where the images are (see :func:`efcn_sparse.training.load_data`); None for ``digits``.
         device: a torch device.
@@ -71,6 +84,12 @@ class RelaxConfig:
     weight_decay: float = 0.0
     batch_size: int = 250
     fused: bool = False
+    relaxing: str = "both"
+    parts: tuple[str, ...] = ()
+    copies: str = "mean"
+    carry_momentum: bool = False
+    growth_every: int = 100
+    growth_exchange: float = 0.3
     train_limit: int | None = None
     test_limit: int | None = None
     data: str | None = None
@@ -97,6 +116,7 @@ class RelaxConfig:
             raise ValueError(f"relax_times must lie in [0, cnn_epochs={self.cnn_epochs}], got {self.relax_times}")
         self._set("relax_times", tuple(sorted(self.relax_times)))
         self._check_rates()
+        self._check_relaxing()
         self._check_arms()
         self._check_places()
 
@@ -109,17 +129,37 @@ class RelaxConfig:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
         if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
+        if not (_is_number(self.growth_exchange) and 0 < self.growth_exchange <= 1):
+            raise ValueError(f"growth_exchange must lie in (0, 1], got {self.growth_exchange!r}")
+        self._set("growth_exchange", float(self.growth_exchange))
         self._set("momentum", float(self.momentum))
         self._set("weight_decay", float(self.weight_decay))
-        if not isinstance(self.fused, bool):
-            raise ValueError(f"fused must be True or False, got {self.fused!r}")
+        for name in ("fused", "carry_momentum"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.carry_momentum and not self.momentum:
+            raise ValueError("carry_momentum must be False without momentum, got True")
+
+    def _check_relaxing(self) -> None:
+        if self.relaxing not in RELAXING:
+            raise ValueError(f"relaxing must be one of {', '.join(RELAXING)}, got {self.relaxing!r}")
+        if self.copies not in COPIES:
+            raise ValueError(f"copies must be one of {', '.join(COPIES)}, got {self.copies!r}")
+        if isinstance(self.parts, str) or not isinstance(self.parts, Iterable):
+            raise ValueError(f"parts must be a sequence of texts, got {self.parts!r}")
+        self._set("parts", tuple(str(PartEntry.parse(text)) for text in self.parts))
+        parts_of_layers(convolutions(self.preset), self.relaxing, self.parts, self.weight_decay)
+        if self.fused and self.selective:
+            raise ValueError(
+                "fused must be False with relaxing, parts or copies, got True: the tied part of a step needs the "
+                "gradients of all copies, and a fused update sees those of a few block rows at a time"
+            )
 
     def _check_arms(self) -> None:
         self._set("arms", _distinct("arms", self.arms))
         for arm in self.arms:
             if arm not in (CNN, FCN) and not is_embedded(arm):
-                known = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-full"
-                raise ValueError(f"each of arms must be one of {known}, got {arm!r}")
+                raise ValueError(f"each of arms must be one of {ARMS}, got {arm!r}")
         if CNN not in self.arms and self.arms != (FCN,):
             raise ValueError(f"arms must hold 'cnn', from which the others are embedded, got {self.arms}")
 
@@ -137,10 +177,14 @@ class RelaxConfig:
     # -- what follows from the fields --------------------------------------------------------------------------
 
     @property
+    def selective(self) -> bool:
+        """Whether embedded nets train with :class:`SelectiveSGD`."""
+        return self.relaxing != "both" or bool(self.parts) or self.copies != "mean"
+
+    @property
     def embedded_arms(self) -> tuple[str, ...]:
         """The arms that are embedded at each relax time, the smaller supports first."""
-        radius = {arm: dilation_of(arm) or 0 for arm in self.arms if is_embedded(arm)}
-        return tuple(sorted(radius, key=lambda arm: (arm != "elcn", arm == "efcn-full", radius[arm])))
+        return tuple(sorted(filter(is_embedded, self.arms), key=size_order))
 
     @property
     def relaxed_arms(self) -> tuple[str, ...]:
@@ -195,7 +239,7 @@ class RelaxConfig:
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-_LEAST = {"cnn_epochs": 0, "relax_epochs": 0, "fcn_epochs": 0, "snapshots": 1, "batch_size": 1}
+_LEAST = {"growth_every": 1, "cnn_epochs": 0, "relax_epochs": 0, "fcn_epochs": 0, "snapshots": 1, "batch_size": 1}
 
 
 def _is_number(value: object) -> bool:

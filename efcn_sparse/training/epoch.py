@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from efcn_sparse.growth import Growth
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.seeds import derived_seed, order_of_epoch
 
@@ -29,12 +30,14 @@ def train_epoch(
     seed: int,
     epoch: int,
     watch: Callable[[nn.Module], contextlib.AbstractContextManager[T]] | None = None,
+    growth: Growth | None = None,
 ) -> T | None:
     """Show every training image once, in the order of ``(seed, epoch)``; the last batch may be smaller.
 
     Args:
         watch: makes what is entered around forward and backward of one step, that of the last whole batch: the gradient
             there is of as many images as others, and of nearly the weights that the epoch ends with.
+        growth: moves blocks, where it is time.
 
     Returns:
         What ``watch`` gave; None without it.
@@ -48,10 +51,14 @@ def train_epoch(
         with contextlib.ExitStack() as around:
             if watch is not None and step == watched:
                 seen = around.enter_context(watch(model))
+            if growth is not None:
+                around.enter_context(growth.watch())
             loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
             optimiser.zero_grad()
             loss.backward()
         optimiser.step()
+        if growth is not None:
+            growth.step()
     return seen
 
 

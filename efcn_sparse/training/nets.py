@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local, Support, embed
-from efcn_sparse.training.plan import CNN, CONTROL, FCN, FULL, dilation_of
+from efcn_sparse.embedding import EmbeddedConv, Full, Support, embed
+from efcn_sparse.training.plan import CNN, CONTROL, FCN, support_of
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.seeds import derived_seed
 
@@ -42,8 +42,8 @@ def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -
 
 def embed_as(arm: str, cnn: nn.Module, preset: str, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A copy of ``cnn`` embedded with the support that ``arm`` names."""
-    radius = dilation_of(arm)
-    support = Full() if arm == FULL else Dilated(radius) if radius is not None else Local()
+    support = support_of(arm)
+    assert support is not None
     return _embed(cnn, preset, support, block_shapes)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from efcn_sparse.embedding import Dilated, Grown, Local, Support, parse_support
+
 if TYPE_CHECKING:
     from efcn_sparse.training.config import RelaxConfig
 
 CNN, FCN, ELCN, FULL, CONTROL = "cnn", "fcn", "elcn", "efcn-full", "cnn-relaxed"
-_DILATED = re.compile(r"efcn-dilated([1-9]\d*)")
+ARMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full"
+_EFCN = "efcn-"
 
 
 def snapshot_epochs(epochs: int, count: int = 20) -> tuple[int, ...]:
@@ -30,15 +32,36 @@ def snapshot_epochs(epochs: int, count: int = 20) -> tuple[int, ...]:
     return (0, *(int(epoch) for epoch in np.unique(np.logspace(0, np.log10(epochs), count).astype(int))))
 
 
-def dilation_of(arm: str) -> int | None:
-    """The radius of an ``efcn-dilated<radius>`` arm, None for any other name."""
-    match = _DILATED.fullmatch(arm)
-    return int(match.group(1)) if match else None
+def support_of(arm: str) -> Support | None:
+    """The support of an arm that is a CNN embedded at a relax time, None for any other name.
+
+    Example:
+        >>> support_of("elcn"), support_of("efcn-dilated2"), support_of("efcn-grown1.5"), support_of("cnn")
+        (Local(), Dilated(radius=2), Grown(budget=1.5, start=Local()), None)
+    """
+    if arm == ELCN:
+        return Local()
+    try:
+        support = parse_support(arm.removeprefix(_EFCN)) if arm.startswith(_EFCN) else None
+    except ValueError:
+        return None
+    named_otherwise = isinstance(support, Local) or support == Dilated(0) or f"{_EFCN}{support}" != arm
+    return None if named_otherwise else support
 
 
 def is_embedded(arm: str) -> bool:
     """Whether ``arm`` is a CNN embedded at a relax time."""
-    return arm in (ELCN, FULL) or dilation_of(arm) is not None
+    return support_of(arm) is not None
+
+
+def size_order(arm: str) -> tuple[int, float, int]:
+    """A key that sorts embedded arms: eLCN, dilated by radius, grown by budget, full."""
+    support = support_of(arm)
+    if isinstance(support, Dilated):
+        return 1, support.radius, 0
+    if isinstance(support, Grown):
+        return 2, support.budget, support.start.radius if isinstance(support.start, Dilated) else 0
+    return (0 if isinstance(support, Local) else 3), 0, 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from efcn_sparse.training.checkpoint import (
 )
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import read_performance, train_epoch
+from efcn_sparse.training.growing import make_growth
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.nets import build_cnn, build_like, embed_as
 from efcn_sparse.training.optimiser import make_optimiser
@@ -67,13 +68,14 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
     else:
         _write_reading(stage, model, images, None, epoch, started, notebook)
         _write_checkpoint(stage, model, optimiser, epoch, notebook)
+    growth = make_growth(config, stage, model, optimiser, len(images.train_x), epoch)
     saved = time.perf_counter()
     while epoch < stage.last:
         epoch += 1
         started = time.perf_counter()
         gradient = train_epoch(
             model, optimiser, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
-            watch=record_gradient_parts if is_embedded(stage.arm) else None,
+            watch=record_gradient_parts if is_embedded(stage.arm) else None, growth=growth,
         )  # fmt: skip
         row = _write_reading(stage, model, images, gradient, epoch, started, notebook)
         notebook.progress.show(stage, row, advance=1)

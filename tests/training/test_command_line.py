@@ -74,8 +74,8 @@ def test_the_outcome_is_the_last_accuracy_with_its_spread(tmp_path):
     from efcn_sparse.training.readings import METRICS
 
     rows = [
-        "cnn,0,,0,0.1,1,1,1,0.5,,,,,1", "cnn,0,,1,0.1,1,1,1,0.9,,,,,1", "cnn,1,,1,0.1,1,1,1,0.8,,,,,1",
-        "elcn,0,10,11,0.1,1,1,1,0.25,0,1,0,0,1", "elcn,0,9,10,0.1,1,1,1,0.125,0,1,0,0,1",
+        "cnn,0,,0,0.1,1,1,1,0.5,,,,,,,,1", "cnn,0,,1,0.1,1,1,1,0.9,,,,,,,,1", "cnn,1,,1,0.1,1,1,1,0.8,,,,,,,,1",
+        "elcn,0,10,11,0.1,1,1,1,0.25,0,1,0,0,,,,1", "elcn,0,9,10,0.1,1,1,1,0.125,0,1,0,0,,,,1",
     ]  # fmt: skip
     (tmp_path / "metrics.csv").write_text("\n".join([",".join(METRICS), *rows]) + "\n")
     table = [line.split() for line in outcome(tmp_path).splitlines()]

@@ -1,0 +1,91 @@
+"""An arm whose blocks move: interrupted, fused or loaded from its checkpoints, it is the same run."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+
+import efcn_sparse as es
+import efcn_sparse.training as training
+from efcn_sparse.training.readings import Readings
+
+ARM = "efcn-grown1.5"
+TINY = dict(
+    seeds=(0,), arms=("cnn", "efcn-dilated1", ARM), cnn_epochs=1, relax_epochs=4, relax_times=(1,), momentum=0.9,
+    lr=0.02, batch_size=20, train_limit=60, test_limit=40, threads=1, growth_every=2,
+)  # fmt: skip
+
+
+def numbers(run_dir):
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def checkpoints(run_dir):
+    return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return training.RelaxConfig.from_preset("digits", **TINY)
+
+
+@pytest.fixture(scope="module")
+def run_dir(config, tmp_path_factory):
+    return training.run_relax(config, tmp_path_factory.mktemp("grown") / "run", quiet=True)
+
+
+def test_blocks_move_and_their_number_stays(run_dir):
+    nets = [training.load_arm(run_dir, ARM, 0, 1, epoch) for epoch in training.kept_epochs(run_dir, ARM, 0, 1)]
+    first, *_, last = [
+        {name: layer.linear.pattern for name, layer in net.named_modules() if hasattr(layer, "ties")} for net in nets
+    ]
+    for name, pattern in first.items():
+        assert last[name] != pattern
+        assert last[name].nnz_blocks == pattern.nnz_blocks
+    rows = [row for row in numbers(run_dir) if row["arm"] == ARM]
+    assert len({row["stored"] for row in rows}) == 1
+    dilated = [row for row in numbers(run_dir) if row["arm"] == "efcn-dilated1"]
+    assert all(0 < float(row["captured"]) < 1 for row in rows[1:] + dilated[1:])
+    assert float(rows[-1]["delta"]) > 0
+    torch.testing.assert_close(es.deviation(nets[-1]).delta, float(rows[-1]["delta"]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("fatal", [7, 8, 9, 10])
+def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch, fatal):
+    append, seen = Readings.append, 0
+
+    def cut(self, rows):
+        nonlocal seen
+        append(self, rows)
+        if "lr" in self._columns and rows[0]["arm"] == ARM:
+            seen += 1
+            if seen > fatal - 6:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Readings, "append", cut)
+        with pytest.raises(KeyboardInterrupt):
+            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0 if fatal % 2 else 1e9)
+    training.run_relax(config, tmp_path / "run", quiet=True)
+    assert numbers(tmp_path / "run") == numbers(run_dir)
+    assert checkpoints(tmp_path / "run") == checkpoints(run_dir)
+
+
+def test_fused_is_the_same(config, run_dir, tmp_path):
+    fused = training.run_relax(dataclasses.replace(config, fused=True), tmp_path / "run", quiet=True)
+    assert numbers(fused) == numbers(run_dir)
+    assert checkpoints(fused) == checkpoints(run_dir)
+
+
+def test_dropped_when_not_wanted():
+    names = ("efcn-grown", "efcn-grown0.5", "efcn-grown1.50", "efcn-local", "efcn-dilated0", "grown2")
+    for name in names:
+        with pytest.raises(ValueError, match=r"^each of arms must be one of cnn, fcn, elcn, "):
+            training.RelaxConfig.from_preset("digits", arms=("cnn", name))
+    wanted = ("cnn", "efcn-full", "efcn-grown2", "efcn-grown1.5", "efcn-dilated2", "elcn", "efcn-grown2-dilated1")
+    config = training.RelaxConfig.from_preset("digits", arms=wanted)
+    assert config.embedded_arms == (
+        "elcn", "efcn-dilated2", "efcn-grown1.5", "efcn-grown2", "efcn-grown2-dilated1", "efcn-full"
+    )  # fmt: skip
