@@ -8,11 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.backends.triton.tuning import Config
-
 
 @contextmanager
-def launch_named(kernel: str, config: Config, **tensors: Tensor) -> Iterator[None]:
+def launch_named(kernel: str, config: object, **tensors: Tensor) -> Iterator[None]:
     """Launch on the first tensor's device; on failure raise ``RuntimeError`` with kernel, shapes and configuration."""
     try:
         with torch.cuda.device_of(next(iter(tensors.values()))):

@@ -1,0 +1,33 @@
+"""Kernels in Triton: one pass over the stored blocks, on any GPU that Triton compiles for.
+
+The modules beside this one import Triton; this one does not, so that the package works without it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from efcn_sparse.ops.backends import triton as operations
+from efcn_sparse.subspace.plan import Plan
+
+NAME, ONLY_BY_NAME = operations.NAME, operations.ONLY_BY_NAME
+
+
+def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+    """The reason why this backend cannot run there, None if it can."""
+    return operations.why_not(device_type, dtype)
+
+
+def squares(values: Tensor, plan: Plan) -> Tensor:
+    """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
+    from efcn_sparse.subspace.backends.triton import launch
+
+    return launch.squares(values, plan)
+
+
+def project(values: Tensor, plan: Plan, tie: bool) -> None:
+    """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
+    from efcn_sparse.subspace.backends.triton import launch
+
+    launch.project(values, plan, tie)
