@@ -24,28 +24,32 @@ class Expected(NamedTuple):
     terms: Tensor
 
 
+def places_of(pattern: BlockPattern) -> list[tuple[int, int, int]]:
+    """(block, block row, block column) of each stored block."""
+    starts, cols = pattern.crow_indices.tolist(), pattern.col_indices.tolist()
+    return [(k, row, cols[k]) for row in range(pattern.grid[0]) for k in range(starts[row], starts[row + 1])]
+
+
 def support_of(pattern: BlockPattern) -> Tensor:
-    """bool ``[nnz_blocks, block_rows, block_cols]``: the stored entries that count."""
+    """bool ``[nnz_blocks, block_rows, block_cols]``: the stored entries that count, on the pattern's device."""
     (height, width), (out_features, in_features) = pattern.block_shape, pattern.shape
     support = torch.ones(pattern.nnz_blocks, height, width, dtype=torch.bool)
-    for row in range(pattern.grid[0]):
-        for k in range(int(pattern.crow_indices[row]), int(pattern.crow_indices[row + 1])):
-            support[k, max(out_features - row * height, 0) :, :] = False
-            support[k, :, max(in_features - int(pattern.col_indices[k]) * width, 0) :] = False
-            if pattern.mask_index.numel() and int(pattern.mask_index[k]) >= 0:
-                support[k] &= pattern.masks[int(pattern.mask_index[k])].bool().cpu()
-    return support
+    mask_index, masks = pattern.mask_index.tolist(), pattern.masks.bool().cpu()
+    for k, row, col in places_of(pattern):
+        support[k, max(out_features - row * height, 0) :, :] = False
+        support[k, :, max(in_features - col * width, 0) :] = False
+        if mask_index and mask_index[k] >= 0:
+            support[k] &= masks[mask_index[k]]
+    return support.to(pattern.device)
 
 
 def dense(values: Tensor, pattern: BlockPattern) -> Tensor:
     """fp64 ``[out_features, in_features]``: W."""
     (height, width), grid = pattern.block_shape, pattern.grid
     padded = torch.zeros(grid[0] * height, grid[1] * width, dtype=torch.float64)
-    counted = torch.where(support_of(pattern), values.detach().cpu().double(), 0.0)
-    for row in range(grid[0]):
-        for k in range(int(pattern.crow_indices[row]), int(pattern.crow_indices[row + 1])):
-            col = int(pattern.col_indices[k])
-            padded[row * height : (row + 1) * height, col * width : (col + 1) * width] = counted[k]
+    counted = torch.where(support_of(pattern).cpu(), values.detach().cpu().double(), 0.0)
+    for k, row, col in places_of(pattern):
+        padded[row * height : (row + 1) * height, col * width : (col + 1) * width] = counted[k]
     return padded[: pattern.shape[0], : pattern.shape[1]].clone()
 
 
@@ -55,11 +59,9 @@ def at_blocks(matrix: Tensor, pattern: BlockPattern) -> Tensor:
     padded = torch.zeros(grid[0] * height, grid[1] * width, dtype=torch.float64)
     padded[: pattern.shape[0], : pattern.shape[1]] = matrix
     values = torch.zeros(pattern.nnz_blocks, height, width, dtype=torch.float64)
-    for row in range(grid[0]):
-        for k in range(int(pattern.crow_indices[row]), int(pattern.crow_indices[row + 1])):
-            col = int(pattern.col_indices[k])
-            values[k] = padded[row * height : (row + 1) * height, col * width : (col + 1) * width]
-    return torch.where(support_of(pattern), values, 0.0)
+    for k, row, col in places_of(pattern):
+        values[k] = padded[row * height : (row + 1) * height, col * width : (col + 1) * width]
+    return torch.where(support_of(pattern).cpu(), values, 0.0)
 
 
 def spmm(
@@ -79,7 +81,9 @@ def spmm(
 
 def sddmm(a: Tensor, b: Tensor, pattern: BlockPattern) -> Expected:
     """``aᵀ b`` at the stored blocks, summed over leading dimensions."""
-    a, b = (t.detach().cpu().double().flatten(0, -2) if t.dim() > 1 else t.double()[None] for t in (a, b))
+    a, b = (
+        t.detach().cpu().double().flatten(0, -2) if t.dim() > 1 else t.detach().cpu().double()[None] for t in (a, b)
+    )
     exact, magnitude = at_blocks(a.T @ b, pattern), at_blocks(a.abs().T @ b.abs(), pattern)
     return Expected(exact, magnitude, torch.tensor(float(a.shape[0])))
 

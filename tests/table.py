@@ -1,6 +1,9 @@
 """The table that every property of the operations runs over, as data: backends × dtypes × patterns.
 
 A new backend is one more row of ``BACKENDS``; a new kind of pattern one more entry of ``PATTERNS``.
+
+Two settings choose what is run. ``EFCN_TEST_DEVICE=cuda`` puts the rows on the GPU, with Triton's kernels compiled;
+without it all is on the CPU, and they are interpreted. ``EFCN_TEST_SLOW=1`` interprets the whole table, not a choice.
 """
 
 from __future__ import annotations
@@ -17,8 +20,13 @@ from torch import Tensor
 from efcn_sparse import BlockPattern, extension_status
 from efcn_sparse.ops.backends import triton
 
-GPU = torch.cuda.is_available()
-if not GPU:
+DEVICE = os.environ.get("EFCN_TEST_DEVICE", "cpu")
+GPU = DEVICE == "cuda"
+if DEVICE not in ("cpu", "cuda") or (GPU and not torch.cuda.is_available()):
+    raise RuntimeError(f"EFCN_TEST_DEVICE must be 'cpu', or 'cuda' where torch sees a GPU, got {DEVICE!r}")
+if GPU:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch's deterministic mode refuses cuBLAS
+else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, so before any is imported
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -39,18 +47,20 @@ class Backend(NamedTuple):
 
 
 def _no_triton() -> str | None:
-    return triton.why_not("cuda" if GPU else "cpu", torch.float32)
+    return triton.why_not(DEVICE, torch.float32)
 
 
 def _no_extension() -> str | None:
+    if GPU:
+        return f"its kernels run on CPU tensors, and EFCN_TEST_DEVICE is {DEVICE!r}"
     status = extension_status()
     return None if status.available else status.reason
 
 
 BACKENDS = (
-    Backend("reference", "cpu", DTYPES, lambda: None, threads_keep_bits=False),  # the BLAS splits as it likes
+    Backend("reference", DEVICE, DTYPES, lambda: None, threads_keep_bits=False),  # the BLAS splits as it likes
     Backend("cpu", "cpu", DTYPES, _no_extension, threads_keep_bits=True),
-    Backend("triton", "cuda" if GPU else "cpu", DTYPES, _no_triton, threads_keep_bits=True, slow=not GPU),
+    Backend("triton", DEVICE, DTYPES, _no_triton, threads_keep_bits=True, slow=not GPU),
 )
 
 
@@ -136,9 +146,9 @@ PATTERNS: dict[str, Callable[[], BlockPattern]] = {
 
 
 @functools.cache
-def pattern(name: str) -> BlockPattern:
-    """The pattern of that name in ``PATTERNS``."""
-    return PATTERNS[name]()
+def pattern(name: str, device: str = "cpu") -> BlockPattern:
+    """The pattern of that name in ``PATTERNS``, on a row's device."""
+    return PATTERNS[name]() if device == "cpu" else pattern(name).to(device)
 
 
 # What a slow backend runs: a pattern of each kind in fp32, one in the other types, and small batches.

@@ -21,10 +21,10 @@ BLOCKS = ((8, 8), (5, 7), (1, 1), (64, 64))
 STEPS = 12
 
 
-def _dense_net(dtype: torch.dtype) -> nn.Sequential:
+def _dense_net(row: Row) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 10, bias=False), nn.ReLU(), nn.Linear(10, 5)).to(
-        dtype
+        row.device, row.dtype
     )
 
 
@@ -43,14 +43,14 @@ def _sparse_twin(dense: nn.Sequential, block_shape: tuple[int, int], backend: st
 @pytest.mark.parametrize("block_shape", BLOCKS)
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_step_for_step(row: Row, block_shape: tuple[int, int], optimiser: str) -> None:
-    dense = _dense_net(row.dtype)
+    dense = _dense_net(row)
     sparse = _sparse_twin(dense, block_shape, row.backend)
     optimisers = [OPTIMISERS[optimiser](net.parameters()) for net in (dense, sparse)]
     generator = torch.Generator().manual_seed(1)
     tolerance = {"rtol": 1e-9, "atol": 1e-11} if row.dtype == FLOAT64 else {"rtol": 2e-3, "atol": 2e-5}
     for _ in range(STEPS):
-        x = torch.randn(16, 20, generator=generator, dtype=row.dtype)
-        target = torch.randint(5, (16,), generator=generator)
+        x = torch.randn(16, 20, generator=generator, dtype=row.dtype).to(row.device)
+        target = torch.randint(5, (16,), generator=generator).to(row.device)
         losses = []
         for net, stepper in zip((dense, sparse), optimisers, strict=True):
             stepper.zero_grad()
@@ -68,16 +68,16 @@ def test_step_for_step(row: Row, block_shape: tuple[int, int], optimiser: str) -
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
 def test_a_sparse_net_trains_as_a_masked_dense_one(row: Row) -> None:
-    dense = _dense_net(row.dtype)
+    dense = _dense_net(row)
     generator = torch.Generator().manual_seed(2)
-    masks = {i: torch.rand(dense[i].weight.shape, generator=generator) < 0.4 for i in (0, 2, 4)}
+    masks = {i: torch.rand(dense[i].weight.shape, generator=generator).to(row.device) < 0.4 for i in (0, 2, 4)}
     twin = nn.Sequential(*dense)
     sparse = []
     for i, layer in enumerate(twin):
         if i in masks:
             pattern = BlockPattern.from_mask(masks[i], (4, 6))
             new = es.SparseLinear(layer.in_features, layer.out_features, pattern, layer.bias is not None)
-            new = new.to(row.dtype)
+            new = new.to(row.device, row.dtype)
             with torch.no_grad():
                 layer.weight.mul_(masks[i])
                 new.values.copy_(pattern.gather(layer.weight))
@@ -89,7 +89,7 @@ def test_a_sparse_net_trains_as_a_masked_dense_one(row: Row) -> None:
     nets = (dense, nn.Sequential(*sparse))
     optimisers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in nets]
     for _ in range(STEPS):
-        x = torch.randn(16, 20, generator=generator, dtype=row.dtype)
+        x = torch.randn(16, 20, generator=generator, dtype=row.dtype).to(row.device)
         for net, stepper in zip(nets, optimisers, strict=True):
             stepper.zero_grad()
             net(x).square().mean().backward()

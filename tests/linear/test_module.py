@@ -23,9 +23,9 @@ def _layer(name: str = "masked", **options: object) -> es.SparseLinear:
 
 @pytest.mark.parametrize("row", rows())
 def test_forward_is_the_dense_layer(row: Row) -> None:
-    layer = _layer("masked-ragged", dtype=row.dtype)
+    layer = _layer("masked-ragged", dtype=row.dtype).to(row.device)
     layer.backend = row.backend
-    x = torch.randn(2, 3, 43, dtype=row.dtype)
+    x = torch.randn(2, 3, 43, dtype=row.dtype).to(row.device)
     y = layer(x)
     assert tuple(y.shape) == (2, 3, 29)
     assert_accurate(y.detach(), oracle.spmm(x, layer.values, layer.pattern, bias=layer.bias), "forward")

@@ -30,15 +30,15 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_entries_outside_the_support_stay_zero(row: Row, name: str, optimiser: str) -> None:
     torch.manual_seed(0)
-    p = pattern(name)
-    layer = es.SparseLinear(p.shape[1], p.shape[0], p, dtype=row.dtype)
+    p = pattern(name, row.device)
+    layer = es.SparseLinear(p.shape[1], p.shape[0], p, dtype=row.dtype, device=row.device)
     layer.backend = row.backend
     outside, before = ~oracle.support_of(p), layer.values.detach().clone()
     assert bool((layer.values[outside] == 0).all())
     stepper = OPTIMISERS[optimiser](layer.parameters())
     for _ in range(5):
         stepper.zero_grad()
-        layer(torch.randn(9, p.shape[1], dtype=row.dtype)).square().mean().backward()
+        layer(torch.randn(9, p.shape[1], dtype=row.dtype).to(row.device)).square().mean().backward()
         nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
         stepper.step()
     assert bool((layer.values[outside] == 0).all())

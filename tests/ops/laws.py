@@ -18,6 +18,7 @@ from tests.table import Row
 
 def spmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, transpose: bool, bias: bool) -> None:
     """Law 1: ``spmm == x @ Wᵀ + bias``, or ``x @ W + bias``."""
+    pattern = pattern.to(row.device)
     out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
     x, values = randn(batch, in_features, row=row, seed=1), random_values(pattern, row)
     shift = randn(out_features, row=row, seed=2) if bias else None
@@ -29,6 +30,7 @@ def spmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, transpose:
 
 def sddmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7) -> None:
     """Law 1: ``sddmm == aᵀ b`` at the stored blocks, zero outside the support."""
+    pattern = pattern.to(row.device)
     a, b = randn(batch, pattern.shape[0], row=row, seed=3), randn(batch, pattern.shape[1], row=row, seed=4)
     values = es.sddmm(a, b, pattern, backend=row.backend)
     assert values.dtype == row.dtype
@@ -38,6 +40,7 @@ def sddmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7) -> None:
 
 def gradients_are_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, transpose: bool) -> None:
     """The gradients of x, values and bias under a random dy are those of the dense matrix."""
+    pattern = pattern.to(row.device)
     out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
     x, values = randn(batch, in_features, row=row, seed=1), random_values(pattern, row)
     bias, dy = randn(out_features, row=row, seed=2), randn(batch, out_features, row=row, seed=5)
@@ -54,6 +57,7 @@ def gradients_are_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, tran
 
 def operations_are_adjoint(row: Row, pattern: BlockPattern, *, batch: int = 7) -> None:
     """Law 2: ⟨sddmm(a, b), v⟩ = ⟨a, spmm(b, v)⟩ = ⟨spmm(a, v, transposed), b⟩."""
+    pattern = pattern.to(row.device)
     a, b = randn(batch, pattern.shape[0], row=row, seed=6), randn(batch, pattern.shape[1], row=row, seed=7)
     v = random_values(pattern, row, seed=8, outside=0.0)
     sides = (
@@ -75,6 +79,7 @@ def operations_are_adjoint(row: Row, pattern: BlockPattern, *, batch: int = 7) -
 
 def results_accumulate(row: Row, pattern: BlockPattern, *, batch: int = 7, alpha: float, beta: float) -> None:
     """``out ← alpha · result + beta · out`` for both operations; with beta 0 a NaN in ``out`` is not read."""
+    pattern = pattern.to(row.device)
     a, b = randn(batch, pattern.shape[0], row=row, seed=3), randn(batch, pattern.shape[1], row=row, seed=4)
     values, scaling = random_values(pattern, row), {"alpha": alpha, "beta": beta, "backend": row.backend}
     for transpose, x, like in ((False, b, a), (True, a, b)):
@@ -92,6 +97,7 @@ def results_accumulate(row: Row, pattern: BlockPattern, *, batch: int = 7, alpha
 
 def results_repeat(row: Row, pattern: BlockPattern, *, batch: int = 64, times: int = 3) -> None:
     """The same inputs give the same bits, run after run."""
+    pattern = pattern.to(row.device)
     first = _bits(row, pattern, batch)
     for _ in range(times - 1):
         for name, got, before in zip(("y", "dx", "dvalues"), _bits(row, pattern, batch), first, strict=True):
@@ -100,6 +106,7 @@ def results_repeat(row: Row, pattern: BlockPattern, *, batch: int = 64, times: i
 
 def results_ignore_threads(row: Row, pattern: BlockPattern, *, batch: int = 64) -> None:
     """The same inputs give the same bits on one thread and on several."""
+    pattern = pattern.to(row.device)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -13,37 +13,37 @@ from tests.table import BATCHES, BFLOAT16, EMPTY_SHAPES, FLOAT32, FLOAT64, PATTE
 @pytest.mark.parametrize("name", PATTERNS)
 def test_spmm_is_the_dense_product(row: Row, name: str) -> None:
     for transpose in (False, True):
-        laws.spmm_is_dense(row, pattern(name), transpose=transpose, bias=transpose)
+        laws.spmm_is_dense(row, pattern(name, row.device), transpose=transpose, bias=transpose)
 
 
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_sddmm_is_the_dense_product(row: Row, name: str) -> None:
-    laws.sddmm_is_dense(row, pattern(name))
+    laws.sddmm_is_dense(row, pattern(name, row.device))
 
 
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_gradients_are_the_dense_gradients(row: Row, name: str) -> None:
     for transpose in (False, True):
-        laws.gradients_are_dense(row, pattern(name), transpose=transpose)
+        laws.gradients_are_dense(row, pattern(name, row.device), transpose=transpose)
 
 
 @pytest.mark.parametrize("row", rows(FLOAT64, FLOAT32, BFLOAT16))
 @pytest.mark.parametrize("name", ["square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_batch_size(row: Row, name: str, batch: int) -> None:
-    laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=False, bias=True)
-    laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=True, bias=False)
-    laws.sddmm_is_dense(row, pattern(name), batch=batch)
+    laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=False, bias=True)
+    laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=True, bias=False)
+    laws.sddmm_is_dense(row, pattern(name, row.device), batch=batch)
 
 
 @pytest.mark.parametrize("row", rows(FLOAT32, BFLOAT16))
 @pytest.mark.parametrize("name", ["square", "ragged-long-rows", "long-rows", "odd-blocks", "masked-ragged"])
 def test_large_batches(row: Row, name: str) -> None:
-    laws.spmm_is_dense(row, pattern(name), batch=1037, transpose=False, bias=True)
-    laws.spmm_is_dense(row, pattern(name), batch=1037, transpose=True, bias=False)
-    laws.sddmm_is_dense(row, pattern(name), batch=1037)
+    laws.spmm_is_dense(row, pattern(name, row.device), batch=1037, transpose=False, bias=True)
+    laws.spmm_is_dense(row, pattern(name, row.device), batch=1037, transpose=True, bias=False)
+    laws.sddmm_is_dense(row, pattern(name, row.device), batch=1037)
 
 
 @pytest.mark.parametrize("row", rows())

@@ -11,4 +11,4 @@ from tests.table import PATTERNS, Row, pattern, rows
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_three_inner_products_agree(row: Row, name: str) -> None:
-    laws.operations_are_adjoint(row, pattern(name))
+    laws.operations_are_adjoint(row, pattern(name, row.device))

@@ -15,7 +15,7 @@ from tests.table import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Row, pattern, rows
 @pytest.mark.parametrize("row", rows(FLOAT32))
 @pytest.mark.parametrize("low", [BFLOAT16, FLOAT16])
 def test_forward_and_backward(row: Row, low: torch.dtype) -> None:
-    p = pattern("masked-ragged")
+    p = pattern("masked-ragged", row.device)
     x, bias = randn(6, p.shape[1], row=row, seed=1), randn(p.shape[0], row=row, seed=2)
     values = random_values(p, row, outside=0.0)
     leaves = [leaf.requires_grad_() for leaf in (x, values, bias)]
@@ -32,7 +32,7 @@ def test_forward_and_backward(row: Row, low: torch.dtype) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_sddmm(row: Row) -> None:
-    p = pattern("square")
+    p = pattern("square", row.device)
     a, b = randn(6, p.shape[0], row=row, seed=1), randn(6, p.shape[1], row=row, seed=2)
     with torch.autocast(row.device, BFLOAT16):
         assert es.sddmm(a, b, p, backend=row.backend).dtype == BFLOAT16
@@ -40,7 +40,7 @@ def test_sddmm(row: Row) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_operands_of_two_dtypes_meet(row: Row) -> None:
-    p = pattern("square")
+    p = pattern("square", row.device)
     x, values = randn(6, p.shape[1], row=row, seed=1), random_values(p, row)
     with torch.autocast(row.device, BFLOAT16):
         mixed = es.spmm(x.to(BFLOAT16), values, p, backend=row.backend)
@@ -49,7 +49,7 @@ def test_operands_of_two_dtypes_meet(row: Row) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
 def test_fp64_stays(row: Row) -> None:
-    p = pattern("square")
+    p = pattern("square", row.device)
     x, values = randn(6, p.shape[1], row=row, seed=1), random_values(p, row)
     with torch.autocast(row.device, BFLOAT16):
         assert es.spmm(x, values, p, backend=row.backend).dtype == FLOAT64
@@ -59,9 +59,9 @@ def test_fp64_stays(row: Row) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_results_into_out_are_not_cast(row: Row) -> None:
-    p = pattern("square")
+    p = pattern("square", row.device)
     x, values = randn(6, p.shape[1], row=row, seed=1), random_values(p, row)
-    plain, out = es.spmm(x, values, p, backend=row.backend), torch.empty(6, p.shape[0])
+    plain, out = es.spmm(x, values, p, backend=row.backend), torch.empty(6, p.shape[0], device=row.device)
     with torch.autocast(row.device, BFLOAT16):
         assert torch.equal(es.spmm(x, values, p, out=out, backend=row.backend), plain)
         with pytest.raises(TypeError, match=r"values must have the dtype of x, torch.float32, got torch.bfloat16"):

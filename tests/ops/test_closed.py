@@ -35,7 +35,7 @@ def _leaf(*shape: int, row: Row, seed: int) -> Tensor:
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("transpose", [False, True])
 def test_first_and_second_derivatives_of_spmm(row: Row, name: str, transpose: bool) -> None:
-    p = SMALL[name]()
+    p = SMALL[name]().to(row.device)
     out_features, in_features = p.shape[::-1] if transpose else p.shape
     x, values = _leaf(3, in_features, row=row, seed=1), _leaf(*p.values_shape, row=row, seed=2)
     bias = _leaf(out_features, row=row, seed=3)
@@ -50,7 +50,7 @@ def test_first_and_second_derivatives_of_spmm(row: Row, name: str, transpose: bo
 @pytest.mark.parametrize("row", rows(FLOAT64))
 @pytest.mark.parametrize("name", SMALL)
 def test_first_and_second_derivatives_of_sddmm(row: Row, name: str) -> None:
-    p = SMALL[name]()
+    p = SMALL[name]().to(row.device)
     a, b = _leaf(3, p.shape[0], row=row, seed=1), _leaf(3, p.shape[1], row=row, seed=2)
 
     def product(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def test_first_and_second_derivatives_of_sddmm(row: Row, name: str) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
 def test_leading_dimensions_keep_their_gradients(row: Row) -> None:
-    p = SMALL["ragged-masked"]()
+    p = SMALL["ragged-masked"]().to(row.device)
     x, values = _leaf(2, 2, p.shape[1], row=row, seed=1), _leaf(*p.values_shape, row=row, seed=2)
     assert gradcheck(lambda x, values: es.spmm(x, values, p, backend=row.backend), (x, values))
     a = _leaf(2, 2, p.shape[0], row=row, seed=3)
@@ -85,7 +85,7 @@ class _Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
 def test_three_orders_of_derivatives_are_the_two_operations(row: Row) -> None:
-    p = SMALL["ragged-masked"]()
+    p = SMALL["ragged-masked"]().to(row.device)
     x, values = _leaf(3, p.shape[1], row=row, seed=1), _leaf(*p.values_shape, row=row, seed=2)
     with _Operators() as operators:
         result = es.spmm(x, values, p, backend=row.backend).pow(3).sum()
@@ -98,7 +98,7 @@ def test_three_orders_of_derivatives_are_the_two_operations(row: Row) -> None:
 @pytest.mark.parametrize("row", rows(FLOAT64))
 @pytest.mark.parametrize("wanted", ["x", "values", "bias"])
 def test_only_the_wanted_gradient_is_computed(row: Row, wanted: str) -> None:
-    p = SMALL["rectangular"]()
+    p = SMALL["rectangular"]().to(row.device)
     inputs = {
         "x": randn(3, p.shape[1], row=row, seed=1),
         "values": randn(*p.values_shape, row=row, seed=2),
@@ -114,7 +114,7 @@ def test_only_the_wanted_gradient_is_computed(row: Row, wanted: str) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
 def test_forward_mode_is_refused_not_lost(row: Row) -> None:
-    p = SMALL["rectangular"]()
+    p = SMALL["rectangular"]().to(row.device)
     x, values = randn(3, p.shape[1], row=row, seed=1), randn(*p.values_shape, row=row, seed=2)
     message = "values has a forward-mode tangent, but the derivatives are reverse-mode only"
     with pytest.raises(NotImplementedError, match=message):

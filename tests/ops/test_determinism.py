@@ -13,17 +13,17 @@ STEADY = rows(where=lambda backend: backend.threads_keep_bits)
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_run_to_run(row: Row, name: str) -> None:
-    laws.results_repeat(row, pattern(name))
+    laws.results_repeat(row, pattern(name, row.device))
 
 
 @pytest.mark.parametrize("row", STEADY)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_one_thread_or_many(row: Row, name: str) -> None:
-    laws.results_ignore_threads(row, pattern(name))
+    laws.results_ignore_threads(row, pattern(name, row.device))
 
 
 @pytest.mark.parametrize("row", STEADY)
 @pytest.mark.parametrize("name", ["unbalanced", "long-rows", "masked-ragged", "entries", "ragged-long-rows"])
 @pytest.mark.parametrize("batch", [1, 7, 301, 1037])
 def test_one_thread_or_many_at_odd_batches(row: Row, name: str, batch: int) -> None:
-    laws.results_ignore_threads(row, pattern(name), batch=batch)
+    laws.results_ignore_threads(row, pattern(name, row.device), batch=batch)

@@ -14,7 +14,7 @@ from tests.table import FLOAT32, FLOAT64, PATTERNS, Row, pattern, rows
 @pytest.mark.parametrize("row", rows(FLOAT64, FLOAT32))
 @pytest.mark.parametrize("name", PATTERNS)
 def test_energy_outside_the_support(row: Row, name: str) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     a, b = randn(9, p.shape[0], row=row, seed=1), randn(9, p.shape[1], row=row, seed=2)
     everything = float(((a @ a.T).double() * (b @ b.T).double()).sum())
     stored = float(es.sddmm(a, b, p, backend=row.backend).double().square().sum())

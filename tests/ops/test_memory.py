@@ -37,7 +37,7 @@ def poisoned() -> Iterator[None]:
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("row", rows())
 def test_the_poison_is_there(row: Row) -> None:
-    fresh = (torch.empty(64, dtype=row.dtype), torch.ones(3, dtype=row.dtype).new_empty(5, 5))
+    fresh = (torch.empty(64, dtype=row.dtype, device=row.device), randn(3, row=row, seed=1).new_empty(5, 5))
     assert all(bool(memory.isnan().all()) for memory in fresh)
 
 
@@ -45,9 +45,9 @@ def test_the_poison_is_there(row: Row) -> None:
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_fresh_memory_is_written_before_it_is_read(row: Row, name: str) -> None:
-    laws.spmm_is_dense(row, pattern(name), batch=5, transpose=False, bias=True)
-    laws.spmm_is_dense(row, pattern(name), batch=5, transpose=True, bias=False)
-    laws.sddmm_is_dense(row, pattern(name), batch=5)
+    laws.spmm_is_dense(row, pattern(name, row.device), batch=5, transpose=False, bias=True)
+    laws.spmm_is_dense(row, pattern(name, row.device), batch=5, transpose=True, bias=False)
+    laws.sddmm_is_dense(row, pattern(name, row.device), batch=5)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -55,16 +55,16 @@ def test_fresh_memory_is_written_before_it_is_read(row: Row, name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 40, 301])
 def test_scratch_memory_of_split_batches(row: Row, batch: int) -> None:
     for name in ("masked-ragged", "mid-blocks", "unbalanced"):
-        laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=False, bias=True)
-        laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=True, bias=True)
-        laws.sddmm_is_dense(row, pattern(name), batch=batch)
+        laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=False, bias=True)
+        laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=True, bias=True)
+        laws.sddmm_is_dense(row, pattern(name, row.device), batch=batch)
 
 
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_guard_bands_stay_and_do_not_leak_in(row: Row, name: str, beta: float) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     a, b = (within(randn(6, side, row=row, seed=side))[0] for side in p.shape)
     values = within(random_values(p, row))[0]
     for transpose, x, like in ((False, b, a), (True, a, b)):
@@ -91,7 +91,7 @@ def _assert_guards_stay(buffer: torch.Tensor, inner: int) -> None:
 @pytest.mark.parametrize("name", ["masked", "masked-ragged", "masked-partly", "ragged", "larger-than-the-matrix"])
 @pytest.mark.parametrize("outside", [float("nan"), float("inf")])
 def test_values_outside_the_support_are_not_read(row: Row, name: str, outside: float) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     x, dy = randn(6, p.shape[1], row=row, seed=1), randn(6, p.shape[0], row=row, seed=2)
     zeros, poison = (random_values(p, row, outside=number) for number in (0.0, outside))
     for transpose, matrix in ((False, x), (True, dy)):
@@ -104,7 +104,7 @@ def test_values_outside_the_support_are_not_read(row: Row, name: str, outside: f
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_inputs_stay_as_they_are(row: Row, name: str) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     a, b = randn(6, p.shape[0], row=row, seed=1), randn(6, p.shape[1], row=row, seed=2)
     values, structure = random_values(p, row), [tensor.clone() for tensor in p.structure]
     inputs = (a, b, values)
@@ -119,7 +119,7 @@ def test_inputs_stay_as_they_are(row: Row, name: str) -> None:
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_features_that_no_block_needs_are_not_read(row: Row, name: str) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     x, values = randn(5, p.shape[1], row=row, seed=1), random_values(p, row)
     clean = es.spmm(x, values, p, backend=row.backend)
     for col in {0, p.grid[1] // 2, p.grid[1] - 1}:
@@ -135,7 +135,7 @@ def test_features_that_no_block_needs_are_not_read(row: Row, name: str) -> None:
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("transpose", [False, True])
 def test_samples_do_not_mix(row: Row, name: str, transpose: bool) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     x, values = randn(7, p.shape[0 if transpose else 1], row=row, seed=1), random_values(p, row)
     clean = es.spmm(x, values, p, transpose=transpose, backend=row.backend)
     x[3] = float("nan")
@@ -146,7 +146,7 @@ def test_samples_do_not_mix(row: Row, name: str, transpose: bool) -> None:
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_gradient_of_a_block_reads_its_own_features(row: Row, name: str) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     a, b = randn(5, p.shape[0], row=row, seed=1), randn(5, p.shape[1], row=row, seed=2)
     clean = es.sddmm(a, b, p, backend=row.backend)
     a[:, : p.block_shape[0]] = float("nan")

@@ -14,7 +14,7 @@ from torch.library import opcheck
 import efcn_sparse as es
 from efcn_sparse import BlockPattern
 from tests.ops.inputs import randn, random_values
-from tests.table import FLOAT32, PATTERNS, Row, pattern, rows
+from tests.table import DEVICE, FLOAT32, PATTERNS, Row, pattern, rows
 
 NAMES = ("masked-ragged", "empty")
 
@@ -38,7 +38,7 @@ def _sample(row: Row, p: BlockPattern) -> dict[str, Tensor]:
 @pytest.mark.parametrize("row", rows(FLOAT32))
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck_of_spmm_and_sddmm(row: Row, name: str) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     s = {key: tensor.requires_grad_() for key, tensor in _sample(row, p).items()}
     structure, ops = list(p.structure), torch.ops.efcn_sparse
     opcheck(ops.spmm.default, (s["x"], s["values"], s["bias"], structure, p.shape, False, row.backend))
@@ -49,7 +49,7 @@ def test_opcheck_of_spmm_and_sddmm(row: Row, name: str) -> None:
 @pytest.mark.parametrize("row", rows(FLOAT32))
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck_of_the_accumulating_operators(row: Row, name: str) -> None:
-    p = pattern(name)
+    p = pattern(name, row.device)
     s, structure, ops = _sample(row, p), list(p.structure), torch.ops.efcn_sparse
     y, old = torch.ones_like(s["dy"]), torch.ones_like(s["values"])
     opcheck(ops.spmm_.default, (y, s["x"], s["values"], s["bias"], structure, p.shape, False, 0.5, 2.0, row.backend))
@@ -92,16 +92,16 @@ def _loss_and_gradients(call: Any, model: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_compiled_models_train_alike(row: Row) -> None:
-    _compiled_trains_alike(row.backend, "aot_eager")
+    _compiled_trains_alike(row.backend, row.device, "aot_eager")
 
 
 def test_inductor_trains_alike() -> None:
-    _compiled_trains_alike("auto", "inductor")
+    _compiled_trains_alike("auto", DEVICE, "inductor")
 
 
-def _compiled_trains_alike(backend: str, compiler: str) -> None:
+def _compiled_trains_alike(backend: str, device: str, compiler: str) -> None:
     torch.manual_seed(0)
-    model, x = _Mixer(backend), torch.randn(2, 5, 24)
+    model, x = _Mixer(backend).to(device), torch.randn(2, 5, 24).to(device)
     compiled = torch.compile(model, fullgraph=True, backend=compiler)
     expected, got = (_loss_and_gradients(call, model, x) for call in (model, compiled))
     for one, other in zip(expected, got, strict=True):
@@ -110,20 +110,20 @@ def _compiled_trains_alike(backend: str, compiler: str) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_one_compilation_for_every_batch_size(row: Row) -> None:
-    model = _Mixer(row.backend)
+    model = _Mixer(row.backend).to(row.device)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
-    compiled(torch.randn(2, 5, 24))
+    compiled(randn(2, 5, 24, row=row, seed=1))
     once = counter.frame_count
     for batch in (3, 17, 40):
-        x = torch.randn(batch, 5, 24)
+        x = randn(batch, 5, 24, row=row, seed=batch)
         torch.testing.assert_close(compiled(x), model(x))
     assert counter.frame_count == once
 
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_compiled_functions_with_every_argument(row: Row) -> None:
-    p = pattern("masked-ragged")
+    p = pattern("masked-ragged", row.device)
     s = _sample(row, p)
 
     def step(x: Tensor, dy: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +138,7 @@ def test_compiled_functions_with_every_argument(row: Row) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_compiled_accumulation(row: Row) -> None:
-    p = pattern("masked-ragged")
+    p = pattern("masked-ragged", row.device)
     s = _sample(row, p)
 
     def step(x: Tensor, dy: Tensor, values: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def test_compiled_accumulation(row: Row) -> None:
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_compiled_under_autocast(row: Row) -> None:
-    model, x = _Mixer(row.backend), torch.randn(6, 24)
+    model, x = _Mixer(row.backend).to(row.device), randn(6, 24, row=row, seed=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(row.device, torch.bfloat16):
         torch.testing.assert_close(compiled(x), model(x))

@@ -107,7 +107,15 @@ def classes(maps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class Embedded:
     """A case with random numbers: the dense matrix, its blocks as the backends take them, and the true parts."""
 
-    def __init__(self, conv: Conv, dtype: torch.dtype = torch.float64, *, untied: float = 0.5, off: float = 0.5):
+    def __init__(
+        self,
+        conv: Conv,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+        *,
+        untied: float = 0.5,
+        off: float = 0.5,
+    ) -> None:
         generator = np.random.default_rng(0)
         self.conv, self.entries = conv, element_map(conv)
         kernel = generator.standard_normal(self.entries.max() + 1)
@@ -117,12 +125,12 @@ class Embedded:
         self.dense = torch.tensor(dense).to(dtype).double().numpy()  # what the dtype can hold
         values, maps = blocks(self.dense, self.entries, conv.block)
         self.outside = maps == OUTSIDE
-        self.values = torch.tensor(values, dtype=dtype)
-        self.ties = classes(maps)
+        self.values = torch.tensor(values, dtype=dtype, device=device)
+        self.ties = tuple(tensor.to(device) for tensor in classes(maps))
 
     def true_squares(self) -> np.ndarray:
         return np.array([float((part**2).sum()) for part in parts(self.dense, self.entries)])
 
     def blocks_of(self, dense: np.ndarray) -> torch.Tensor:
         values, _ = blocks(dense.astype(np.float64), self.entries, self.conv.block)
-        return torch.tensor(values, dtype=self.values.dtype)
+        return torch.tensor(values, dtype=self.values.dtype, device=self.values.device)

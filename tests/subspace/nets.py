@@ -32,8 +32,13 @@ def _embedded(support: str, dtype: torch.dtype) -> nn.Module:
     return es.embed(cnn().to(dtype), torch.zeros(1, 3, 12, 12, dtype=dtype), support=SUPPORTS[support])
 
 
-def embedded(support: str = "dilated", dtype: torch.dtype = torch.float32) -> nn.Module:
-    return copy.deepcopy(_embedded(support, dtype))
+def embedded(support: str = "dilated", dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    return copy.deepcopy(_embedded(support, dtype)).to(device)
+
+
+def _randn_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Drawn on the CPU: the same numbers on every device."""
+    return torch.randn_like(tensor, device="cpu").to(tensor.device)
 
 
 @torch.no_grad()
@@ -41,13 +46,15 @@ def shaken(model: nn.Module, by: float = 0.1) -> nn.Module:
     """Move every weight and bias that is in the support, off-local ones too."""
     for module in model.modules():
         if isinstance(module, es.SparseLinear):
-            inside = module.pattern.gather(torch.ones(module.pattern.shape, dtype=module.values.dtype))
-            module.values += by * torch.randn_like(module.values) * inside
+            inside = module.pattern.gather(
+                torch.ones(module.pattern.shape, dtype=module.values.dtype, device=module.values.device)
+            )
+            module.values += by * _randn_like(module.values) * inside
             if module.bias is not None:
-                module.bias += by * torch.randn_like(module.bias)
+                module.bias += by * _randn_like(module.bias)
     return model
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The embedded weights by layer, in fp64."""
-    return {name: m.linear.values.detach().double() for name, m in model.named_modules() if hasattr(m, "ties")}
+    """The embedded weights by layer, in fp64 on the CPU."""
+    return {name: m.linear.values.detach().cpu().double() for name, m in model.named_modules() if hasattr(m, "ties")}

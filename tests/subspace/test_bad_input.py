@@ -61,7 +61,7 @@ def test_subspaces(onto: Any) -> None:
 
 
 def test_backends() -> None:
-    message = "backend must be 'auto' or one of ['cpu', 'reference'], got 'gpu'"
+    message = "backend must be 'auto' or one of ['cpu', 'reference', 'triton'], got 'gpu'"
     refused(ValueError, message, es.deviation, embedded(), backend="gpu")
     refused(ValueError, message, es.project, embedded(), "cnn", backend="gpu")
 

@@ -15,13 +15,13 @@ MANY_COPIES = [name for name in CASES if name != "one pixel"]
 
 
 def read(row: Row, case: Embedded, values: torch.Tensor) -> np.ndarray:
-    return BACKENDS[row.backend].squares(values, make_plan(*case.ties)).numpy()
+    return BACKENDS[row.backend].squares(values, make_plan(*case.ties)).cpu().numpy()
 
 
 @pytest.mark.parametrize("row", rows(torch.float64))
 @pytest.mark.parametrize("name", CASES)
 def test_scaled(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype)
+    case = Embedded(CASES[name], row.dtype, row.device)
     np.testing.assert_allclose(read(row, case, 3.0 * case.values), 9.0 * read(row, case, case.values), rtol=1e-12)
 
 
@@ -29,7 +29,7 @@ def test_scaled(row: Row, name: str) -> None:
 @pytest.mark.parametrize("name", MANY_COPIES)
 def test_every_single_entry(row: Row, name: str) -> None:
     """One entry of an otherwise tied matrix moved by 1: untied² grows by 1 - 1/n, off-local² by 1."""
-    case = Embedded(CASES[name], row.dtype, untied=0.0, off=0.0)
+    case = Embedded(CASES[name], row.dtype, row.device, untied=0.0, off=0.0)
     _, maps = blocks(case.dense, case.entries, case.conv.block)
     copies = np.bincount(maps[maps >= 0])
     plan = make_plan(*case.ties)
@@ -46,11 +46,11 @@ def test_every_single_entry(row: Row, name: str) -> None:
 @pytest.mark.parametrize("row", rows(torch.float64))
 @pytest.mark.parametrize("name", MANY_COPIES)
 def test_shuffled(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype, untied=0.0, off=0.0)
+    case = Embedded(CASES[name], row.dtype, row.device, untied=0.0, off=0.0)
     elements = case.values.flatten()
-    inside = torch.tensor(~case.outside).flatten().nonzero().squeeze(1)
+    inside = torch.tensor(~case.outside, device=row.device).flatten().nonzero().squeeze(1)
     shuffled = elements.clone()
-    shuffled[inside] = elements[inside[torch.randperm(inside.numel())]]
+    shuffled[inside] = elements[inside[torch.randperm(inside.numel()).to(row.device)]]
     before, after = read(row, case, case.values), read(row, case, shuffled.view_as(case.values))
     assert before.sum() == pytest.approx(after.sum(), rel=1e-12)
     assert before[1] == 0.0 < 0.05 * before[0] < after[1]
@@ -59,10 +59,10 @@ def test_shuffled(row: Row, name: str) -> None:
 @pytest.mark.parametrize("row", rows(torch.float64))
 @pytest.mark.parametrize("name", CASES)
 def test_copies_exchanged_among_themselves_change_nothing(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype)
+    case = Embedded(CASES[name], row.dtype, row.device)
     _, maps = blocks(case.dense, case.entries, case.conv.block)
     exchanged = case.values.clone()
     for entry in range(maps.max() + 1):
-        at = torch.tensor(np.flatnonzero(maps == entry))
+        at = torch.tensor(np.flatnonzero(maps == entry), device=row.device)
         exchanged.view(-1)[at] = case.values.view(-1)[at.flip(0)]
     np.testing.assert_allclose(read(row, case, exchanged), read(row, case, case.values), rtol=1e-12)

@@ -17,17 +17,17 @@ ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 8e-3, tor
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("name", CASES)
 def test_squares(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype)
-    read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties))
+    case = Embedded(CASES[name], row.dtype, row.device)
+    read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties)).cpu().numpy()
     np.testing.assert_allclose(read, case.true_squares(), rtol=1e-11, atol=1e-20)
 
 
 @pytest.mark.parametrize("row", rows(torch.float32))
 @pytest.mark.parametrize("name", CASES)
 def test_entries_outside_never_count(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype)
+    case = Embedded(CASES[name], row.dtype, row.device)
     case.values[torch.tensor(case.outside)] = torch.nan
-    read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties))
+    read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties)).cpu().numpy()
     np.testing.assert_allclose(read, case.true_squares(), rtol=1e-11, atol=1e-20)
 
 
@@ -35,7 +35,7 @@ def test_entries_outside_never_count(row: Row, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("tie", [True, False], ids=["cnn", "lcn"])
 def test_projections(row: Row, name: str, tie: bool) -> None:
-    case = Embedded(CASES[name], row.dtype)
+    case = Embedded(CASES[name], row.dtype, row.device)
     tied, untied, _ = parts(case.dense, case.entries)
     BACKENDS[row.backend].project(case.values, make_plan(*case.ties), tie)
     expected = case.blocks_of(tied if tie else tied + untied)
@@ -54,10 +54,10 @@ def test_the_reference_may_take_any_number_of_blocks_at_once(name: str, monkeypa
 
 @pytest.mark.parametrize("row", rows(torch.float32))
 def test_no_blocks(row: Row) -> None:
-    starts, none = torch.zeros(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
-    plan = make_plan(torch.empty((0, 4, 4), dtype=torch.int32), starts, none)
-    assert BACKENDS[row.backend].squares(torch.empty(0, 4, 4), plan).tolist() == [0.0, 0.0, 0.0]
-    BACKENDS[row.backend].project(torch.empty(0, 4, 4), plan, True)
+    starts, none, maps = (torch.zeros(shape, dtype=torch.int32, device=row.device) for shape in (1, 0, (0, 4, 4)))
+    values, plan = torch.empty(0, 4, 4, device=row.device), make_plan(maps, starts, none)
+    assert BACKENDS[row.backend].squares(values, plan).tolist() == [0.0, 0.0, 0.0]
+    BACKENDS[row.backend].project(values, plan, True)
 
 
 @pytest.mark.parametrize("row", rows(torch.float32))
@@ -85,9 +85,9 @@ def test_blocks_larger_than_one_task(row: Row, block: tuple[int, int]) -> None:
         (numbers[copied] - means[entries[copied]]).square().sum(),
         numbers[entries == -1].square().sum(),
     ]
-    plan = make_plan(maps, starts, order)
+    plan, values = make_plan(*(array.to(row.device) for array in (maps, starts, order))), values.to(row.device)
     assert plan.kinds.tolist() == [MIXED, PURELY_OFF_LOCAL, MIXED, TIED]
-    np.testing.assert_allclose(BACKENDS[row.backend].squares(values, plan), expected, rtol=1e-11)
+    np.testing.assert_allclose(BACKENDS[row.backend].squares(values, plan).cpu(), expected, rtol=1e-11)
     BACKENDS[row.backend].project(values, plan, True)
     projected = torch.where(copied, means[entries.clamp(min=0)], 0.0).to(torch.float32)
-    torch.testing.assert_close(values.flatten(), projected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(values.cpu().flatten(), projected, rtol=1e-6, atol=1e-7)

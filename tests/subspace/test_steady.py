@@ -13,7 +13,7 @@ from tests.table import Row, rows
 @pytest.mark.parametrize("row", rows(torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_readings_and_projections(row: Row, support: str) -> None:
-    model = shaken(embedded(support, row.dtype))
+    model = shaken(embedded(support, row.dtype, row.device))
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     found = set()
     for threads in (1, 2, 2) if row.backend == "cpu" else (1, 1):
@@ -23,6 +23,6 @@ def test_readings_and_projections(row: Row, support: str) -> None:
                 parameter.copy_(values[name])
         read = es.deviation(model, backend=row.backend)
         es.project(model, "cnn", backend=row.backend)
-        bits = tuple(p.detach().to(torch.float32).numpy().tobytes() for p in model.parameters())
+        bits = tuple(p.detach().cpu().to(torch.float32).numpy().tobytes() for p in model.parameters())
         found.add((read.tied, read.untied, read.off_local, bits))
     assert len(found) == 1
