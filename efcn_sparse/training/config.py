@@ -39,8 +39,8 @@ class RelaxConfig:
         momentum, weight_decay, batch_size: of SGD.
         fused: update the weights of the embedded nets and of the FCN inside the backward pass, so that their gradients
             are never held (:class:`efcn_sparse.FusedOptimizer`); the numbers are the same, bit by bit.
-        relaxing: what an embedded net is free to leave: ``both`` weight sharing and locality, only ``sharing`` (off-local
-            weights stay zero), only ``locality`` (local weights stay tied), or ``none``.
+        relaxing: what an embedded net is free to leave: ``both`` weight sharing and locality, only ``sharing``
+            (off-local weights stay zero), only ``locality`` (local weights stay tied), or ``none``.
         parts: settings by part and layer, such as ``"off-local:rate=0.5,l1=1e-5"`` or ``"conv1/tied:rate=0"``; see
             :class:`~efcn_sparse.training.relaxing.PartEntry`. They come after ``relaxing``, and the last one counts.
         copies: ``mean``, as SGD on W has it, or ``sum``, which gives the tied part the step of the CNN. If this,

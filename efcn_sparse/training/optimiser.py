@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import glob
+from typing import TYPE_CHECKING
+
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.training.plan import is_embedded
+from efcn_sparse.training.presets import convolutions
+from efcn_sparse.training.relaxing import parts_of_layers
+from efcn_sparse.training.selective import SelectiveSGD
+
+if TYPE_CHECKING:
+    from efcn_sparse.training.config import RelaxConfig
+
+
+def optimiser_of(config: RelaxConfig, arm: str, lr: float, model: nn.Module) -> Optimizer:
+    """The optimiser that ``config`` gives an arm: selective for embedded nets where it asks for that."""
+    settings = dict(lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    if not (config.selective and is_embedded(arm)):
+        return make_optimiser(model, **settings, fused=config.fused)
+    parts = parts_of_layers(convolutions(config.preset), config.relaxing, config.parts, config.weight_decay)
+    layers = {glob.escape(name): vars(one) for name, one in parts.items()}
+    return SelectiveSGD(model, **settings, copies=config.copies, layers=layers)
 
 
 def make_optimiser(

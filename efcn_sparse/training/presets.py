@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from efcn_sparse.models import alexnet_variant, vanilla_cnn
@@ -48,3 +50,12 @@ PRESETS: dict[str, Preset] = {
     "alexnet-cifar10": Preset(alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
     "alexnet-cifar100": Preset(alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label"),
 }
+
+
+@functools.cache
+def convolutions(preset: str) -> tuple[str, ...]:
+    """The names of the convolutions of a preset's CNN, which are those of the layers of its embeddings."""
+    with torch.device("meta"):
+        net = PRESETS[preset].build(PRESETS[preset].classes)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return tuple(name for name, module in net.named_modules() if isinstance(module, kinds))

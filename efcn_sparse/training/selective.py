@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from efcn_sparse.subspace.layers import embedded_layers
 from efcn_sparse.training.shares import Part, Parts, Shares
 
-_COPIES = ("mean", "sum")
+COPIES = ("mean", "sum")
 _PLAIN = Part()
 
 
@@ -80,7 +80,7 @@ class SelectiveSGD(torch.optim.Optimizer):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
         if momentum >= 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
-        if copies not in _COPIES:
+        if copies not in COPIES:
             raise ValueError(f"copies must be 'mean' or 'sum', got {copies!r}")
         self._shares: dict[int, Shares] = {}
         embedded = embedded_layers(model)

@@ -14,6 +14,7 @@ from torch import nn
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
+from efcn_sparse.training.carry import carry_state
 from efcn_sparse.training.checkpoint import (
     checkpoint_path,
     epochs_on_disk,
@@ -26,7 +27,7 @@ from efcn_sparse.training.epoch import read_performance, train_epoch
 from efcn_sparse.training.growing import make_growth
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.nets import build_cnn, build_like, embed_as
-from efcn_sparse.training.optimiser import make_optimiser
+from efcn_sparse.training.optimiser import optimiser_of
 from efcn_sparse.training.plan import CNN, Stage, is_embedded, stage_name
 from efcn_sparse.training.progress import Progress
 from efcn_sparse.training.readings import WEIGHTS, Readings
@@ -58,14 +59,14 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
         epoch = stage.first
         model = _first_model(config, stage, notebook.checkpoints)
     model = model.to(config.device)
-    optimiser = make_optimiser(
-        model, lr=stage.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=config.fused
-    )
+    optimiser = optimiser_of(config, stage.arm, stage.lr, model)
     started = time.perf_counter()
     if before:
         load_checkpoint(path, model, optimiser)
         _forget(stage, before, notebook.checkpoints)
     else:
+        if config.carry_momentum and stage.relax_epoch is not None:
+            _carry_momentum(config, stage, model, optimiser, notebook.checkpoints)
         _write_reading(stage, model, images, None, epoch, started, notebook)
         _write_checkpoint(stage, model, optimiser, epoch, notebook)
     growth = make_growth(config, stage, model, optimiser, len(images.train_x), epoch)
@@ -96,6 +97,18 @@ def _first_model(config: RelaxConfig, stage: Stage, checkpoints: Path) -> nn.Mod
             f"lr must keep the CNN finite, got {config.lr}: seed {stage.seed} diverged by epoch {stage.first}"
         )
     return embed_as(stage.arm, cnn, config.preset) if is_embedded(stage.arm) else cnn
+
+
+def _carry_momentum(
+    config: RelaxConfig, stage: Stage, model: nn.Module, optimiser: torch.optim.Optimizer, checkpoints: Path
+) -> None:
+    """Let a relaxed stage begin with the momentum that the CNN had at that epoch; at epoch 0 it has none."""
+    assert stage.relax_epoch is not None
+    cnn = build_cnn(config.preset, stage.seed).to(config.device)
+    of_cnn = optimiser_of(config, CNN, config.lr, cnn)
+    name = stage_name(CNN, stage.seed, None)
+    load_checkpoint(checkpoint_path(checkpoints, name, stage.relax_epoch), cnn, of_cnn)
+    carry_state(cnn, of_cnn, model, optimiser)
 
 
 def _write_reading(
