@@ -1,0 +1,17 @@
+"""A kernel that reads a buffer which fits the L2, over and over: the rate of the L2.
+
+No ``from __future__ import annotations`` here: Triton reads the annotations themselves.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def read_kernel(data, out, size, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Each program reads STEPS blocks, at places of its own, past the L1."""
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for step in range(STEPS):
+        at = ((tl.program_id(0) * 37 + step) * BLOCK) % size + tl.arange(0, BLOCK)
+        total += tl.load(data + at, cache_modifier=".cg")
+    tl.store(out + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), total)
