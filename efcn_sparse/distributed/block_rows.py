@@ -138,7 +138,7 @@ class DividedLinear(SparseLinear):
         part = spmm(whole, values.to_local(), self.own_pattern, backend=self.backend)
         y: Tensor = DTensor.from_local(part, mesh, [Partial()]).redistribute(placements=style.output_layouts)
         if self.bias is not None:
-            y = y + DTensor.from_local(self.bias, mesh, [Replicate()])
+            y = y + DTensor.from_local(self.bias.to(part.dtype), mesh, [Replicate()])  # autocast narrows part alone
         assert isinstance(y, DTensor)
         # a clone, since nn.ReLU(inplace=True) is refused on the view that to_local() gives
         return y.to_local().clone() if style.use_local_output else y

@@ -110,6 +110,13 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in get_model_state_dict(model, options=workers.FULL).items()}
 
 
+def leak(model: nn.Module) -> dict[str, float]:
+    x = torch.randn(BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    with es.record_leak(model) as found:
+        model(x).square().sum().backward()
+    return {name: part.outside for name, part in found.layers.items()}
+
+
 def save_alone(folder: Path) -> None:
     """A checkpoint of one process, written before the two start."""
     with warnings.catch_warnings():
@@ -125,6 +132,7 @@ def work(rank: int, folder: Path) -> dict:
         },
         "layouts": {name: _layout(arguments, rank, mesh) for name, arguments in LAYOUTS.items()},
         "chain": _chain(mesh),
+        "autocast": _autocast(mesh),
         "in place": parallelize_module(layer("ragged"), mesh, BlockRowParallel())(batch(layer("ragged"), 0)[0]).relu_(),
         "own copy": _own_copy(rank, mesh),
         "block rows": _net(folder, mesh),
@@ -169,6 +177,12 @@ def _chain(mesh: dist.DeviceMesh) -> dict:
     return {"y": y.detach(), "values": first.values.grad.full_tensor(), "bias": first.bias.grad}
 
 
+def _autocast(mesh: dist.DeviceMesh) -> Tensor:
+    sparse = parallelize_module(layer("ragged").float(), mesh, BlockRowParallel())
+    with torch.autocast("cpu", torch.bfloat16):
+        return sparse(batch(sparse, 0)[0].float()).detach()
+
+
 def chain() -> tuple[es.SparseLinear, es.SparseLinear]:
     torch.manual_seed(4)
     after = es.BlockPattern.random((10, 13), (4, 4), 0.6, torch.Generator().manual_seed(1))
@@ -190,6 +204,7 @@ def _net(folder: Path, mesh: dist.DeviceMesh) -> dict:
     train(model, optimizer)
     full = state_of(model)
     results = {
+        "leak": leak(model),
         "divided": sorted(name for name, p in model.named_parameters() if isinstance(p, dist.tensor.DTensor)),
         "full": full,
         "optimizer": get_optimizer_state_dict(model, optimizer, options=workers.FULL),

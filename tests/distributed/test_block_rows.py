@@ -88,6 +88,14 @@ def test_outputs_may_be_changed_in_place(ranks):
     torch.testing.assert_close(ranks[1]["in place"], expected, **CLOSE)
 
 
+def test_autocast_narrows_as_in_one_process(ranks):
+    sparse = block_rows.layer("ragged").float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = sparse(block_rows.batch(sparse, 0)[0].float()).detach()
+    assert ranks[1]["autocast"].dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(ranks[1]["autocast"], expected, rtol=2e-2, atol=1e-2)  # y is rounded before the bias
+
+
 def test_without_a_source_nothing_travels(ranks):
     for rank in ranks:
         numbers = rank["own copy"][:, 0, 0].tolist()
@@ -108,6 +116,8 @@ def test_a_net_trains_as_in_one_process(ranks):
     own = [rank["block rows"]["own numbers"] for rank in ranks]
     assert sum(own) == sum(p.numel() for p in model.parameters() if p.dim() == 3)
     assert max(own) < 0.52 * sum(own)
+    for rank in ranks:
+        assert rank["block rows"]["leak"] == pytest.approx(block_rows.leak(model), rel=1e-6)
 
 
 def test_what_two_saved_loads_into_one(ranks, folder):
