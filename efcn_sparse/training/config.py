@@ -145,9 +145,7 @@ class RelaxConfig:
             raise ValueError(f"relaxing must be one of {', '.join(RELAXING)}, got {self.relaxing!r}")
         if self.copies not in COPIES:
             raise ValueError(f"copies must be one of {', '.join(COPIES)}, got {self.copies!r}")
-        if isinstance(self.parts, str) or not isinstance(self.parts, Iterable):
-            raise ValueError(f"parts must be a sequence of texts, got {self.parts!r}")
-        self._set("parts", tuple(str(PartEntry.parse(text)) for text in self.parts))
+        self._set("parts", tuple(str(PartEntry.parse(text)) for text in _sequence("parts", self.parts)))
         parts_of_layers(convolutions(self.preset), self.relaxing, self.parts, self.weight_decay)
         if self.fused and self.selective:
             raise ValueError(
@@ -251,10 +249,14 @@ def _check_integer(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
-def _distinct(name: str, items: Iterable[Any]) -> tuple[Any, ...]:
+def _sequence(name: str, items: object) -> tuple[Any, ...]:
     if isinstance(items, str) or not isinstance(items, Iterable):
         raise ValueError(f"{name} must be a sequence, got {items!r}")
-    items = tuple(items)
+    return tuple(items)
+
+
+def _distinct(name: str, items: object) -> tuple[Any, ...]:
+    items = _sequence(name, items)
     if not items or len(set(items)) != len(items):
         raise ValueError(f"{name} must hold one or more different items, got {items}")
     return items

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def optimiser_of(config: RelaxConfig, arm: str, lr: float, model: nn.Module) -> Optimizer:
     """The optimiser that ``config`` gives an arm: selective for embedded nets where it asks for that."""
-    settings = dict(lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    momentum, decay = config.momentum, config.weight_decay
     if not (config.selective and is_embedded(arm)):
-        return make_optimiser(model, **settings, fused=config.fused)
-    parts = parts_of_layers(convolutions(config.preset), config.relaxing, config.parts, config.weight_decay)
+        return make_optimiser(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
+    parts = parts_of_layers(convolutions(config.preset), config.relaxing, config.parts, decay)
     layers = {glob.escape(name): vars(one) for name, one in parts.items()}
-    return SelectiveSGD(model, **settings, copies=config.copies, layers=layers)
+    return SelectiveSGD(model, lr, momentum=momentum, weight_decay=decay, copies=config.copies, layers=layers)
 
 
 def make_optimiser(

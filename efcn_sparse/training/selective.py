@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.subspace.layers import embedded_layers
 from efcn_sparse.training.shares import Part, Parts, Shares
 
@@ -44,12 +45,14 @@ class SelectiveSGD(torch.optim.Optimizer):
         parts: the settings of each embedded convolution by name.
         copies: as given.
 
+    Blocks that :class:`efcn_sparse.Growth` moves are followed.
+
     Laws: with all parts ``Part()`` it is :class:`torch.optim.SGD`. :meth:`as_cnn` moves an embedding as
     ``torch.optim.SGD`` moves the CNN. A part with rate 0 does not move; both hold to rounding, off-local exactly.
 
     Raises:
         ValueError: a number is out of range, no layer is embedded, or a pattern matches none; ``untied.l1`` is not 0.
-        RuntimeError: (in a step) the model was moved, or its support changed, since this was made.
+        RuntimeError: (in a step) the ties of a layer are no longer those of its values.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -87,10 +90,7 @@ class SelectiveSGD(torch.optim.Optimizer):
         self.parts, self.copies = _choose(list(embedded), Parts(tied, untied, off_local), layers or {}), copies
         self._layers = {name: (layer, layer.ties) for name, layer in embedded.items()}
         for name, layer in embedded.items():
-            sums, weight, bias = copies == "sum", layer.linear.values, layer.linear.bias
-            self._shares[id(weight)] = Shares.of_weight(layer, self.parts[name], sum_copies=sums)
-            if bias is not None:
-                self._shares[id(bias)] = Shares.of_bias(layer, self.parts[name], sum_copies=sums)
+            self._follow(name, layer)
         super().__init__(
             (parameter for parameter in model.parameters() if parameter.requires_grad),
             dict(lr=lr, momentum=momentum, weight_decay=weight_decay),
@@ -115,14 +115,21 @@ class SelectiveSGD(torch.optim.Optimizer):
             raise ValueError("closure must be None: compute the gradients before the step")
         for name, (layer, ties) in self._layers.items():
             if layer.ties is not ties:
-                raise RuntimeError(
-                    f"{name or 'model'}: ties must stay those that SelectiveSGD was made with; "
-                    "make it anew after the model was moved or its support changed"
-                )
+                self._follow(name, layer)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step(parameter, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
+
+    def _follow(self, name: str, layer: EmbeddedConv) -> None:
+        """Take the layer's ties as they are now: blocks may have moved since the last step."""
+        weight, bias, sums = layer.linear.values, layer.linear.bias, self.copies == "sum"
+        if (len(layer.ties.class_of_block), *layer.ties.maps.shape[1:]) != tuple(weight.shape):
+            raise RuntimeError(f"{name or 'model'}: ties must be of the {len(weight)} blocks of values, got others")
+        self._shares[id(weight)] = Shares.of_weight(layer, self.parts[name], sum_copies=sums)
+        if bias is not None:
+            self._shares[id(bias)] = Shares.of_bias(layer, self.parts[name], sum_copies=sums)
+        self._layers[name] = layer, layer.ties
 
     def _step(self, parameter: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
         shares = self._shares.get(id(parameter))

@@ -20,7 +20,8 @@ BAD = [
     (dict(arms=("cnn", "efcn")),
      "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full, got 'efcn'"),
     (dict(arms=("cnn", "efcn-dilated0")),
-     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full, got 'efcn-dilated0'"),
+     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full, "
+     "got 'efcn-dilated0'"),
     (dict(arms=("elcn",)), "arms must hold 'cnn', from which the others are embedded, got ('elcn',)"),
     (dict(cnn_epochs=-1), "cnn_epochs must be an integer of at least 0, got -1"),
     (dict(relax_epochs=1.5), "relax_epochs must be an integer of at least 0, got 1.5"),
@@ -37,6 +38,22 @@ BAD = [
     (dict(fcn_lr="fast"), "fcn_lr must be positive, got 'fast'"),
     (dict(momentum=1), "momentum must lie in [0, 1), got 1"),
     (dict(weight_decay=-1), "weight_decay must not be negative, got -1"),
+    (dict(relaxing="all"), "relaxing must be one of both, sharing, locality, none, got 'all'"),
+    (dict(copies="some"), "copies must be one of mean, sum, got 'some'"),
+    (dict(carry_momentum=1), "carry_momentum must be True or False, got 1"),
+    (dict(carry_momentum=True), "carry_momentum must be False without momentum, got True"),
+    (dict(parts="tied:rate=0"), "parts must be a sequence, got 'tied:rate=0'"),
+    (dict(parts=("conv9/tied:rate=0",)),
+     "parts must name convolutions of the net, conv1, conv2, conv3, got 'conv9/tied:rate=0'"),
+    (dict(parts=("untied:l1=1",)),
+     "parts must go together in each layer, got for conv1: untied.l1 must be 0, got 1.0: the untied part of each "
+     "kernel entry has mean zero, which shrinking each number alone would not keep"),
+    (dict(parts=("conv2/off-local:beta=50",)),
+     "parts must go together in each layer, got for conv2: l1 must be positive where beta is given, "
+     "got 0 with beta 50.0"),
+    (dict(fused=True, copies="sum"),
+     "fused must be False with relaxing, parts or copies, got True: the tied part of a step needs the gradients of "
+     "all copies, and a fused update sees those of a few block rows at a time"),
     (dict(fused=1), "fused must be True or False, got 1"),
     (dict(data=3), "data must be a path or a name, got 3"),
     (dict(device="abacus"), "device must be a torch device such as 'cpu' or 'cuda:0', got 'abacus'"),
@@ -51,7 +68,10 @@ def test_a_wrong_field_is_named(change, message):
 
 @pytest.mark.parametrize("preset", training.PRESETS)
 def test_json_round_trip(preset):
-    config = training.RelaxConfig.from_preset(preset, relaxed_lr=0.01, train_limit=100)
+    config = training.RelaxConfig.from_preset(
+        preset, relaxed_lr=0.01, train_limit=100, relaxing="sharing", parts=["*/tied:rate=0.1", "off_local:l1=1e-5"],
+        copies="sum", momentum=0.9, carry_momentum=True,
+    )  # fmt: skip
     assert training.RelaxConfig.from_json(config.to_json()) == config
     assert config.differences(config) == {}
 

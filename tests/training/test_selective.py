@@ -297,12 +297,38 @@ def test_its_state_is_saved_and_loaded(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(efcn.parameters(), other.parameters(), strict=True))
 
 
+def test_blocks_that_move_are_followed():
+    """Local weights stay tied and off-local ones move by their own gradient alone, wherever growth puts them."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 56, 3)).double()
+    efcn = es.embed(net, torch.zeros(2, *SIZE, dtype=torch.double), support=es.Grown(1.5))
+    optimiser = SelectiveSGD(efcn, 0.1, momentum=0.9, untied=FROZEN, off_local=Part(rate=0.5, l1=1e-4, beta=1.0))
+    growth = es.Growth(efcn, optimiser, every=2)
+    generator, layer, moved = torch.Generator().manual_seed(0), efcn[0], 0
+    for _ in range(6):
+        x = torch.randn(5, *SIZE, generator=generator, dtype=torch.double)
+        there = layer.ties.maps[layer.ties.class_of_block.long()] == -1
+        before, buffer = layer.linear.values.detach().clone(), optimiser.state[layer.linear.values]
+        momentum = buffer["momentum_buffer"].clone() if buffer else torch.zeros_like(before)
+        optimiser.zero_grad()
+        with growth.watch():
+            efcn(x).square().mean().backward()
+        slope = 0.9 * momentum + 0.5 * layer.linear.values.grad
+        optimiser.step()
+        expected = before - 0.1 * slope - 0.1 * 0.5 * 1e-4 * before.sign()
+        expected = expected.masked_fill(expected.abs() < 1e-4, 0)[there]
+        torch.testing.assert_close(layer.linear.values.detach()[there], expected, atol=1e-15, rtol=1e-12)
+        moved += bool(growth.step())
+        assert es.deviation(efcn).untied < 1e-12
+    assert moved == 3
+    assert es.deviation(efcn).off_local > 1e-3
+
+
 def test_a_support_that_changed_is_refused():
     _, efcn = pair()
     optimiser = SelectiveSGD(efcn, 0.1)
     efcn[2].ties = copy.copy(efcn[0].ties)
     before = [parameter.detach().clone() for parameter in efcn.parameters()]
-    with pytest.raises(RuntimeError, match=r"^2: ties must stay those that SelectiveSGD was made with"):
+    with pytest.raises(RuntimeError, match=r"^2: ties must be of the \d+ blocks of values, got others"):
         step(efcn, optimiser, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, efcn.parameters(), strict=True))
 
