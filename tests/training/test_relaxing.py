@@ -1,4 +1,4 @@
-"""What a run frees, part by part: parsed, kept with the run; and an eLCN with nothing freed repeats the CNN's epochs."""
+"""What a run frees, part by part: parsed, kept with the run; an eLCN with nothing freed repeats the CNN's epochs."""
 
 import csv
 import json
