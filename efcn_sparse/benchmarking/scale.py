@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +117,8 @@ def measure(pixels: int, batch: int, steps: int, fused: bool = True) -> ScaleRes
         steps: how many steps follow the checked one.
         fused: whether :class:`FusedOptimizer` or plain ``torch.optim.SGD`` trains.
     """
-    _warm_up(fused)
-    before = _settled_peak()
+    warm_up(fused)
+    before = settled_peak()
     torch.manual_seed(1906)
     images, labels = torch.randn(batch, 3, pixels, pixels), torch.randint(_CLASSES, (batch,))
     cnn = resnet18(_CLASSES)
@@ -130,7 +129,7 @@ def measure(pixels: int, batch: int, steps: int, fused: bool = True) -> ScaleRes
     with torch.no_grad():
         cnn_loss = float(F.cross_entropy(cnn.train()(images), labels))
 
-    _settled_peak()
+    settled_peak()
     optimizer = _optimizer(efcn.train(), fused)
     recorder = StepRecorder(cnn, efcn, LAYERS, _LEARNING_RATE)
     seconds, losses, activations = [], [], 0
@@ -147,7 +146,7 @@ def measure(pixels: int, batch: int, steps: int, fused: bool = True) -> ScaleRes
         if number == 0:
             first_peak = peak_bytes()
             errors = recorder.errors()  # in fp64, and no part of a step
-            _settled_peak()
+            settled_peak()
     step_peak = max(first_peak, peak_bytes()) - before
 
     layers = [module.linear for module in efcn.modules() if isinstance(module, EmbeddedConv)]
@@ -187,13 +186,15 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, la
 
 
 def _optimizer(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    def make(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=_LEARNING_RATE)
-
-    return FusedOptimizer(model, make) if fused else make(model.parameters())
+    return fused_sgd(model) if fused else torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
 
 
-def _warm_up(fused: bool) -> None:
+def fused_sgd(model: nn.Module) -> FusedOptimizer:
+    """The optimiser of the fused runs."""
+    return FusedOptimizer(model, lambda parameters: torch.optim.SGD(parameters, lr=_LEARNING_RATE))
+
+
+def warm_up(fused: bool = True) -> None:
     """One step of a small eFCN: libraries load and thread pools start with the first call."""
     cnn = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.LazyLinear(4))
     images = torch.randn(2, 3, 8, 8)
@@ -202,7 +203,8 @@ def _warm_up(fused: bool) -> None:
     _step(efcn, _optimizer(efcn, fused), images, torch.tensor([0, 1]))
 
 
-def _settled_peak() -> int:
+def settled_peak() -> int:
+    """What the process holds now, freed memory given back; the high-water mark starts from here."""
     gc.collect()
     trim()
     reset_peak()

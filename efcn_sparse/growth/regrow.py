@@ -14,7 +14,7 @@ from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
 from efcn_sparse.growth.growable import parts_of
 from efcn_sparse.growth.moved_state import state_like_values
 from efcn_sparse.growth.scores import flat_positions, scores_at, scores_outside
-from efcn_sparse.growth.selection import best_blocks, weakest_blocks
+from efcn_sparse.growth.selection import best_blocks
 from efcn_sparse.growth.workspace import workspace_bytes
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
@@ -113,20 +113,22 @@ def regrow(
     outside = math.prod(pattern.grid) - pattern.nnz_blocks if wanted is None else wanted.nnz_blocks
     _check_count(blocks, outside, int(droppable.sum()))
     for name, tensor in (("dy", a), ("x", b), ("layer.values", values)):
-        if not bool(tensor.isfinite().all()):
+        if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all()):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
 
     precise = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b = a.to(precise), b.to(precise)
     scored = scores_outside(a, b, pattern) if wanted is None else scores_at(a, b, wanted)
     grown = best_blocks(scored, blocks, a.device)
-    norms = _block_norms(values.detach())
-    dropped = weakest_blocks(norms, droppable, len(grown.blocks))
+    choice = droppable.nonzero().squeeze(1)
+    norms = _block_norms(values.detach(), choice)
+    weakest = torch.argsort(norms, stable=True)[: len(grown.blocks)]  # equals by position
+    dropped = choice[weakest]
 
     target, source = _exchanged(pattern, stored, grown.blocks, dropped)
     result = Regrown(
         _rows_and_cols(grown.blocks, pattern), grown.squares.sqrt(),
-        _rows_and_cols(stored[dropped], pattern), norms[dropped], source,
+        _rows_and_cols(stored[dropped], pattern), norms[weakest], source,
     )  # fmt: skip
     if result.blocks:
         exchange_blocks(parts, target, source, states)
@@ -175,12 +177,12 @@ def _off_support(candidates: BlockPattern, pattern: BlockPattern, stored: Tensor
     return BlockPattern.from_blocks(free // cols, free % cols, pattern.shape, pattern.block_shape)
 
 
-def _block_norms(values: Tensor) -> Tensor:
-    """fp64 ``[nnz_blocks]``, from a piece of ``values`` at a time."""
-    step = max(1, workspace_bytes(values.device) // (16 * max(1, values[:1].numel())))
-    norms = values.new_empty(len(values), dtype=torch.float64)
-    for first in range(0, len(values), step):
-        norms[first : first + step] = values[first : first + step].double().square().sum((1, 2)).sqrt_()
+def _block_norms(values: Tensor, blocks: Tensor) -> Tensor:
+    """fp64 ``[n]``: the Frobenius norms of ``values[blocks]``, a bounded number at a time."""
+    step = max(1, workspace_bytes(values.device) // max(1, values[:1].nbytes))
+    norms = values.new_empty(len(blocks), dtype=torch.float64)
+    for part, out in zip(blocks.split(step), norms.split(step), strict=True):
+        out.copy_(torch.linalg.vector_norm(values.index_select(0, part), dim=(1, 2), dtype=torch.float64))
     return norms
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from efcn_sparse.growth.scores import Scored
 
@@ -41,14 +40,3 @@ def _merged(parts: list[Scored], most: int) -> Scored:
     order = torch.argsort(blocks)
     order = order[torch.argsort(squares[order], descending=True, stable=True)][:most]
     return Scored(blocks[order], squares[order])
-
-
-def weakest_blocks(norms: Tensor, droppable: Tensor, count: int) -> Tensor:
-    """int64 ``[count]``: the droppable blocks of least norm, weakest first, equals by position.
-
-    Args:
-        norms: ``[nnz_blocks]``.
-        droppable: bool ``[nnz_blocks]``.
-    """
-    choice = droppable.nonzero().squeeze(1)
-    return choice[torch.argsort(norms[choice], stable=True)[:count]]
