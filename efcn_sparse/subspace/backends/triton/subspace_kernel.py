@@ -89,9 +89,9 @@ def join_places_kernel(
     end = tl.load(entry_starts + entry + 1, mask=known, other=0)
     here = tl.load(entry_places + start, mask=known, other=0)
     reference = _first_copy(values, class_starts, blocks_by_class, here // tile, here % tile, tile, known)
-    copies = tl.load(class_starts + here // tile + 1, mask=known, other=1)
-    copies -= tl.load(class_starts + here // tile, mask=known, other=0)
-    shift = tl.load(totals + here, mask=known, other=0.0) / copies.to(tl.float64)
+    copies_here = tl.load(class_starts + here // tile + 1, mask=known, other=1)
+    copies_here -= tl.load(class_starts + here // tile, mask=known, other=0)
+    shift = tl.load(totals + here, mask=known, other=0.0) / copies_here.to(tl.float64)
 
     counts = tl.zeros((ENTRIES, PLACES), dtype=tl.float64)
     within = tl.zeros((ENTRIES, PLACES), dtype=tl.float64)
