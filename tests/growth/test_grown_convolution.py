@@ -175,3 +175,22 @@ def test_a_copy_moves_alone() -> None:
     assert one.get_submodule("0").ties is not other.get_submodule("0").ties
     x = torch.randn(4, 3, 6, 6)
     torch.testing.assert_close(one(x), other(x))  # what moved was zero
+
+
+def test_a_compiled_net_is_not_compiled_again() -> None:
+    model, graphs = moved(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, x = torch.compile(model, backend=backend, fullgraph=True), torch.randn(4, 3, 6, 6)
+    compiled(x)
+    for seed in range(2):
+        for name in ("0", "2"):
+            es.regrow(model.get_submodule(name), *factors(model.get_submodule(name), seed=seed), blocks=5)
+        with torch.no_grad():
+            model.get_submodule("0").linear.values += 1
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
+    torch.compiler.reset()
