@@ -17,9 +17,7 @@ def _seeded() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [
-        item for item in items if hasattr(item, "callspec") and is_left_out(item.path.stem, item.callspec.params)
-    ]
+    left_out = [item for item in items if hasattr(item, "callspec") and is_left_out(item.callspec.params)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]

@@ -35,8 +35,8 @@ DTYPES = (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)
 
 class Backend(NamedTuple):
     """One row: the backend's name, where it runs, what it multiplies, why it is not on this machine (or None),
-    whether its results have the same bits on any number of threads, and whether it is so slow here that large cases
-    are left out."""
+    whether its results have the same bits on any number of threads, whether it is so slow here that most cases are
+    left out, and whether it multiplies zeros of W with what x has there, as a dense product does."""
 
     name: str
     device: str
@@ -44,6 +44,7 @@ class Backend(NamedTuple):
     missing: Callable[[], str | None]
     threads_keep_bits: bool
     slow: bool = False
+    multiplies_zeros: bool = False
 
 
 def _no_triton() -> str | None:
@@ -60,7 +61,7 @@ def _no_extension() -> str | None:
 BACKENDS = (
     Backend("reference", DEVICE, DTYPES, lambda: None, threads_keep_bits=False),  # the BLAS splits as it likes
     Backend("cpu", "cpu", DTYPES, _no_extension, threads_keep_bits=True),
-    Backend("triton", DEVICE, DTYPES, _no_triton, threads_keep_bits=True, slow=not GPU),
+    Backend("triton", DEVICE, DTYPES, _no_triton, threads_keep_bits=True, slow=not GPU, multiplies_zeros=True),
 )
 
 
@@ -151,26 +152,40 @@ def pattern(name: str, device: str = "cpu") -> BlockPattern:
     return PATTERNS[name]() if device == "cpu" else pattern(name).to(device)
 
 
-# What a slow backend runs: a pattern of each kind in fp32, one in the other types, and small batches.
-_FOR_SLOW = {
-    FLOAT32: ("square", "empty-rows-and-columns", "one-entry", "odd-blocks", "masked-ragged", "unbalanced"),
+# What a slow backend runs of every test: some values of each parameter, where there is a choice.
+_ON_SLOW: dict[str, tuple[Any, ...]] = {
+    "batch": (0, 1, 2, 3, 7),
+    "layout": ("contiguous", "sliced", "transposed", "unaligned", "expanded-both"),
+    "leading": ((), (2, 3), (0, 3)),
+    "block_shape": ((5, 7),),
+    "optimiser": ("sgd-momentum-decay", "adamw"),
+    "support": ("local", "dilated"),
+    "shape": ((0, 16), (16, 0)),
+    "block": ((40, 30),),
+    "conv": ("aligned dilated", "blocks span pixels", "entries that only meet padding"),
+}
+_PATTERNS_ON_SLOW = {
+    FLOAT32: ("full", "empty", "empty-rows-and-columns", "odd-blocks", "masked-ragged"),
     FLOAT64: ("masked-ragged",),
     BFLOAT16: ("masked-ragged",),
     FLOAT16: ("masked-ragged",),
 }
-_LARGEST_FOR_SLOW = 40
-# Laws 1 and 2 and accumulation are always run on it. All else takes it half an hour: EFCN_TEST_SLOW=1 runs that too.
-_ALWAYS_ON_SLOW = ("test_accuracy", "test_adjoint", "test_accumulation")
 
 
-def is_left_out(file: str, parameters: dict[str, Any]) -> bool:
-    """Whether a test of this file with these parameters is too large for the slow backend that it names."""
-    row, name, batch = parameters.get("row"), parameters.get("name"), parameters.get("batch", 0)
-    if not isinstance(row, Row) or not any(backend.name == row.backend and backend.slow for backend in BACKENDS):
+def is_slow(row: Row) -> bool:
+    """Whether the backend of ``row`` is so slow here that a test does less with it."""
+    return any(backend.name == row.backend and backend.slow for backend in BACKENDS)
+
+
+def is_left_out(parameters: dict[str, Any]) -> bool:
+    """Whether a test with these parameters takes the slow backend that it names too long."""
+    row, name = parameters.get("row"), parameters.get("name")
+    if not isinstance(row, Row) or not is_slow(row) or os.environ.get("EFCN_TEST_SLOW"):
         return False
-    if file not in _ALWAYS_ON_SLOW and not os.environ.get("EFCN_TEST_SLOW"):
-        return True
-    return batch > _LARGEST_FOR_SLOW or (name in PATTERNS and name not in _FOR_SLOW[row.dtype])
+    chosen = dict(_ON_SLOW)
+    if name in PATTERNS:
+        chosen["name"] = _PATTERNS_ON_SLOW[row.dtype]
+    return any(key in chosen and value not in chosen[key] for key, value in parameters.items())
 
 
 NO_OUTPUTS, NO_INPUTS, NOTHING = (0, 16), (16, 0), (0, 0)

@@ -10,7 +10,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse import BlockPattern
-from tests.table import FLOAT32, FLOAT64, Row, rows
+from tests.table import FLOAT32, FLOAT64, Row, is_slow, rows
 
 OPTIMISERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
@@ -48,7 +48,7 @@ def test_step_for_step(row: Row, block_shape: tuple[int, int], optimiser: str) -
     optimisers = [OPTIMISERS[optimiser](net.parameters()) for net in (dense, sparse)]
     generator = torch.Generator().manual_seed(1)
     tolerance = {"rtol": 1e-9, "atol": 1e-11} if row.dtype == FLOAT64 else {"rtol": 2e-3, "atol": 2e-5}
-    for _ in range(STEPS):
+    for _ in range(3 if is_slow(row) else STEPS):
         x = torch.randn(16, 20, generator=generator, dtype=row.dtype).to(row.device)
         target = torch.randint(5, (16,), generator=generator).to(row.device)
         losses = []
@@ -88,7 +88,7 @@ def test_a_sparse_net_trains_as_a_masked_dense_one(row: Row) -> None:
         sparse.append(layer)
     nets = (dense, nn.Sequential(*sparse))
     optimisers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in nets]
-    for _ in range(STEPS):
+    for _ in range(3 if is_slow(row) else STEPS):
         x = torch.randn(16, 20, generator=generator, dtype=row.dtype).to(row.device)
         for net, stepper in zip(nets, optimisers, strict=True):
             stepper.zero_grad()

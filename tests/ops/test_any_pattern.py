@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from efcn_sparse import BlockPattern
 from tests.ops import laws
-from tests.table import BACKENDS, BFLOAT16, DTYPES, FLOAT32, FLOAT64, Row
+from tests.table import BACKENDS, BFLOAT16, DTYPES, FLOAT32, FLOAT64, GPU, Row
 
 SIDES = st.one_of(st.integers(0, 40), st.integers(41, 150))
 BLOCKS = st.tuples(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 32]), st.sampled_from([1, 2, 3, 6, 8, 16, 31, 32]))
-LIMITS = settings(max_examples=60, deadline=None)
+LIMITS = settings(max_examples=15 if GPU else 60, deadline=None)  # each example compiles kernels on a GPU
 
 
 @st.composite
@@ -29,9 +29,13 @@ def patterns(draw: st.DrawFn) -> BlockPattern:
     return BlockPattern.from_mask(torch.rand(shape, generator=generator) < density, block_shape)
 
 
+PRESENT = [backend for backend in BACKENDS if backend.missing() is None]
+SLOW = [backend for backend in PRESENT if backend.slow]
+
+
 @st.composite
-def present_rows(draw: st.DrawFn) -> Row:
-    backend = draw(st.sampled_from([backend for backend in BACKENDS if backend.missing() is None and not backend.slow]))
+def present_rows(draw: st.DrawFn, *, slow: bool = False) -> Row:
+    backend = draw(st.sampled_from(SLOW if slow else [backend for backend in PRESENT if not backend.slow]))
     return Row(backend.name, backend.device, draw(st.sampled_from(backend.dtypes)))
 
 
@@ -69,6 +73,14 @@ def test_adjoint(row: Row, p: BlockPattern, batch: int) -> None:
 )
 def test_accumulation(row: Row, p: BlockPattern, batch: int, alpha: float, beta: float) -> None:
     laws.results_accumulate(row, p, batch=batch, alpha=alpha, beta=beta)
+
+
+@pytest.mark.skipif(not SLOW, reason="no backend is slow here: all are among those of the tests above")
+@settings(max_examples=12, deadline=None)
+@given(row=present_rows(slow=True), p=patterns(), batch=st.integers(0, 20), transpose=st.booleans())
+def test_slow_backends(row: Row, p: BlockPattern, batch: int, transpose: bool) -> None:
+    laws.gradients_are_dense(row, p, batch=batch, transpose=transpose)
+    laws.results_accumulate(row, p, batch=batch, alpha=-0.5, beta=0.25)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)

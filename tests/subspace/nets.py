@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
+from tests.table import Row, is_slow
 
 SUPPORTS = {"local": es.Local(), "dilated": es.Dilated(1), "full": es.Full()}
 
@@ -26,14 +27,32 @@ def cnn() -> nn.Sequential:
     )
 
 
+def small_cnn() -> nn.Sequential:
+    """The same kinds of convolutions, for a backend that is slow here."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 8, 2, padding=1, groups=4, bias=False), nn.Conv2d(8, 2, 1)
+    )
+
+
 @functools.cache
-def _embedded(support: str, dtype: torch.dtype) -> nn.Module:
+def _embedded(support: str, dtype: torch.dtype, small: bool) -> nn.Module:
     torch.manual_seed(0)
-    return es.embed(cnn().to(dtype), torch.zeros(1, 3, 12, 12, dtype=dtype), support=SUPPORTS[support])
+    net, x = (small_cnn(), torch.zeros(1, 3, 4, 4)) if small else (cnn(), torch.zeros(1, 3, 12, 12))
+    return es.embed(net.to(dtype), x.to(dtype), support=SUPPORTS[support])
 
 
-def embedded(support: str = "dilated", dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
-    return copy.deepcopy(_embedded(support, dtype)).to(device)
+def embedded(support: str = "dilated", dtype: torch.dtype = torch.float32) -> nn.Module:
+    return copy.deepcopy(_embedded(support, dtype, False))
+
+
+def embedded_for(row: Row, support: str) -> nn.Module:
+    """A network in the dtype and on the device of ``row``."""
+    return copy.deepcopy(_embedded(support, row.dtype, is_slow(row))).to(row.device)
+
+
+def example_for(row: Row) -> torch.Tensor:
+    """An input of that network."""
+    return torch.randn((2, 3, 4, 4) if is_slow(row) else (2, 3, 12, 12), dtype=row.dtype).to(row.device)
 
 
 def _randn_like(tensor: torch.Tensor) -> torch.Tensor:

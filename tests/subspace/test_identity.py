@@ -12,7 +12,7 @@ import efcn_sparse as es
 from efcn_sparse.subspace.backends import BACKENDS
 from efcn_sparse.subspace.plan import make_plan
 from tests.subspace.brute_force import CASES, Embedded
-from tests.subspace.nets import SUPPORTS, embedded, shaken, weights
+from tests.subspace.nets import SUPPORTS, embedded_for, shaken, weights
 from tests.table import Row, rows
 
 
@@ -24,9 +24,9 @@ def norm(weights: torch.Tensor) -> float:
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_whole_and_layers(row: Row, support: str) -> None:
     model = (
-        shaken(embedded(support, row.dtype, row.device))
+        shaken(embedded_for(row, support))
         if row.dtype.itemsize > 2
-        else embedded(support).to(row.device, row.dtype)
+        else embedded_for(row._replace(dtype=torch.float32), support).to(row.dtype)
     )
     read = es.deviation(model, backend=row.backend)
     everything = {"whole": (read, torch.cat([w.flatten() for w in weights(model).values()]))}
@@ -39,10 +39,10 @@ def test_whole_and_layers(row: Row, support: str) -> None:
 
 
 @pytest.mark.parametrize("row", rows(torch.float32, torch.float64))
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("conv", CASES)
 @pytest.mark.parametrize(("untied", "off"), [(1e-6, 0.5), (0.5, 1e-12), (1e-6, 1e-12), (0.0, 1e-20), (1e3, 1e3)])
-def test_tiny_parts_are_read_as_well_as_large_ones(row: Row, name: str, untied: float, off: float) -> None:
-    case = Embedded(CASES[name], row.dtype, row.device, untied=untied, off=off)
+def test_tiny_parts_are_read_as_well_as_large_ones(row: Row, conv: str, untied: float, off: float) -> None:
+    case = Embedded(CASES[conv], row.dtype, row.device, untied=untied, off=off)
     read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties)).cpu().numpy()
     np.testing.assert_allclose(read, case.true_squares(), rtol=1e-9, atol=0.0)
     np.testing.assert_allclose(read.sum(), (case.dense**2).sum(), rtol=1e-13)
@@ -51,7 +51,7 @@ def test_tiny_parts_are_read_as_well_as_large_ones(row: Row, name: str, untied: 
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_embedding_leaves_exact_zeros(row: Row, support: str) -> None:
-    read = es.deviation(embedded(support, row.dtype, row.device), backend=row.backend)
+    read = es.deviation(embedded_for(row, support), backend=row.backend)
     for part in (read, *read.layers.values()):
         assert (part.delta, part.untied, part.off_local, part.bias_untied) == (0.0, 0.0, 0.0, 0.0)
         assert part.tied == part.norm > 0.0
@@ -59,7 +59,7 @@ def test_embedding_leaves_exact_zeros(row: Row, support: str) -> None:
 
 @pytest.mark.parametrize("row", rows())
 def test_zero_weights(row: Row) -> None:
-    model = embedded("full", row.dtype, row.device)
+    model = embedded_for(row, "full")
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     read = es.deviation(model, backend=row.backend)

@@ -15,27 +15,27 @@ ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 8e-3, tor
 
 
 @pytest.mark.parametrize("row", rows())
-@pytest.mark.parametrize("name", CASES)
-def test_squares(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype, row.device)
+@pytest.mark.parametrize("conv", CASES)
+def test_squares(row: Row, conv: str) -> None:
+    case = Embedded(CASES[conv], row.dtype, row.device)
     read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties)).cpu().numpy()
     np.testing.assert_allclose(read, case.true_squares(), rtol=1e-11, atol=1e-20)
 
 
 @pytest.mark.parametrize("row", rows(torch.float32))
-@pytest.mark.parametrize("name", CASES)
-def test_entries_outside_never_count(row: Row, name: str) -> None:
-    case = Embedded(CASES[name], row.dtype, row.device)
+@pytest.mark.parametrize("conv", CASES)
+def test_entries_outside_never_count(row: Row, conv: str) -> None:
+    case = Embedded(CASES[conv], row.dtype, row.device)
     case.values[torch.tensor(case.outside)] = torch.nan
     read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties)).cpu().numpy()
     np.testing.assert_allclose(read, case.true_squares(), rtol=1e-11, atol=1e-20)
 
 
 @pytest.mark.parametrize("row", rows())
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("conv", CASES)
 @pytest.mark.parametrize("tie", [True, False], ids=["cnn", "lcn"])
-def test_projections(row: Row, name: str, tie: bool) -> None:
-    case = Embedded(CASES[name], row.dtype, row.device)
+def test_projections(row: Row, conv: str, tie: bool) -> None:
+    case = Embedded(CASES[conv], row.dtype, row.device)
     tied, untied, _ = parts(case.dense, case.entries)
     BACKENDS[row.backend].project(case.values, make_plan(*case.ties), tie)
     expected = case.blocks_of(tied if tie else tied + untied)
@@ -43,9 +43,9 @@ def test_projections(row: Row, name: str, tie: bool) -> None:
     assert not case.values[torch.tensor(case.outside)].any()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_reference_may_take_any_number_of_blocks_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Embedded(CASES[name])
+@pytest.mark.parametrize("conv", CASES)
+def test_the_reference_may_take_any_number_of_blocks_at_once(conv: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Embedded(CASES[conv])
     monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 2 * case.values[0].numel())
     np.testing.assert_allclose(reference.squares(case.values, make_plan(*case.ties)), case.true_squares(), rtol=1e-12)
     reference.project(case.values, make_plan(*case.ties), True)

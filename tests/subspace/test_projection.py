@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from tests.subspace.nets import SUPPORTS, embedded, shaken, weights
+from tests.subspace.nets import SUPPORTS, embedded_for, example_for, shaken, weights
 from tests.table import Row, rows
 
 ONTO = ("cnn", "lcn")
@@ -27,7 +27,7 @@ def dot(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("onto", ONTO)
 def test_twice_is_once(row: Row, support: str, onto: str) -> None:
-    model = es.project(shaken(embedded(support, row.dtype, row.device)), onto, backend=row.backend)
+    model = es.project(shaken(embedded_for(row, support)), onto, backend=row.backend)
     once = state(model)
     twice = state(es.project(model, onto, backend=row.backend))
     assert all(torch.equal(once[name], twice[name]) for name in once)
@@ -37,7 +37,7 @@ def test_twice_is_once(row: Row, support: str, onto: str) -> None:
 @pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("onto", ONTO)
 def test_orthogonal_and_nearest(row: Row, support: str, onto: str) -> None:
-    model = shaken(embedded(support, row.dtype, row.device))
+    model = shaken(embedded_for(row, support))
     before, parts = weights(copy.deepcopy(model)), es.deviation(model)
     result = weights(es.project(model, onto, backend=row.backend))
     residual = {name: before[name] - result[name] for name in before}
@@ -54,7 +54,7 @@ def test_orthogonal_and_nearest(row: Row, support: str, onto: str) -> None:
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_deviation_afterwards(row: Row, support: str) -> None:
-    model = shaken(embedded(support, row.dtype, row.device))
+    model = shaken(embedded_for(row, support))
     before = es.deviation(model)
     local = es.deviation(es.project(model, "lcn", backend=row.backend))
     assert (local.delta, local.off_local) == (0.0, 0.0)
@@ -68,8 +68,8 @@ def test_deviation_afterwards(row: Row, support: str) -> None:
 @pytest.mark.parametrize("row", rows(torch.float32, torch.float64))
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_unembedding_and_embedding_again_is_projecting(row: Row, support: str) -> None:
-    model = shaken(embedded(support, row.dtype, row.device))
-    x = torch.randn(2, 3, 12, 12, dtype=row.dtype).to(row.device)
+    model = shaken(embedded_for(row, support))
+    x = example_for(row)
     again = es.embed(es.unembed(model), x, support=SUPPORTS[support])
     projected = state(es.project(model, "cnn", backend=row.backend))
     again_state = state(again)
@@ -83,7 +83,7 @@ def test_unembedding_and_embedding_again_is_projecting(row: Row, support: str) -
 @pytest.mark.parametrize("row", rows(torch.float32))
 @pytest.mark.parametrize("onto", ONTO)
 def test_what_is_embedded_stays_where_it_is(row: Row, onto: str) -> None:
-    model = embedded("full", row.dtype, row.device)
+    model = embedded_for(row, "full")
     before = state(model)
     after = state(es.project(model, onto, backend=row.backend))
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -91,7 +91,7 @@ def test_what_is_embedded_stays_where_it_is(row: Row, onto: str) -> None:
 
 @pytest.mark.parametrize("row", rows(torch.float32))
 def test_entries_outside_the_support_stay_zero(row: Row) -> None:
-    model = es.project(shaken(embedded("dilated", row.dtype, row.device)), "cnn", backend=row.backend)
+    model = es.project(shaken(embedded_for(row, "dilated")), "cnn", backend=row.backend)
     for module in model.modules():
         if isinstance(module, es.SparseLinear):
             inside = module.pattern.gather(torch.ones(module.pattern.shape, device=row.device))
@@ -101,7 +101,7 @@ def test_entries_outside_the_support_stay_zero(row: Row) -> None:
 
 @pytest.mark.parametrize("row", rows(torch.float32))
 def test_biases_become_their_mean_over_positions(row: Row) -> None:
-    model = shaken(embedded("local", row.dtype, row.device))
+    model = shaken(embedded_for(row, "local"))
     layers = [m for m in model.modules() if hasattr(m, "ties") and m.linear.bias is not None]
     expected = [m.linear.bias.detach().view(-1, m.ties.kernel_shape[0]).mean(0) for m in layers]
     es.project(model, "cnn", backend=row.backend)

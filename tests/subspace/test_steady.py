@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import efcn_sparse as es
-from tests.subspace.nets import SUPPORTS, embedded, shaken
+from tests.subspace.nets import SUPPORTS, embedded_for, shaken
 from tests.table import Row, rows
 
 
 @pytest.mark.parametrize("row", rows(torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_readings_and_projections(row: Row, support: str) -> None:
-    model = shaken(embedded(support, row.dtype, row.device))
+    model = shaken(embedded_for(row, support))
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     found = set()
     for threads in (1, 2, 2) if row.backend == "cpu" else (1, 1):
