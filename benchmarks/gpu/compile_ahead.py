@@ -1,22 +1,21 @@
 """Every tuned configuration compiled for GPUs that need not be here, and what came out.
 
-    python -m benchmarks.gpu.compile_ahead [--arch sm90 ...] [--json] [--limit N]
+    python -m benchmarks.gpu.compile_ahead [--arch sm90 ...] [--kernels products plain] [--everything-on]
+                                           [--summary | --json] [--limit N]
 
 No GPU is needed: Triton carries its compilers. A kernel passes if it multiplies with the tensor instruction of its
 architecture (fp32 in IEEE precision has none), keeps everything in registers, fits registers and shared memory, and
-loads its operands ahead of their use as deep as its stages say.
+loads its operands ahead of their use as deep as its stages say. ``--everything-on`` compiles the most that a kernel may
+have to do: masks, ragged edges, split rows, beta.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +24,14 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.gpu.binary import REGISTER_LIMIT, SHARED_LIMIT, read
 from efcn_sparse.ops.backends.triton import work
 from efcn_sparse.ops.backends.triton.sddmm_kernel import sddmm_kernel
 from efcn_sparse.ops.backends.triton.spmm_kernel import spmm_kernel
 from efcn_sparse.ops.backends.triton.tuning import Config, Row, rows, trimmed
 
 INSTRUCTIONS = {"sm80": "mma.sync", "sm90": "wgmma.mma_async", "sm100": "tcgen05.mma", "gfx942": "v_mfma"}
-SHARED_LIMIT = {"sm80": 163 * 1024, "sm90": 227 * 1024, "sm100": 227 * 1024, "gfx942": 64 * 1024}
-REGISTER_LIMIT = {"sm80": 255, "sm90": 255, "sm100": 255, "gfx942": 512}
+EVERYTHING_ON = {"MASKED": True, "RAGGED": True, "SPLIT": True, "ADD": True}
 _TYPES = {16: "bf16", 32: "fp32", 64: "fp64"}
 _FLOATS = ("y", "x", "values", "bias", "out", "a", "b")
 _ALIGNED = (*_FLOATS, "pieces", "tasks", "members", "entry_cols", "entry_blocks")
@@ -93,7 +92,7 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
     return Compiled(
         case.operation, case.arch, _TYPES[case.bits], f"{case.height}×{case.width}",
         f"{config.block_m}×{config.block_n}×{config.block_k}", members, config.warps, config.stages, instruction,
-        *_read(built, case.arch, instruction),
+        **asdict(read(built, case.arch, instruction)),
     )  # fmt: skip
 
 
@@ -131,45 +130,48 @@ def _signature(
     return types, {(names.index(name),): value for name, value in constants.items()}, aligned
 
 
-def _read(built: Any, arch: str, instruction: str) -> tuple[int, int, int, int, int]:
-    """Tensor instructions, registers, spilled bytes, shared memory, asynchronous copies."""
-    if arch.startswith("gfx"):
-        text = built.asm["amdgcn"]
-        number = {key: int(re.search(rf"\.{key}:\s*(\d+)", text)[1]) for key in ("vgpr_count", "vgpr_spill_count")}
-        return (
-            text.count(INSTRUCTIONS[arch]),
-            number["vgpr_count"],
-            4 * number["vgpr_spill_count"],
-            built.metadata.shared,
-            0,
-        )
-    text = built.asm["ptx"]
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    stack, local, registers = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("STACK", "LOCAL", "REG"))
-    count = len(re.findall(re.escape(instruction), text)) if instruction else 0
-    return count, registers, stack + local, built.metadata.shared, len(re.findall(r"cp\.async\.c[ag]", text))
-
-
-def table(compiled: list[Compiled]) -> str:
-    """Markdown."""
-    lines = [
-        "| kernel | GPU | type | block | tile M×N×K | rows | warps | stages | instruction | registers | shared KiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {c.operation} | {c.arch} | {c.dtype} | {c.block} | {c.tile} | {c.members} | {c.warps} | {c.stages} | "
-        f"{c.instructions} `{c.instruction}` | {c.registers} | {c.shared / 1024:.0f} |"
+def table(compiled: Sequence[Compiled]) -> str:
+    """Markdown: every kernel."""
+    heads = ["kernel", "GPU", "type", "block", "tile M×N×K", "rows", "warps", "stages", "instruction", "registers",
+             "spilled", "shared KiB"]  # fmt: skip
+    return markdown(heads, [
+        [c.operation, c.arch, c.dtype, c.block, c.tile, c.members, c.warps, c.stages, _found(c), c.registers,
+         c.spilled_bytes, f"{c.shared / 1024:.0f}"]
         for c in compiled
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
-def compile_all(archs: list[str], limit: int | None = None) -> list[Compiled]:
-    """Each row for each of those architectures, with super-rows of every size that the work model may choose."""
+def summary(compiled: Sequence[Compiled]) -> str:
+    """Markdown: the most of each kind of kernel."""
+    kinds: dict[tuple[str, str, str], list[Compiled]] = {}
+    for c in compiled:
+        kinds.setdefault((c.arch, c.operation, c.dtype), []).append(c)
+    rows = []
+    for (arch, operation, dtype), of in kinds.items():
+        wanted = sorted({c.instruction for c in of if c.instruction})
+        rows.append([
+            arch, operation, dtype, len(of), ", ".join(f"`{name}`" for name in wanted) or "–",
+            sum(c.instructions > 0 for c in of) if wanted else "–", max(c.registers for c in of),
+            max(c.spilled_bytes for c in of), f"{max(c.shared for c in of) / 1024:.0f}",
+            "; ".join(sorted({fault for c in of for fault in c.faults()})) or "none",
+        ])  # fmt: skip
+    heads = ["GPU", "kernel", "type", "compiled", "instruction", "have it", "most registers", "most spilled",
+             "most shared KiB", "faults"]  # fmt: skip
+    return markdown(heads, rows)
+
+
+def markdown(heads: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _found(c: Compiled) -> str:
+    return f"{c.instructions} `{c.instruction}`" if c.instruction else "–"
+
+
+def compile_all(archs: list[str], limit: int | None = None, **flags: Any) -> list[Compiled]:
+    """Each row for each of those architectures, with super-rows of the smallest and the largest size it may get."""
     compiled = []
     for arch in archs:
         jobs = [
@@ -185,7 +187,7 @@ def compile_all(archs: list[str], limit: int | None = None) -> list[Compiled]:
             distinct[case.operation, case.bits, case.height, case.width, cut, members] = row
         chosen = list(distinct.items())
         step = 1 if limit is None else max(1, len(chosen) // limit)
-        compiled += [compile_row(row, key[-1]) for key, row in chosen[::step]]
+        compiled += [compile_row(row, key[-1], **flags) for key, row in chosen[::step]]
     return compiled
 
 
@@ -194,26 +196,46 @@ def _sizes(row: Row) -> list[int]:
     return sorted({sizes[0], sizes[-1]})
 
 
+def compile_plain(archs: list[str]) -> list[Compiled]:
+    """The kernels without products for each of those architectures: the subspace reading, sums of pieces."""
+    from benchmarks.gpu.ahead_plain import TYPES, compile_reading, compile_sums
+
+    return [
+        Compiled(name, arch, dtype, "–", cut, 1, 4, 1, "", **asdict(binary))
+        for arch in archs
+        for dtype in TYPES
+        for name, cut, binary in (*compile_sums(arch, dtype), *compile_reading(arch, dtype))
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print a table; exit with 1 if a kernel has a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=sorted(INSTRUCTIONS), default=list(INSTRUCTIONS))
+    parser.add_argument("--kernels", nargs="+", choices=("products", "plain"), default=["products"])
+    parser.add_argument("--everything-on", action="store_true")
     parser.add_argument(
-        "--limit", type=int, help="about this many kernels for each architecture, spread over the table"
+        "--limit", type=int, help="about this many products for each architecture, spread over the table"
     )
-    parser.add_argument("--json", action="store_true")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true")
+    shape.add_argument("--summary", action="store_true", help="one line for each kind of kernel")
     options = parser.parse_args(arguments)
-    compiled = compile_all(options.arch, options.limit)
+    compiled: list[Compiled] = []
+    if "products" in options.kernels:
+        compiled += compile_all(options.arch, options.limit, **(EVERYTHING_ON if options.everything_on else {}))
+    if "plain" in options.kernels:
+        compiled += compile_plain(options.arch)
     faults = [(c, c.faults()) for c in compiled if c.faults()]
     if options.json:
         print(json.dumps({"torch": torch.__version__, "triton": triton.__version__,
                           "kernels": [asdict(c) | {"faults": c.faults()} for c in compiled]}))  # fmt: skip
     else:
-        print(table(compiled))
+        print(f"Triton {triton.__version__}; {len(compiled)} kernels, {len(faults)} with faults.\n")
+        print(summary(compiled) if options.summary else table(compiled))
     for c, found in faults:
-        print(
-            f"{c.operation} {c.arch} {c.dtype} {c.block} {c.tile} rows {c.members}: {', '.join(found)}", file=sys.stderr
-        )
+        what = f"{c.operation} {c.arch} {c.dtype} {c.block} {c.tile} rows {c.members}"
+        print(f"{what}: {', '.join(found)}", file=sys.stderr)
     return 1 if faults else 0
 
 
