@@ -98,18 +98,26 @@ def deviation(model: nn.Module, *, backend: str = "auto") -> Deviation:
         >>> 0.0 < es.deviation(twin).delta < 1.0
         True
     """
-    squares = {name: _squares(layer, backend) for name, layer in embedded_layers(model).items()}
+    read = {name: _squares(layer, backend) for name, layer in embedded_layers(model).items()}
+    squares = {
+        name: _numbers(*parts) for name, parts in read.items()
+    }  # only now, so that a GPU reads all without a wait
     layers = {name: LayerDeviation.of_squares(*parts) for name, parts in squares.items()}
     whole = LayerDeviation.of_squares(*(sum(parts) for parts in zip(*squares.values(), strict=True)))
     return Deviation(**vars(whole), layers=layers)
 
 
-def _squares(layer: EmbeddedConv, backend: str) -> list[float]:
-    """‖tied‖², ‖untied‖², ‖off-local‖² of the weights, and ‖untied‖² of the bias."""
+def _squares(layer: EmbeddedConv, backend: str) -> tuple[Tensor, Tensor | None]:
+    """‖tied‖², ‖untied‖², ‖off-local‖² of the weights, and of the bias if there is one."""
     weight, bias = weight_blocks(layer), bias_blocks(layer)
-    return [*_read(*weight, backend), 0.0 if bias is None else _read(*bias, backend)[1]]
+    return _read(*weight, backend), None if bias is None else _read(*bias, backend)
 
 
-def _read(values: Tensor, plan: Plan, backend: str) -> list[float]:
+def _read(values: Tensor, plan: Plan, backend: str) -> Tensor:
     run = resolve(backend, values.device.type, values.dtype)
-    return run.squares(values.contiguous(), plan).tolist()
+    return run.squares(values.contiguous(), plan)
+
+
+def _numbers(weight: Tensor, bias: Tensor | None) -> list[float]:
+    """The squares of the weights' parts, and ‖untied‖² of the bias."""
+    return [*weight.tolist(), 0.0 if bias is None else bias.tolist()[1]]
