@@ -56,6 +56,7 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
         progress=progress(run),
         problems=run.problems,
         rows=_final_rows(run),
+        supports=_support_rows(run),
         sections=sections,
         config=_table(dataclasses.asdict(run.config)),
         environment=_table(run.environment),
@@ -83,6 +84,21 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
     return rows
 
 
+def _support_rows(run: Run) -> list[dict[str, str]]:
+    return [
+        {
+            "colour": look_of(final.arm, run.arms).colour,
+            "arm": look_of(final.arm, run.arms).name,
+            "time": str(final.relax_epoch),
+            "stored": f"{final.stored.mean:,.0f}",
+            "leak": final.leak.text(),
+            "captured": final.captured.text(),
+        }
+        for final in finals(run)
+        if final.stored.n
+    ]
+
+
 def _points(mean: float, std: float) -> str:
     signed = f"{100 * mean:+.1f}".replace("-", "−")
     return signed + (f" ± {100 * std:.1f}" if math.isfinite(std) else "")
@@ -94,7 +110,7 @@ def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(_text(one) for one in value)
+        return ", ".join(_text(one) for one in value) or "–"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
     return "–" if value is None else str(value)

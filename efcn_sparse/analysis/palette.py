@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Okabe and Ito (2008), which stay apart under the common colour-vision deficiencies; the references are greys.
+from efcn_sparse.embedding import Dilated, Grown, Support, parse_support
+
+# Chosen to stay apart under the common colour-vision deficiencies (tests/analysis/test_palette.py); FCN and CNN are
+# greys. A family of supports has one hue, of which larger supports have the darker shades.
 _FIXED = {
     "cnn": ("CNN", "#1b1b1b", "o"),
-    "cnn-relaxed": ("CNN, relaxed lr", "#56b4e9", "P"),
+    "cnn-relaxed": ("CNN, relaxed lr", "#ccaa00", "P"),
     "elcn": ("eLCN", "#009e73", "s"),
     "efcn-full": ("eFCN full", "#d55e00", "^"),
     "fcn": ("FCN", "#6e6e6e", "X"),
 }
-_DILATED = (("#0072b2", "D"), ("#cc79a7", "v"), ("#b08900", "<"), ("#6a51a3", ">"))
+_FAMILIES: dict[type[Support], tuple[tuple[str, str], ...]] = {
+    Dilated: (("#74b9e8", "<"), ("#1f78c8", "D"), ("#0a3f8f", ">")),
+    Grown: (("#ee9ab8", "p"), ("#d04a9f", "v"), ("#8e1a6e", "h")),
+}
+_SHADES = {1: (1,), 2: (1, 2), 3: (0, 1, 2)}  # by the size of the family
 
 
 @dataclass(frozen=True)
@@ -25,16 +32,41 @@ class Look:
     marker: str
 
 
-def look_of(arm: str, arms: Sequence[str] = ()) -> Look:
-    """The :class:`Look` of ``arm`` among ``arms``, which number the dilated eFCNs.
+def support_of(arm: str) -> Support | None:
+    """The support that an eFCN arm names; None for the eLCN and for other arms.
 
     Example:
-        >>> look_of("efcn-dilated2", ["cnn", "efcn-dilated2", "efcn-full"])
-        Look(name='eFCN dilated 2', colour='#0072b2', marker='D')
+        >>> support_of("efcn-dilated2"), support_of("cnn")
+        (Dilated(radius=2), None)
+    """
+    text = arm.removeprefix("efcn-")
+    try:
+        return None if text == arm else parse_support(text)
+    except ValueError:
+        return None
+
+
+def look_of(arm: str, arms: Sequence[str] = ()) -> Look:
+    """The :class:`Look` of ``arm`` among ``arms``, whose order numbers the shades of each family.
+
+    Example:
+        >>> look_of("efcn-grown1.5", ["cnn", "efcn-grown1.5", "efcn-grown2", "efcn-full"])
+        Look(name='eFCN grown 1.5', colour='#d04a9f', marker='v')
     """
     if arm in _FIXED:
         return Look(*_FIXED[arm])
-    others = [other for other in arms if other not in _FIXED]
-    colour, marker = _DILATED[(others.index(arm) if arm in others else 0) % len(_DILATED)]
-    radius = arm.removeprefix("efcn-dilated")
-    return Look(f"eFCN dilated {radius}" if radius != arm else arm, colour, marker)
+    support = support_of(arm)
+    looks = _FAMILIES.get(type(support), _FAMILIES[Dilated]) if support else _FAMILIES[Dilated]
+    family = [other for other in arms if other not in _FIXED and type(support_of(other)) is type(support)]
+    rank = family.index(arm) if arm in family else 0
+    shade = _SHADES[min(max(len(family), 1), len(looks))][rank % len(looks)]
+    return Look(_name(arm, support), *looks[shade])
+
+
+def _name(arm: str, support: Support | None) -> str:
+    if isinstance(support, Dilated):
+        return f"eFCN dilated {support.radius}"
+    if isinstance(support, Grown):
+        start = f" from dilated {support.start.radius}" if isinstance(support.start, Dilated) else ""
+        return f"eFCN grown {support.budget:g}{start}"
+    return arm

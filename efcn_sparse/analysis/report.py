@@ -6,12 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from efcn_sparse.analysis.figures.canvas import Drawing, drawing_style, save
 from efcn_sparse.analysis.figures.curves import draw_curves
 from efcn_sparse.analysis.figures.deviation import draw_deviation
 from efcn_sparse.analysis.figures.distance import draw_distance
 from efcn_sparse.analysis.figures.final_accuracy import draw_final_accuracy
 from efcn_sparse.analysis.figures.heat_maps import draw_heat_maps
+from efcn_sparse.analysis.figures.leak import draw_leak
+from efcn_sparse.analysis.figures.stored_weights import draw_stored_weights
 from efcn_sparse.analysis.page import Picture, Section, render_page
 from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights
@@ -58,11 +62,14 @@ def write_report(run_dir: str | Path) -> Path:
 def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequence[str]]]:
     final, curves, deviation = draw_final_accuracy(run), draw_curves(run), draw_deviation(run)
     heat_maps, distance = draw_heat_maps(run, weights), draw_distance(run, weights)
+    leak, stored = draw_leak(run), draw_stored_weights(run)
     no_deviation = () if deviation else ("No embedded arm has readings yet.",)
     return [
         ("Final test accuracy against the relax time", final, () if final else (_NO_READINGS,)),
         ("Accuracy and loss over the epochs", curves, () if curves else (_NO_READINGS,)),
         ("Deviation from the CNN subspace", deviation, no_deviation),
+        ("Gradient outside the support", leak, () if leak else (_no_leak(run),)),
+        ("Stored weights and what they hold", stored, () if stored else (_no_leak(run),)),
         ("Weights of a unit", heat_maps, weights.gaps),
         (
             "Off-local weights by distance",
@@ -70,6 +77,16 @@ def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequ
             () if distance else ("No checkpoint could be read; the section before says why.",),
         ),
     ]
+
+
+def _no_leak(run: Run) -> str:
+    if not run.relaxed_arms:
+        return "No embedded arm has readings yet."
+    if any(np.isfinite(trace.columns["leak"]).any() for trace in run.traces):
+        return "No gradient fell outside a support."
+    return (
+        "No gradient was read: no embedded net has taken a step yet, or the run is of a version that did not read it."
+    )
 
 
 def _section(folder: Path, title: str, drawings: list[Drawing], gaps: Sequence[str]) -> Section:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from efcn_sparse.analysis.palette import support_of
+from efcn_sparse.embedding import Dilated, Grown
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.plan import Stage, stages
 from efcn_sparse.training.readings import LAYERS, METRICS, are_columns
@@ -46,6 +48,11 @@ class Trace:
     def final(self, column: str) -> float:
         """The last reading of ``column``."""
         return float(self.columns[column][-1])
+
+    def mean(self, column: str) -> float:
+        """The mean of the readings of ``column``; nan where there are none."""
+        known = self.columns[column][np.isfinite(self.columns[column])]
+        return float(known.mean()) if known.size else math.nan
 
 
 @dataclass(frozen=True)
@@ -98,18 +105,20 @@ class Run:
         return list(dict.fromkeys(trace.layer for trace in self.layer_traces if trace.arm == arm))
 
 
-def arm_order(arm: str) -> tuple[int, int, str]:
-    """Sorts arms from the CNN over ever larger supports to the standard FCN.
+def arm_order(arm: str) -> tuple[int, float, str]:
+    """Sorts arms from the CNN over the families of supports, each by size, to the standard FCN.
 
     Example:
-        >>> sorted(["fcn", "efcn-full", "efcn-dilated10", "efcn-dilated2", "elcn", "cnn"], key=arm_order)
-        ['cnn', 'elcn', 'efcn-dilated2', 'efcn-dilated10', 'efcn-full', 'fcn']
+        >>> sorted(["fcn", "efcn-full", "efcn-grown2", "efcn-dilated10", "efcn-dilated2", "elcn", "cnn"], key=arm_order)
+        ['cnn', 'elcn', 'efcn-dilated2', 'efcn-dilated10', 'efcn-grown2', 'efcn-full', 'fcn']
     """
-    fixed = {"cnn": 0, "cnn-relaxed": 1, "elcn": 2, "efcn-full": 4, "fcn": 5}
-    radius = arm.removeprefix("efcn-dilated")
-    if radius != arm and radius.isdecimal():
-        return (3, int(radius), arm)
-    return (fixed.get(arm, 6), 0, arm)
+    fixed = {"cnn": 0, "cnn-relaxed": 1, "elcn": 2, "efcn-full": 5, "fcn": 6}
+    support = support_of(arm)
+    if isinstance(support, Dilated):
+        return 3, support.radius, arm
+    if isinstance(support, Grown):
+        return 4, support.budget, arm
+    return fixed.get(arm, 7), 0, arm
 
 
 def read_run(run_dir: str | Path) -> Run:

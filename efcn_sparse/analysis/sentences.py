@@ -35,7 +35,12 @@ def findings(run: Run) -> list[str]:
     for arm in run.arms:
         of_arm = _complete([final for final in last if final.arm == arm and final.relax_epoch is not None])
         if of_arm:
-            sentences = (_best(run, of_arm), _against_references(run, of_arm, last), _deviation(run, of_arm))
+            sentences = (
+                _best(run, of_arm),
+                _against_references(run, of_arm, last),
+                _deviation(run, of_arm),
+                _support(of_arm, last),
+            )
             entries.append(" ".join(sentence for sentence in sentences if sentence))
     return entries
 
@@ -123,3 +128,33 @@ def _deviation(run: Run, of_arm: list[Final]) -> str:
         f"It ends at δ between {low.delta.mean:.3f} (t_w = {low.relax_epoch}) and {high.delta.mean:.3f} "
         f"(t_w = {high.relax_epoch})."
     )
+
+
+def _support(of_arm: list[Final], last: list[Final]) -> str:
+    """What the arm stores, and what share of the gradient its support leaves out and holds."""
+    stored = max((final.stored.mean for final in of_arm if final.stored.n), default=math.nan)
+    if not math.isfinite(stored):
+        return ""
+    full = max((final.stored.mean for final in last if final.arm == "efcn-full" and final.stored.n), default=stored)
+    text = f"It stores {stored:,.0f} weights" + (
+        f", {_percent(stored / full)} of the full eFCN's" if full > stored else ""
+    )
+    leaks = [final.leak.mean for final in of_arm if final.leak.n]
+    if not leaks:
+        return text + "."
+    if max(leaks) == 0:
+        return text + " and leaves out no gradient."
+    held = [final.captured.mean for final in of_arm if final.captured.n]
+    text += f"; {_range(leaks)} of the squared gradient falls outside its support"
+    if not held or max(held) == 0:
+        return text + "."
+    return text + f", which holds {_range(held)} of the off-local part."
+
+
+def _range(shares: list[float]) -> str:
+    low, high = f"{100 * min(shares):.0f}", f"{100 * max(shares):.0f}"
+    return f"{low}%" if low == high else f"{low} to {high}%"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.0f}%"

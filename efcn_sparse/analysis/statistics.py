@@ -50,6 +50,8 @@ class Final:
 
     Attributes:
         epochs: the last epochs of the seeds, lowest and highest.
+        stored: numbers in the support.
+        leak, captured: means over the epochs (columns of metrics.csv): a single batch tells little.
         complete: whether every seed of the plan has reached the end.
         control: test accuracy of the CNN of the same seeds at the same epochs.
         against_cnn: test accuracy minus ``control``, seed by seed.
@@ -63,6 +65,9 @@ class Final:
     train_accuracy: Spread
     test_loss: Spread
     delta: Spread
+    stored: Spread
+    leak: Spread
+    captured: Spread
     control: Spread
     against_cnn: Spread
 
@@ -86,8 +91,9 @@ def _final(run: Run, arm: str, relax_epoch: int | None) -> Final:
     complete = planned == {trace.seed: int(trace.epochs[-1]) for trace in traces}
     over_seeds = {
         name: spread([trace.final(name) for trace in traces])
-        for name in ("test_accuracy", "train_accuracy", "test_loss", "delta")
+        for name in ("test_accuracy", "train_accuracy", "test_loss", "delta", "stored")
     }
+    over_seeds |= {name: spread([trace.mean(name) for trace in traces]) for name in ("leak", "captured")}
     return Final(
         arm, relax_epoch, (min(last), max(last)), complete,
         control=spread(controls), against_cnn=spread(differences), **over_seeds,

@@ -22,6 +22,9 @@ from efcn_sparse.training.readings import LAYERS, METRICS
 PLATEAU = {"fcn": 0.61, "cnn": 0.93, "cnn-relaxed": 0.935, "elcn": 0.90, "efcn-full": 0.86}
 
 
+CAPTURED = {"elcn": 0.0, "efcn-dilated2": 0.4, "efcn-full": 1.0}
+
+
 def tiny_cnn(classes: int = 10) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
@@ -82,8 +85,22 @@ def _reading(stage: Stage, epoch: int) -> tuple[dict[str, object], list[dict[str
     names = ("0", "2")
     parts = [_parts(stage.arm, since, time, index + 1.0) for index in range(len(names))]
     whole = np.sqrt(np.square(parts).sum(0))
-    of_layers = [{**key, "layer": name, **_named(part)} for name, part in zip(names, parts, strict=True)]
-    return {**row, **_named(whole)}, of_layers
+    supports = [_support(stage.arm, since, index) for index in range(len(names))]
+    of_layers = [
+        {**key, "layer": name, **_named(part), **support}
+        for name, part, support in zip(names, parts, supports, strict=True)
+    ]
+    stored = sum(int(support["stored"]) for support in supports)  # type: ignore[call-overload]
+    return {**row, **_named(whole), **_support(stage.arm, since, 0.5), "stored": stored}, of_layers
+
+
+def _support(arm: str, since: int, index: float) -> dict[str, object]:
+    captured = CAPTURED.get(arm, 0.5)
+    stored = round(1000 * (1 + index) * (1 + 8 * captured**2))
+    if since == 0:
+        return {"stored": stored}
+    off_local = 0.6 + 0.1 * index - 0.02 * since
+    return {"stored": stored, "leak": (1 - captured) * off_local, "captured": captured}
 
 
 def _parts(arm: str, since: int, time: int, scale: float) -> np.ndarray:

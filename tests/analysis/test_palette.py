@@ -9,10 +9,13 @@ import pytest
 
 from efcn_sparse.analysis.figures.canvas import colours_of_times
 from efcn_sparse.analysis.palette import look_of
-from efcn_sparse.analysis.run_data import read_run
+from efcn_sparse.analysis.run_data import arm_order, read_run
 from tests.analysis.synthetic import write_run
 
-ARMS = ["cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated4", "efcn-full", "fcn"]
+ARMS = [
+    "cnn", "cnn-relaxed", "elcn", "efcn-dilated1", "efcn-dilated2", "efcn-dilated4", "efcn-grown1.5", "efcn-grown2",
+    "efcn-grown4", "efcn-full", "fcn",
+]  # fmt: skip
 SEEN = {  # linear RGB, severity 1 (Machado, Oliveira, Fernandes 2009)
     "normal": np.eye(3),
     "protanopia": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
@@ -35,6 +38,31 @@ def test_arms_are_told_apart(vision):
         distance = np.linalg.norm(_lab(first.colour, SEEN[vision]) - _lab(second.colour, SEEN[vision]))
         assert distance > 12, (a, b, distance)
         assert first.marker != second.marker
+
+
+def test_a_family_of_supports_has_one_hue_and_larger_ones_are_darker():
+    for family, name in (("efcn-dilated", "eFCN dilated "), ("efcn-grown", "eFCN grown ")):
+        for arms in ([family + "1"], [family + "1", family + "2"], [family + "1", family + "2", family + "12"]):
+            looks = [look_of(arm, ["cnn", *arms, "efcn-full"]) for arm in arms]
+            lab = [_lab(look.colour, SEEN["normal"]) for look in looks]
+            assert [look.name for look in looks] == [name + arm.removeprefix(family) for arm in arms]
+            lightness = [one[0] for one in lab]
+            assert lightness == sorted(lightness, reverse=True)
+            assert (np.array(lightness) < 80).all(), "seen on white"
+            hues = np.array([one[1:] / np.linalg.norm(one[1:]) for one in lab])
+            assert (hues @ hues.T > np.cos(np.radians(40))).all()
+    assert (
+        look_of("efcn-grown2-dilated1", ["efcn-grown2", "efcn-grown2-dilated1"]).name == "eFCN grown 2 from dilated 1"
+    )
+    assert look_of("something").name == "something"
+
+
+def test_arms_are_sorted_by_family_and_size():
+    in_order = [
+        "cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated10", "efcn-grown1.5", "efcn-grown10", "efcn-full",
+        "fcn",
+    ]  # fmt: skip
+    assert sorted(in_order[::-1], key=arm_order) == in_order
 
 
 def test_a_relax_time_has_one_colour_while_the_run_goes_on(tmp_path, config):

@@ -20,7 +20,8 @@ from tests.analysis.synthetic import write_run
 
 FIGURES = [
     "final-accuracy", "curves-accuracy", "curves-loss", "deviation-summary", "deviation-elcn",
-    "deviation-efcn-dilated2", "deviation-efcn-full", "weights-efcn-dilated2", "weights-efcn-full", "distance-norm",
+    "deviation-efcn-dilated2", "deviation-efcn-full", "gradient-outside", "stored-weights",
+    "weights-efcn-dilated2", "weights-efcn-full", "distance-norm",
     "distance-rms",
 ]  # fmt: skip
 

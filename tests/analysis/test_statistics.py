@@ -25,6 +25,37 @@ READINGS = {  # (arm, seed, relax epoch): (epoch, test accuracy, delta)
 }
 
 
+SUPPORT = {  # arm: (epoch, stored, leak, captured)
+    "elcn": [(0, 250, "", ""), (1, 250, 0.5, 0.0), (2, 250, 0.7, 0.0)],
+    "efcn-grown1.5": [(0, 400, "", ""), (1, 400, 0.3, 0.5), (2, 400, 0.1, 0.75)],
+    "efcn-full": [(0, 1000, "", ""), (1, 1000, 0.0, 1.0), (2, 1000, 0.0, 1.0)],
+}
+
+
+def test_what_the_supports_store_and_hold_is_told(tmp_path):
+    lines = [
+        f"{arm},0,0,{epoch},0.1,1.0,0.5,1.0,0.5,0.1,1.0,0.0,0.1,{stored},{leak},{captured},1.0"
+        for arm, rows in SUPPORT.items()
+        for epoch, stored, leak, captured in rows
+    ]
+    run = _run(tmp_path, {})
+    (tmp_path / "metrics.csv").write_text("\n".join([",".join(METRICS), *lines, ""]))
+    run = read_run(tmp_path)
+    elcn, grown, full = finals(run)
+    assert (elcn.stored.mean, grown.stored.mean, full.stored.mean) == (250, 400, 1000)
+    assert (elcn.leak.mean, grown.leak.mean, full.leak.mean) == pytest.approx((0.6, 0.2, 0.0))
+    assert (elcn.captured.mean, grown.captured.mean, full.captured.mean) == pytest.approx((0.0, 0.625, 1.0))
+    told = findings(run)
+    assert told[0].endswith(
+        "It stores 250 weights, 25% of the full eFCN's; 60% of the squared gradient falls outside its support."
+    )
+    assert told[1].endswith(
+        "It stores 400 weights, 40% of the full eFCN's; 20% of the squared gradient falls outside its support, which "
+        "holds 62% of the off-local part."
+    )
+    assert told[2].endswith("It stores 1,000 weights and leaves out no gradient.")
+
+
 def _run(folder, readings):
     config = RelaxConfig(
         preset="digits", seeds=(0, 1), arms=("cnn", "fcn", "efcn-full"), cnn_epochs=2, relax_epochs=2, fcn_epochs=2,

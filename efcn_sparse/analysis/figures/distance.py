@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import T_W, Drawing, new_figure, plain_log_labels
-from efcn_sparse.analysis.palette import look_of
+from efcn_sparse.analysis.palette import Look, look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.weights import Moment, Weights
 
@@ -47,7 +47,7 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
                 for when in _STYLES:
                     moment = weights.find(arm, time, when)
                     if moment is not None:
-                        _curve(axes, moment, layer, quantity, look_of(arm, run.arms).colour)
+                        _curve(axes, moment, layer, quantity, look_of(arm, run.arms))
             axes.set_yscale("log")
             axes.set_xlim(left=-0.3 if quantity == "rms" else 0.7)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -71,14 +71,14 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
     return Drawing(f"distance-{quantity}", figure, alt, caption)
 
 
-def _curve(axes: Axes, moment: Moment, layer: str, quantity: str, colour: str) -> None:
+def _curve(axes: Axes, moment: Moment, layer: str, quantity: str, look: Look) -> None:
     profile = moment.layers[layer].profile
     line = profile.norm if quantity == "norm" else profile.rms
     line = np.where(line > 0, line, np.nan)
     at = np.flatnonzero(np.isfinite(line))
     axes.plot(
-        at, line[at], ls=_STYLES[moment.when], color=colour, lw=1.4, marker=look_of(moment.arm).marker, ms=3.5,
-        mfc=colour if moment.when == "end" else "white", mew=0.8,
+        at, line[at], ls=_STYLES[moment.when], color=look.colour, lw=1.4, marker=look.marker, ms=3.5,
+        mfc=look.colour if moment.when == "end" else "white", mew=0.8,
     )  # fmt: skip
     if quantity == "rms" and moment.when == "end":
-        axes.plot([0], [profile.local_rms], "D", mfc="white", mec=colour, ms=5.5)
+        axes.plot([0], [profile.local_rms], "D", mfc="white", mec=look.colour, ms=5.5)

@@ -1,0 +1,102 @@
+"""What the embedded arms get for the weights that they store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure
+from efcn_sparse.analysis.palette import look_of, support_of
+from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.analysis.statistics import Final, Spread, finals
+from efcn_sparse.embedding import Grown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LABELS = {
+    "test_accuracy": "final test accuracy",
+    "delta": "final δ, off-local share of ‖W‖",
+    "captured": "share of the squared off-local\ngradient that the support holds",
+}
+
+
+def draw_stored_weights(run: Run) -> list[Drawing]:
+    """Final accuracy, δ and captured share against the stored weights; none where they were not read."""
+    from matplotlib.lines import Line2D
+
+    read = [final for final in finals(run) if final.arm in run.relaxed_arms and final.stored.n]
+    if not read:
+        return []
+    arms = [arm for arm in run.relaxed_arms if any(final.arm == arm for final in read)]
+    colours = colours_of_times(run, arms)
+    figure = new_figure(height=3.6)
+    panels = dict(zip(_LABELS, figure.subplots(1, len(_LABELS)), strict=True))
+    for quantity, axes in panels.items():
+        for time, colour in colours.items():
+            at_time = [final for final in read if final.relax_epoch == time]
+            _line(axes, run, [final for final in at_time if not _is_grown(final)], quantity, colour, "-")
+            grown = [final for final in at_time if _is_grown(final) or final.arm == "elcn"]
+            if any(map(_is_grown, grown)):
+                _line(axes, run, grown, quantity, colour, "--")
+        axes.set_ylabel(_LABELS[quantity])
+        _set_stored_ticks(axes, sorted({final.stored.mean for final in read}))
+        if quantity != "test_accuracy":
+            axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
+    figure.supxlabel("weights stored in the embedded layers (log scale)", fontsize=9)
+    looks = [look_of(arm, run.arms) for arm in arms]
+    handles = [Line2D([], [], color=look.colour, marker=look.marker, ls="", ms=6, label=look.name) for look in looks]
+    legend_of_times(figure, colours, handles)
+    dashed = " Dashed lines lead to supports that grow." if any(map(_is_grown, read)) else ""
+    caption = (
+        "What the embedded nets get for the weights that they store. Colours of lines are relax times, markers and "
+        f"their colours are arms.{dashed} Accuracy and δ are those of the last epoch, the captured share is the mean "
+        "over the epochs: 0 for the eLCN, 1 for the full eFCN. Means over seeds, bars are one standard deviation."
+    )
+    alt = "Final accuracy, deviation and captured off-local gradient against the number of stored weights."
+    return [Drawing("stored-weights", figure, alt, caption)]
+
+
+def _is_grown(final: Final) -> bool:
+    return isinstance(support_of(final.arm), Grown)
+
+
+def _line(axes: Axes, run: Run, points: list[Final], quantity: str, colour: object, style: str) -> None:
+    points = sorted((final for final in points if _of(final, quantity).n), key=lambda final: final.stored.mean)
+    if not points:
+        return
+    x, y = [final.stored.mean for final in points], [_of(final, quantity).mean for final in points]
+    bars = np.nan_to_num([_of(final, quantity).std for final in points])
+    axes.errorbar(x, y, bars if bars.any() else None, color=colour, ls=style, lw=1.2, elinewidth=0.8, capsize=2)
+    for final, at, height in zip(points, x, y, strict=True):
+        look = look_of(final.arm, run.arms)
+        axes.plot(at, height, look.marker, color=look.colour, ms=6, mec="white", mew=0.6, zorder=3)
+
+
+def _of(final: Final, quantity: str) -> Spread:
+    found: Spread = getattr(final, quantity)
+    return found
+
+
+def _set_stored_ticks(axes: Axes, stored: list[float]) -> None:
+    """A log axis whose labels are the numbers of weights themselves, where there is room for them."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axes.set_xscale("log")
+    span = max(stored[-1] / stored[0], 1.5)
+    axes.set_xlim(stored[0] / span**0.08, stored[-1] * span**0.08)
+    kept: list[float] = []
+    for value in reversed(stored):  # the largest always has its label
+        if not kept or kept[-1] / value > span**0.15:
+            kept.append(value)
+    axes.set_xticks(kept, [_short(value) for value in kept])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
