@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,22 +13,29 @@ from efcn_sparse.embedding.example_run import checked_example
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.plan import Plan, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
+from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.planning.fused_cost import checked_optimizer
 from efcn_sparse.planning.sizes import size_text
-from efcn_sparse.planning.step import StepPrediction, watch_step
+from efcn_sparse.planning.step import StepPrediction, watch_reading, watch_step
 
 
 @dataclass(frozen=True)
 class Step:
-    """A kind of training step: what varies when something that fits is looked for."""
+    """A kind of training step: what varies when something that fits is looked for.
 
-    support: Support
+    Attributes:
+        support: None for the model itself, with nothing embedded.
+        batch, optimizer, fused: as for :func:`predict_step`.
+    """
+
+    support: Support | None
     batch: int
     optimizer: str = "sgd"
     fused: bool = False
 
     def __str__(self) -> str:
-        return f"{self.support} at batch {self.batch} with {self.optimizer}{', fused' if self.fused else ''}"
+        what = self.support or "the model itself"
+        return f"{what} at batch {self.batch} with {self.optimizer}{', fused' if self.fused else ''}"
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,12 @@ class StepPlanner:
         self._model, self._example, self._layers = model, checked_example(example_input), layers
         self._plans: dict[Support, Plan] = {}
         self._steps: dict[Step, StepPrediction] = {}
+        self._readings: dict[tuple[Support | None, int], int] = {}
 
-    def plan(self, support: Support) -> Plan:
-        """What :func:`efcn_sparse.embedding.plan` says."""
+    def plan(self, support: Support | None) -> Plan:
+        """What :func:`efcn_sparse.embedding.plan` says; no layers for None."""
+        if support is None:
+            return Plan(())
         if support not in self._plans:
             self._plans[support] = plan(self._model, self._example, support=support, layers=self._layers)
         return self._plans[support]
@@ -80,9 +91,30 @@ class StepPlanner:
         """What :func:`predict_step` says."""
         if step not in self._steps:
             kind = checked_optimizer(step.optimizer)
-            inputs = tuple(x.new_empty((step.batch, *x.shape[1:]), device="meta") for x in self._example)
-            self._steps[step] = watch_step(self._model, inputs, self.plan(step.support), kind, step.fused)
+            planned = self.plan(step.support)
+            self._steps[step] = watch_step(self._model, self._inputs(step.batch), planned, kind, step.fused)
         return self._steps[step]
+
+    def reading(self, step: Step, batch: int) -> int:
+        """The peak in bytes while the model is evaluated between steps, ``batch`` inputs at a time."""
+        held, key = self.predict(step), (step.support, batch)
+        if key not in self._readings:
+            self._readings[key] = watch_reading(self._model, self._inputs(batch), self.plan(step.support))
+        parts = held.weights + held.structure + held.optimizer + held.gradients + held.workspace
+        return parts + self._readings[key]
+
+    @cached_property
+    def _sites(self) -> list[Site]:
+        return survey(self._model, self._example, Local(), self._layers)[0]
+
+    @property
+    def reach(self) -> int:
+        """The radius at which :class:`Dilated` holds every weight of every layer (within groups)."""
+        return max(_reach(site.geometry) for site in self._sites)
+
+    def least_bytes(self, support: Support) -> int:
+        """Of the weights in the support alone: what no step can do without, known without counting blocks."""
+        return sum(support.weights(site.geometry) * next(site.conv.parameters()).dtype.itemsize for site in self._sites)
 
     def fit(self, step: Step, budget: int) -> Fit:
         """Which supports fit into ``budget`` bytes, all else being as in ``step``.
@@ -94,27 +126,26 @@ class StepPlanner:
         if local > budget:
             needed = f"{Step(Local(), step.batch, step.optimizer, step.fused)}, {size_text(local)}"
             raise ValueError(f"budget must hold {needed}, got {size_text(budget)}; {self._nearest(step, budget)}")
-        reach = max(_reach(layer.geometry) for layer in self.plan(Local()).layers)
+        reach = self.reach
+        has_own_supports = any(choice is not None for choice in (self._layers or {}).values())
         low, high = -1, reach + 1  # low fits, high does not or is past the end
         while high - low > 1:
             middle = (low + high) // 2 if high <= reach else reach
-            if self._least(Dilated(middle)) <= budget and self._peak(step, Dilated(middle)) <= budget:
+            least = 0 if has_own_supports else self.least_bytes(Dilated(middle))
+            if least <= budget and self._peak(step, Dilated(middle)) <= budget:
                 low = middle
             else:
                 high = middle
-        supports: list[Support] = [Local(), *(Dilated(r) for r in (low, high) if 0 <= r <= reach), Full(), step.support]
+        supports: list[Support] = [Local(), *(Dilated(r) for r in (low, high) if 0 <= r <= reach), Full()]
+        supports += [step.support] if step.support is not None else []
         peaks = {str(support): self._peak(step, support) for support in supports}
         return Fit(budget, peaks, low if low >= 0 else None, reach)
 
+    def _inputs(self, batch: int) -> tuple[Tensor, ...]:
+        return tuple(x.new_empty((batch, *x.shape[1:]), device="meta") for x in self._example)
+
     def _peak(self, step: Step, support: Support) -> int:
         return self.predict(Step(support, step.batch, step.optimizer, step.fused)).peak
-
-    def _least(self, support: Support) -> int:
-        """Bytes of the weights in the support: what no step can do without, known without counting blocks."""
-        if any(choice is not None for choice in (self._layers or {}).values()):
-            return 0  # some layers have supports of their own
-        layers = self.plan(Local()).layers
-        return sum(support.weights(layer.geometry) * layer.dtype.itemsize for layer in layers)
 
     def _nearest(self, step: Step, budget: int) -> str:
         """In words: the first that fits of fused updates, a smaller batch with them, and plain SGD as well."""

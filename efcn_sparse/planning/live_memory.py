@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from efcn_sparse.planning.work import OperatorWork, StepWork
+
+_FRESH_BYTES = 32 << 20  # glibc maps allocations from here on anew each time, and gives them back when they are freed
 _FACTORIES = ("empty", "zeros", "ones", "full", "rand", "new_")
 
 
@@ -20,13 +23,13 @@ class LiveMemory(TorchDispatchMode):
     Attributes:
         held: bytes now.
         peak: the most of ``held`` so far.
-        flops: of the matrix products and convolutions so far.
-        moved: bytes that operations read and wrote so far, each operand counted once per operation.
+        work: of the operations so far; those that stand in for others add theirs themselves.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = self.flops = self.moved = 0
+        self.held = self.peak = 0
+        self.work = StepWork()
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def follow(self, tensor: Tensor) -> None:
@@ -45,11 +48,7 @@ class LiveMemory(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, gone)
         self.held += size
         self.peak = max(self.peak, self.held)
-
-    def work(self, flops: int, moved: int) -> None:
-        """Count what an operation does that stands in for another."""
-        self.flops += flops
-        self.moved += moved
+        self.work.fresh += size if size >= _FRESH_BYTES else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -58,11 +57,12 @@ class LiveMemory(TorchDispatchMode):
         for tensor in outputs:
             self.follow(tensor)
         if not _is_view(func) and not func._overloadpacket.__name__.startswith(_FACTORIES):
+            done = self.work.operators.setdefault(func._overloadpacket.__name__, OperatorWork())
             inputs = _tensors([args, kwargs])
-            self.moved += sum(tensor.nbytes for tensor in [*inputs, *outputs] if tensor.is_meta)
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=result)
+            count = flop_registry.get(func._overloadpacket)
+            done.calls += 1
+            done.flops += 0 if count is None else count(*args, **kwargs, out_val=result)
+            done.moved += sum(tensor.nbytes for tensor in [*inputs, *outputs] if tensor.is_meta)
         return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from efcn_sparse.embedding.plan import Plan
 from efcn_sparse.planning.fused_cost import FusedCost, OptimizerKind, fused_cost
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy, tensors_in
 from efcn_sparse.planning.twin import PlannedLinear, meta_twin, structure_bytes
+from efcn_sparse.planning.work import StepWork
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class StepPrediction:
         peak: the most that is held at one time, all of the above included.
         flops: of matrix products and convolutions, a multiplication and an addition being two.
         moved: bytes that operations read and write, each operand once per operation.
+        work: the same, product by product and operator by operator: what an expected time is made of.
     """
 
     inputs: int
@@ -43,6 +45,7 @@ class StepPrediction:
     peak: int
     flops: int
     moved: int
+    work: StepWork = field(repr=False, compare=False)
 
 
 def watch_step(
@@ -70,7 +73,7 @@ def watch_step(
     for _ in range(2):
         twin.zero_grad(set_to_none=True)
         before = memory.held
-        memory.peak, memory.flops, memory.moved = before, 0, 0
+        memory.peak, memory.work = before, StepWork()
         with memory:
             loss = _loss(twin(*inputs))
             activations = memory.held - before
@@ -88,9 +91,25 @@ def watch_step(
         activations=activations,
         workspace=fusion.workspace,
         peak=memory.peak,
-        flops=memory.flops,
-        moved=memory.moved,
+        flops=memory.work.flops,
+        moved=memory.work.moved,
+        work=memory.work,
     )
+
+
+def watch_reading(model: nn.Module, example: tuple[Tensor, ...], planned: Plan) -> int:
+    """Bytes that the planned model takes to be evaluated without gradients, over what it holds; the inputs are in."""
+    twin = meta_twin(model, planned).eval()
+    memory = LiveMemory()
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        memory.follow(tensor)
+    held = memory.held
+    inputs = tuple(meta_copy(x) for x in example)
+    for tensor in inputs:
+        memory.follow(tensor)
+    with memory, torch.no_grad():
+        twin(*inputs)
+    return memory.peak - held
 
 
 def _loss(output: Any) -> Tensor:

@@ -26,6 +26,19 @@ def step_lines(step: Step, predicted: StepPrediction) -> list[str]:
     return [*lines, f"  {'work':<11}  {work}, {size_text(predicted.moved)} read and written"]
 
 
+def seconds_text(seconds: float) -> str:
+    """Two digits that mean something.
+
+    Example:
+        >>> seconds_text(0.00213), seconds_text(0.0874), seconds_text(12.34), seconds_text(7200)
+        ('2.1 ms', '87 ms', '12 s', '2 h')
+    """
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= 2 * size or (unit == "s" and seconds >= 1):
+            return f"{seconds / size:.2g} {unit}" if seconds < 99 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{1e3 * seconds:.2g} ms" if seconds < 0.0995 else f"{1e3 * seconds:.0f} ms"
+
+
 def budget_lines(fit: Fit) -> list[str]:
     """Which supports fit."""
     width = max(map(len, fit.peaks))

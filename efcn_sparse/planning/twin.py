@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.plan import LayerPlan, Plan
 from efcn_sparse.planning.fused_cost import FusedCost
+from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy
+from efcn_sparse.planning.probe import Probe
+from efcn_sparse.planning.work import Operation, Product
 
-_IN_PLACE_SIDE = 48  # the CPU kernels read runs of at least this many columns where they are
-_GATHERED_SIDE = 16  # and gather narrower blocks a few at a time
 _BYTES_PER_BLOCK = 7 * 4  # two walks, masks and classes, int32
 _BYTES_PER_KERNEL_ENTRY = 4 + 8  # its place in the maps where blocks divide the channels, and how many copies it has
-_CROWDED_BYTES = 1024  # rows this far apart fall into few cache sets, so the SDDMM copies them
 
 
 class PlannedLinear(nn.Module):
     """In the place of a :class:`SparseLinear`: allocates what it would, and computes nothing.
 
     Attributes:
-        memory: counts the work, while a step is simulated.
+        memory: notes the work, while a step is simulated.
         fusion: what updates inside the backward pass cost; None: the values get a gradient.
     """
 
@@ -34,12 +34,19 @@ class PlannedLinear(nn.Module):
         self.layer = layer
         self.memory: LiveMemory | None = None
         self.fusion: FusedCost | None = None
+        self._probe: tuple[int, Probe] | None = None
         shape = (layer.stored_blocks, *layer.block_shape)
         values = torch.empty(shape, dtype=layer.dtype, device="meta")
         self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
         self.bias = None
         if bias is not None:
             self.bias = nn.Parameter(values.new_empty(layer.shape[0]), requires_grad=bias.requires_grad)
+
+    def probe(self, batch: int) -> Probe:
+        """What the rates of this layer's products are measured on."""
+        if self._probe is None or self._probe[0] != batch:
+            self._probe = batch, Probe.of(self.layer, batch)
+        return self._probe[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self.values, self.bias, self)
@@ -51,55 +58,46 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.linear = linear
         layer = linear.layer
-        copied = x.new_empty(_spmm_copy(x, layer.block_shape[1]), dtype=torch.uint8)
+        height, width = layer.block_shape
+        copied = x.new_empty(spmm_copy(x, width, height), dtype=torch.uint8)
         y = x.new_empty((x.shape[0], layer.shape[0]))
         del copied
-        _work(linear, x.shape[0], linear.values.nbytes)
+        _note(linear, "forward", x.shape[0], linear.values.nbytes)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,), linear = ctx.saved_tensors, ctx.linear
         layer, batch = linear.layer, x.shape[0]
+        height, width = layer.block_shape
         dx = dvalues = dbias = None
         if ctx.needs_input_grad[0]:
-            copied = dy.new_empty(_spmm_copy(dy, layer.block_shape[0]), dtype=torch.uint8)
+            copied = dy.new_empty(spmm_copy(dy, height, width), dtype=torch.uint8)
             dx = torch.empty((batch, layer.shape[1]), dtype=dy.dtype, device="meta")
             del copied
-            _work(linear, batch, linear.values.nbytes)
+            _note(linear, "dx", batch, linear.values.nbytes)
         if ctx.needs_input_grad[1]:
-            copied = x.new_empty(_sddmm_copy(x, layer.block_shape[1]), dtype=torch.uint8)
+            copied = x.new_empty(sddmm_copy(x, width, height), dtype=torch.uint8)
             if linear.fusion is not None:
                 update = x.new_empty(linear.fusion.update, dtype=torch.uint8)
-                _work(linear, batch, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
+                _note(linear, "dw", batch, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
                 del update
             else:
                 dvalues = torch.empty(linear.values.shape, dtype=layer.dtype, device="meta")
-                _work(linear, batch, linear.values.nbytes)
+                _note(linear, "dw", batch, linear.values.nbytes)
             del copied
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(0)
         return dx, dvalues, dbias, None
 
 
-def _work(linear: PlannedLinear, batch: int, weight_bytes: int) -> None:
+def _note(linear: PlannedLinear, operation: Operation, batch: int, weight_bytes: int) -> None:
     """One of the layer's three products: each weight and each unit of the activations on both sides once."""
     if linear.memory is not None:
         layer = linear.layer
-        units = batch * sum(layer.shape) * layer.dtype.itemsize
-        linear.memory.work(2 * batch * layer.support_weights, weight_bytes + units)
-
-
-def _spmm_copy(x: Tensor, side: int) -> int:
-    """Bytes that SpMM packs its input into: none where it reads in place, or gathers columns block row by block row."""
-    in_place = x.element_size() >= 4 and (side >= _IN_PLACE_SIDE or side <= _GATHERED_SIDE)
-    return 0 if in_place else x.nbytes
-
-
-def _sddmm_copy(b: Tensor, side: int) -> int:
-    crowded = b.stride(0) * b.element_size() % _CROWDED_BYTES == 0
-    gathered = side <= _GATHERED_SIDE
-    return b.nbytes if not gathered and (crowded or b.element_size() < 4) else 0
+        moved = weight_bytes + batch * sum(layer.shape) * layer.dtype.itemsize
+        flops = 2 * batch * layer.support_weights
+        linear.memory.work.products.append(Product(layer.name, operation, linear.probe(batch), flops, moved))
 
 
 class PlannedConv(nn.Module):
