@@ -8,19 +8,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efcn_sparse.planning.sizes import parse_size, size_text
+from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
+from efcn_sparse.planning.sizes import parse_size
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from efcn_sparse.embedding.plan import LayerPlan, Plan
+    from efcn_sparse.planning.budget import Step, StepPlanner
 
 _INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224"}
-_HEAD = (
-    "layer", "input", "output", "matrix", "support", "block", "blocks", "local", "stored", "of full", "memory"
-)  # fmt: skip
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what embedding a model would store, without building it",
         description="Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
         "Nothing is allocated: the model is made and run on torch's meta device. With --batch, also what a training "
-        "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted.",
+        "step on the CPU holds, does and takes; with --budget, which supports fit. Python and torch are not counted.",
     )
     parser.add_argument(
         "model",
@@ -42,6 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--support", default="local", help="local, full or dilated<radius> (default: local)")
     parser.add_argument(
+        "--supports", nargs="+", default=[], metavar="SUPPORT", help="also what each layer would store in each of these"
+    )
+    parser.add_argument(
         "--skip", action="append", default=[], metavar="PATTERN", help="leave these convolutions as they are"
     )
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
@@ -49,6 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--optimizer", metavar="NAME", help="sgd, momentum or adamw (default: sgd)")
     parser.add_argument("--fused", action="store_true", help="update inside the backward pass (FusedOptimizer)")
     parser.add_argument("--budget", metavar="SIZE", help="say which supports fit into this memory, such as 100GiB")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure this machine's rates, from which the time of a step is expected; they are kept for other calls",
+    )
+    parser.add_argument("--picture", metavar="FILE", help="draw the density of each layer's pattern: .png or .svg")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(func=run)
 
@@ -60,11 +68,10 @@ def run(args: argparse.Namespace) -> int:
     from efcn_sparse.embedding.support import parse_support
     from efcn_sparse.planning.budget import Step, StepPlanner
     from efcn_sparse.planning.fused_cost import checked_optimizer
-    from efcn_sparse.planning.text import budget_lines, step_lines
 
-    support = parse_support(args.support)
+    support, others = parse_support(args.support), [parse_support(name) for name in args.supports]
     checked_optimizer(args.optimizer or "sgd")
-    batch = _batch(args)
+    batch, picture = _batch(args), _picture(args.picture)
     budget = None if args.budget is None else parse_size("--budget", args.budget)
     factory = _factory(args.model)
     size = _input_size(args.input or _INPUTS.get(args.model))
@@ -84,22 +91,45 @@ def run(args: argparse.Namespace) -> int:
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{args.model} must run on an input of {list(example.shape)}, got {error}") from error
     told, lines = as_dict(planned), [table(planned)]
+    if others:
+        plans = {str(other): planner.plan(other) for other in others}
+        add_supports(told, plans)
+        lines += ["", supports_table(plans)]
     if batch is not None:
-        step = Step(support, batch, args.optimizer or "sgd", args.fused)
-        fit = None if budget is None else planner.fit(step, budget)
-        prediction = planner.predict(step)
-        told["step"] = {"batch": batch, "optimizer": step.optimizer, "fused": step.fused, "predicted": vars(prediction)}
-        lines += ["", *step_lines(step, prediction)]
-        if fit is not None:
-            told["budget"] = {"fits": prediction.peak <= fit.budget, **vars(fit)}
-            lines += ["", *budget_lines(fit)]
+        lines += _step(Step(support, batch, args.optimizer or "sgd", args.fused), planner, budget, args.measure, told)
+    if picture is not None:
+        from efcn_sparse.cli.doctor_picture import draw_plan
+
+        draw_plan(planned, args.model, picture)
     print(json.dumps(told, indent=2) if args.json else "\n".join(lines))
     return 0
 
 
+def _step(step: Step, planner: StepPlanner, budget: int | None, measure: bool, told: dict[str, Any]) -> list[str]:
+    """The lines about a training step; the same goes into ``told``."""
+    from efcn_sparse.cli.doctor_time import time_of
+    from efcn_sparse.planning.text import budget_lines, step_lines
+
+    fit = None if budget is None else planner.fit(step, budget)
+    prediction = planner.predict(step)
+    time, time_line = time_of(prediction.work, measure)
+    predicted = {name: number for name, number in vars(prediction).items() if name != "work"}
+    told["step"] = {
+        "batch": step.batch, "optimizer": step.optimizer, "fused": step.fused, "predicted": predicted, "time": time
+    }  # fmt: skip
+    lines = ["", *step_lines(step, prediction), time_line]
+    if fit is not None:
+        told["budget"] = {"fits": prediction.peak <= fit.budget, **vars(fit)}
+        lines += ["", *budget_lines(fit)]
+    return lines
+
+
 def _batch(args: argparse.Namespace) -> int | None:
     if args.batch is None:
-        given = {"--optimizer": args.optimizer, "--fused": args.fused or None, "--budget": args.budget}
+        given = {
+            "--optimizer": args.optimizer, "--fused": args.fused or None, "--budget": args.budget,
+            "--measure": args.measure or None,
+        }  # fmt: skip
         names = [name for name, value in given.items() if value is not None]
         if names:
             raise ValueError(f"--batch must be given with {names[0]}, such as --batch 250")
@@ -109,57 +139,15 @@ def _batch(args: argparse.Namespace) -> int | None:
     return int(args.batch)
 
 
-def table(planned: Plan) -> str:
-    """A line per layer, and the sums."""
-    rows: list[tuple[str, ...]] = [_HEAD, *(_row(layer) for layer in planned.layers)]
-    share = planned.stored_weights / planned.full_weights
-    sums = (f"{planned.local_weights:,}", f"{planned.stored_weights:,}", f"{share:.2%}", size_text(planned.bytes))
-    rows.append(("total", "", "", "", "", "", f"{planned.stored_blocks:,}", *sums))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-    rule = "-" * max(len(line) for line in lines)
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    words = _HEAD.index("blocks")  # what comes before is text, the rest are numbers
-    cells = list(zip(row, widths, strict=True))
-    return [cell.ljust(width) for cell, width in cells[:words]] + [cell.rjust(width) for cell, width in cells[words:]]
-
-
-def as_dict(planned: Plan) -> dict[str, Any]:
-    """The plan as plain data."""
-    sums = ("local_weights", "support_weights", "stored_blocks", "stored_weights", "full_weights", "bytes")
-    layers = [
-        {
-            "name": layer.name,
-            "input_size": [layer.geometry.in_channels, *layer.geometry.input_size],
-            "output_size": [layer.geometry.out_channels, *layer.geometry.output_size],
-            "shape": list(layer.shape),
-            "support": str(layer.support),
-            "block_shape": list(layer.block_shape),
-            **{name: getattr(layer, name) for name in sums},
-        }
-        for layer in planned.layers
-    ]
-    return {"layers": layers, "total": {name: getattr(planned, name) for name in sums}}
-
-
-def _row(layer: LayerPlan) -> tuple[str, ...]:
-    geometry = layer.geometry
-    return (
-        layer.name,
-        "×".join(map(str, (geometry.in_channels, *geometry.input_size))),
-        "×".join(map(str, (geometry.out_channels, *geometry.output_size))),
-        "×".join(f"{side:,}" for side in layer.shape),
-        str(layer.support),
-        "×".join(map(str, layer.block_shape)),
-        f"{layer.stored_blocks:,}",
-        f"{layer.local_weights:,}",
-        f"{layer.stored_weights:,}",
-        f"{layer.stored_weights / layer.full_weights:.2%}",
-        size_text(layer.bytes),
-    )
+def _picture(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"--picture must be a file that ends in .png or .svg, got {text!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--picture must be in a folder that exists, got {text!r}")
+    return path
 
 
 def _input_size(text: str | None) -> list[int]:

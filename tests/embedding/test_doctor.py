@@ -2,11 +2,20 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from efcn_sparse.benchmarking import step_rates
+from efcn_sparse.benchmarking.shapes import RooflineShapes
 from efcn_sparse.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def _no_rates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,10 +65,109 @@ def test_step_and_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert (told["budget"]["fits"], told["budget"]["largest_radius"]) == (False, 9)
 
 
+def test_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown without rates, and how to get them; known once they are measured, and for later calls."""
+    monkeypatch.setattr(step_rates, "_SECONDS", 0.0)
+    monkeypatch.setattr(step_rates, "_ROOFLINE", RooflineShapes(gemm_size=64, array_mb=1, rounds=1))
+
+    def time_line(*arguments: str) -> str:
+        assert main(["doctor", "vanilla", *arguments]) == 0
+        return capsys.readouterr().out.splitlines()[-1].strip()
+
+    unknown = r"time\s+unknown: {}; --measure finds the rates of this machine in a few seconds"
+    assert re.fullmatch(unknown.format(r"there is no \S+\.json"), time_line("--batch", "4"))
+    measured = time_line("--batch", "4", "--measure")
+    threads = torch.get_num_threads()
+    known = (
+        rf"time\s+[\d.]+ m?s  on {threads} threads? and nothing else running; \d+% of it in sparse layers; rates of .*"
+    )
+    assert re.fullmatch(known, measured)
+    assert time_line("--batch", "4") == measured
+    assert re.fullmatch(unknown.format(r"the rates of \S+ lack 3 of this step's layers"), time_line("--batch", "5"))
+    assert re.fullmatch(known, time_line("--batch", "5", "--measure"))
+    assert time_line("--batch", "4")[:4] == "time"  # other rates are kept
+    main(["doctor", "vanilla", "--batch", "4", "--json"])
+    told = json.loads(capsys.readouterr().out)["step"]["time"]
+    assert told["seconds"] == pytest.approx(
+        told["rest"] + sum(sum(layer.values()) for layer in told["layers"].values())
+    )
+    assert {name: set(layer) for name, layer in told["layers"].items()} == {
+        "0": {"forward", "dw"}, "3": {"forward", "dx", "dw"}, "6": {"forward", "dx", "dw"}
+    }  # fmt: skip
+    main(["doctor", "vanilla", "--batch", "6", "--json"])
+    assert json.loads(capsys.readouterr().out)["step"]["time"]["seconds"] is None
+
+
+def test_rates_that_cannot_be_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_rates, "_SECONDS", 0.0)
+    monkeypatch.setattr(step_rates, "_ROOFLINE", RooflineShapes(gemm_size=64, array_mb=1, rounds=1))
+    (tmp_path / "efcn_sparse").write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["doctor", "vanilla", "--batch", "4", "--measure"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"time .* m?s  on ", told.out)
+    assert told.err.startswith("efcn-sparse: the rates could not be kept: ")
+
+
+def test_supports(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["doctor", "vanilla", "--supports", "local", "dilated2", "full", "grown2"]
+    assert main(arguments) == 0
+    rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[-7] == ["layer", "local", "memory", "dilated2", "memory", "full", "memory", "grown2", "memory"]
+    assert rows[-5][:7] == ["0", "786,432", "3.0 MiB", "2,952,192", "11.3 MiB", "56,819,712", "216.8 MiB"]
+    assert rows[-1][:7] == ["total", "5,722,112", "21.8 MiB", "14,359,552", "54.8 MiB", "73,928,704", "282.0 MiB"]
+    assert main([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for layer in told["layers"]:
+        for number in ("stored_blocks", "stored_weights", "bytes"):
+            assert layer["supports"]["local"][number] == layer[number]
+        assert layer["supports"]["full"]["stored_weights"] == layer["full_weights"]
+    for name, total in told["total"]["supports"].items():
+        held = sum(layer["supports"][name]["bytes"] for layer in told["layers"])
+        assert total["bytes"] == held == 4 * total["stored_weights"]
+
+
+@pytest.mark.parametrize("name", ["density.png", "density.SVG"])
+def test_picture(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / name
+    assert main(["doctor", "vanilla", "--support", "dilated1", "--picture", str(path)]) == 0
+    drawn = path.read_bytes()
+    assert drawn.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+    assert main(["doctor", "vanilla", "--support", "dilated1", "--picture", str(path)]) == 0
+    assert path.read_bytes() == drawn
+
+
+def test_a_picture_needs_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["doctor", "vanilla", "--picture", str(tmp_path / "density.png")]) == 2
+    told = capsys.readouterr()
+    assert told.err == (
+        "efcn-sparse: error: --picture needs matplotlib, which is not installed: pip install 'efcn-sparse[plot]'\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 REFUSED = {
     "batch": (["vanilla", "--batch", "0"], "--batch must be an integer of at least 1, got '0'"),
     "no batch": (["vanilla", "--budget", "1GiB"], "--batch must be given with --budget, such as --batch 250"),
     "fused without batch": (["vanilla", "--fused"], "--batch must be given with --fused, such as --batch 250"),
+    "measure without batch": (
+        ["vanilla", "--measure"], "--batch must be given with --measure, such as --batch 250"),
+    "picture": (
+        ["vanilla", "--picture", "density.gif"],
+        "--picture must be a file that ends in .png or .svg, got 'density.gif'",
+    ),
+    "picture in no folder": (
+        ["vanilla", "--picture", "no/such/density.png"],
+        "--picture must be in a folder that exists, got 'no/such/density.png'",
+    ),
+    "supports": (["vanilla", "--supports", "local", "big"], "support must be local, full, dilated<radius> such as "),
+    "no supports": (["vanilla", "--supports"], "argument --supports: expected at least one argument"),
     "optimizer": (
         ["vanilla", "--batch", "8", "--optimizer", "lion"],
         "optimizer must be one of sgd, momentum, adamw, got 'lion'",

@@ -1,0 +1,179 @@
+"""The density of each layer's pattern as a picture, with its numbers beside it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efcn_sparse.planning.density import DensityMap, density_map
+from efcn_sparse.planning.sizes import size_text
+from efcn_sparse.training.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, LogNorm
+    from matplotlib.figure import Figure
+
+    from efcn_sparse.embedding.plan import LayerPlan, Plan
+
+_PANEL = 2.5  # inches
+_COLUMNS = 4
+_TALLEST = 1.6  # a panel's sides differ by no more, however thin the matrix is
+_LEAST_SHARE = 1e-3  # where the colours begin
+_GREY = "#555555"
+
+
+def draw_plan(planned: Plan, name: str, path: Path) -> None:
+    """Write one panel for each kind of layer, those that are alike together, to a ``.png`` or ``.svg`` file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib (the extra ``plot``) is not installed.
+    """
+    matplotlib = require("matplotlib", package="matplotlib", extra="plot", needed_for="--picture")
+    from efcn_sparse.analysis.figures.canvas import DPI, STYLE
+
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(planned, name)
+        metadata: dict[str, Any] = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None}
+        figure.savefig(path, dpi=DPI, metadata=metadata)
+
+
+def _figure(planned: Plan, name: str) -> Figure:
+    from matplotlib.cm import ScalarMappable
+
+    from efcn_sparse.analysis.figures.canvas import new_figure
+
+    kinds: dict[Any, list[LayerPlan]] = {}
+    for layer in planned.layers:
+        kinds.setdefault((layer.geometry, layer.support, layer.block_shape), []).append(layer)
+    maps = [density_map(layers[0]) for layers in kinds.values()]
+    norm, colours = _scale(maps)
+    slots = _Slots(len(kinds))
+    figure = new_figure(slots.height, slots.width)
+    figure.set_layout_engine("none")
+    for number, (layers, density) in enumerate(zip(kinds.values(), maps, strict=True)):
+        axes = figure.add_axes(slots.panel(number, _ratio(layers[0])))
+        _panel(axes, layers, density, norm, colours)
+    palest = min(float(density.share[density.share > 0].min()) for density in maps)
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours),
+        cax=figure.add_axes(slots.bar()),
+        extend="min" if palest < _LEAST_SHARE else "neither",
+    )
+    bar.set_label("blocks stored (white: none)")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    bar.ax.minorticks_off()
+    supports = sorted({str(layer.support) for layer in planned.layers})
+    share = planned.stored_weights / planned.full_weights
+    told = (
+        f"{_count(planned.stored_weights)} weights in {_count(planned.stored_blocks)} blocks, "
+        f"{size_text(planned.bytes)}, {share:.2%} of the full matrices"
+    )
+    x, y = slots.left / slots.width, 1 - 0.14 / slots.height
+    figure.text(x, y, f"{name}, {' and '.join(supports)}", fontsize=12, fontweight="bold", va="top")
+    figure.text(x, y - 0.24 / slots.height, told, fontsize=9.5, color=_GREY, va="top")
+    return figure
+
+
+class _Slots:
+    """Places in inches: a slot for each panel, row by row, and a colour bar to the right of the first row."""
+
+    left, top, right = 0.75, 0.62, 1.15
+    above, below, gap = 0.72, 0.55, 0.72
+
+    def __init__(self, panels: int) -> None:
+        self.columns = min(_COLUMNS, panels)
+        rows = math.ceil(panels / self.columns)
+        self.width = max(self.left + self.columns * _PANEL + (self.columns - 1) * self.gap + self.right, 6.2)
+        self.height = self.top + rows * (self.above + _PANEL + self.below)
+
+    def panel(self, number: int, ratio: float) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height, as shares of the figure, of a panel ``ratio`` times as high as wide."""
+        row, column = divmod(number, self.columns)
+        width, height = min(_PANEL, _PANEL / ratio), min(_PANEL, _PANEL * ratio)
+        return self._share(self.left + column * (_PANEL + self.gap), self._down(row), width, height)
+
+    def bar(self) -> tuple[float, float, float, float]:
+        """The same for the colour bar."""
+        return self._share(self.width - self.right + 0.3, self._down(0), 0.13, _PANEL)
+
+    def _down(self, row: int) -> float:
+        return self.top + self.above + row * (self.above + _PANEL + self.below)
+
+    def _share(self, x: float, down: float, width: float, height: float) -> tuple[float, float, float, float]:
+        y = self.height - down - height
+        return x / self.width, y / self.height, width / self.width, height / self.height
+
+
+def _ratio(layer: LayerPlan) -> float:
+    return min(max(layer.shape[0] / layer.shape[1], 1 / _TALLEST), _TALLEST)
+
+
+def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNorm, colours: Colormap) -> None:
+    layer = layers[0]
+    out_features, in_features = layer.shape
+    height, width = density.share.shape
+    block_rows, block_cols = layer.block_shape
+    right, bottom = width * density.cell[1] * block_cols, height * density.cell[0] * block_rows
+    share = np.ma.masked_equal(density.share.numpy(), 0)
+    axes.imshow(share, norm=norm, cmap=colours, interpolation="nearest", aspect="auto", extent=(0, right, bottom, 0))
+    axes.set_xlim(0, in_features)
+    axes.set_ylim(out_features, 0)
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(_ticks())
+        axis.set_major_formatter(lambda value, _: _count(value))
+    axes.set_xlabel("input unit")
+    axes.set_ylabel("output unit")
+    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    axes.annotate(_title(layers), (0, 1), xytext=(0, 37), fontsize=9, fontweight="bold", **above)
+    axes.annotate(_numbers(layer, density), (0, 1), xytext=(0, 4), fontsize=7.5, color=_GREY, linespacing=1.3, **above)
+
+
+def _ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4, steps=[1, 2, 5, 10], integer=True)
+
+
+def _title(layers: list[LayerPlan]) -> str:
+    name = f"layer {layers[0].name}" if layers[0].name.isdigit() else layers[0].name
+    return name + (f" and {len(layers) - 1} more" if len(layers) > 1 else "")
+
+
+def _numbers(layer: LayerPlan, density: DensityMap) -> str:
+    geometry = layer.geometry
+    sizes = [
+        "×".join(map(str, size))
+        for size in ((geometry.in_channels, *geometry.input_size), (geometry.out_channels, *geometry.output_size))
+    ]
+    shape = "×".join(map(str, layer.block_shape))
+    share = layer.stored_weights / layer.full_weights
+    sampled = ", rows sampled" if density.sampled else ""
+    return (
+        f"{sizes[0]} → {sizes[1]}\n{_count(layer.stored_blocks)} blocks of {shape}: {share:.2%}\n"
+        f"{_count(layer.stored_weights)} weights, {size_text(layer.bytes)}{sampled}"
+    )
+
+
+def _scale(maps: list[DensityMap]) -> tuple[LogNorm, Colormap]:
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    least = min(float(density.share[density.share > 0].min()) for density in maps)
+    low = min(0.1, 10.0 ** math.floor(math.log10(max(least, _LEAST_SHARE)) + 1e-9))
+    shades = colormaps["viridis_r"](np.linspace(0.08, 1.0, 256))  # the palest would be lost on white
+    return LogNorm(low, 1.0, clip=True), ListedColormap(shades).with_extremes(bad="white")
+
+
+def _count(number: float) -> str:
+    """Three digits and a prefix: 847, 1.68 G."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:g}"

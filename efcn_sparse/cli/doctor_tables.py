@@ -1,0 +1,100 @@
+"""A plan as tables of text and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from efcn_sparse.planning.sizes import size_text
+
+if TYPE_CHECKING:
+    from efcn_sparse.embedding.plan import LayerPlan, Plan
+
+_HEAD = (
+    "layer", "input", "output", "matrix", "support", "block", "blocks", "local", "stored", "of full", "memory"
+)  # fmt: skip
+_IN_SUPPORT = ("support_weights", "stored_blocks", "stored_weights", "bytes")
+
+
+def table(planned: Plan) -> str:
+    """A line per layer, and the sums."""
+    rows: list[tuple[str, ...]] = [_HEAD, *(_row(layer) for layer in planned.layers)]
+    share = planned.stored_weights / planned.full_weights
+    sums = (f"{planned.local_weights:,}", f"{planned.stored_weights:,}", f"{share:.2%}", size_text(planned.bytes))
+    rows.append(("total", "", "", "", "", "", f"{planned.stored_blocks:,}", *sums))
+    return _ruled(rows, words=_HEAD.index("blocks"))
+
+
+def supports_table(plans: Mapping[str, Plan]) -> str:
+    """What each layer stores in each support, by its name: numbers and memory."""
+    rows: list[tuple[str, ...]] = [("layer", *(head for name in plans for head in (name, "memory")))]
+    columns = list(plans.values())
+    lines = zip(*(planned.layers for planned in columns), strict=True)
+    rows += [(layers[0].name, *(cell for layer in layers for cell in _stored(layer))) for layers in lines]
+    rows.append(("total", *(cell for planned in columns for cell in _stored(planned))))
+    return _ruled(rows, words=1)
+
+
+def _stored(held: LayerPlan | Plan) -> tuple[str, str]:
+    return f"{held.stored_weights:,}", size_text(held.bytes)
+
+
+def _ruled(rows: list[tuple[str, ...]], words: int) -> str:
+    """Columns of ``words`` to the left, then of numbers to the right; a rule below the head and above the sums."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = list(zip(row, widths, strict=True))
+        left = [cell.ljust(width) for cell, width in cells[:words]]
+        lines.append("  ".join([*left, *(cell.rjust(width) for cell, width in cells[words:])]).rstrip())
+    rule = "-" * max(len(line) for line in lines)
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def as_dict(planned: Plan) -> dict[str, Any]:
+    """The plan as plain data."""
+    layers = [
+        {
+            "name": layer.name,
+            "input_size": [layer.geometry.in_channels, *layer.geometry.input_size],
+            "output_size": [layer.geometry.out_channels, *layer.geometry.output_size],
+            "shape": list(layer.shape),
+            "support": str(layer.support),
+            "block_shape": list(layer.block_shape),
+            **_numbers(layer, "local_weights", *_IN_SUPPORT, "full_weights"),
+        }
+        for layer in planned.layers
+    ]
+    return {"layers": layers, "total": _numbers(planned, "local_weights", *_IN_SUPPORT, "full_weights")}
+
+
+def add_supports(told: dict[str, Any], plans: Mapping[str, Plan]) -> None:
+    """To what :func:`as_dict` gave, add what each layer stores in each support."""
+    for number, layer in enumerate(told["layers"]):
+        held = {name: planned.layers[number] for name, planned in plans.items()}
+        layer["supports"] = {
+            name: {"block_shape": list(there.block_shape), **_numbers(there, *_IN_SUPPORT)}
+            for name, there in held.items()
+        }
+    told["total"]["supports"] = {name: _numbers(planned, *_IN_SUPPORT) for name, planned in plans.items()}
+
+
+def _numbers(held: LayerPlan | Plan, *names: str) -> dict[str, int]:
+    return {name: getattr(held, name) for name in names}
+
+
+def _row(layer: LayerPlan) -> tuple[str, ...]:
+    geometry = layer.geometry
+    return (
+        layer.name,
+        "×".join(map(str, (geometry.in_channels, *geometry.input_size))),
+        "×".join(map(str, (geometry.out_channels, *geometry.output_size))),
+        "×".join(f"{side:,}" for side in layer.shape),
+        str(layer.support),
+        "×".join(map(str, layer.block_shape)),
+        f"{layer.stored_blocks:,}",
+        f"{layer.local_weights:,}",
+        f"{layer.stored_weights:,}",
+        f"{layer.stored_weights / layer.full_weights:.2%}",
+        size_text(layer.bytes),
+    )
