@@ -13,6 +13,7 @@ from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data import depends_on_seed, load_data
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.plan import stages
+from efcn_sparse.training.preflight import check_fits
 from efcn_sparse.training.progress import Progress
 from efcn_sparse.training.readings import LAYERS, METRICS, Readings
 from efcn_sparse.training.run_directory import RunDirectory, refuse_other
@@ -43,7 +44,8 @@ def run_relax(
         The run directory.
 
     Raises:
-        ValueError: the data are missing, or ``run_dir`` holds something else; the message says what.
+        ValueError: the data are missing, ``run_dir`` holds something else, or a net does not fit into memory; the
+            message says what.
         BlockingIOError: another process is at work in ``run_dir``.
 
     Example:
@@ -62,6 +64,7 @@ def run_relax(
     refuse_other(path, config)
     images = _Supply(config, download)
     images.of(plan[0].seed)  # missing data are told before the folder is made
+    check_fits(config)
     with RunDirectory(path, config) as run, _settled(config):
         run.note_environment()
         latest = {stage: epochs[-1] for stage, epochs in epochs_on_disk(run.checkpoints).items()}

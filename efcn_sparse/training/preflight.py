@@ -1,0 +1,147 @@
+"""A run that cannot fit into memory is refused before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from efcn_sparse.embedding import Dilated, Full, Support
+from efcn_sparse.planning import available
+from efcn_sparse.planning.budget import Step, StepPlanner
+from efcn_sparse.planning.sizes import parse_size, size_text
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.epoch import READING_BATCH
+from efcn_sparse.training.plan import CNN, ELCN, FCN, support_of
+from efcn_sparse.training.presets import PRESETS
+
+BUDGET = "EFCN_MEMORY_BUDGET"
+
+
+@dataclass(frozen=True)
+class _Net:
+    """A net of a run: one arm with what decides its memory."""
+
+    arm: str
+    batch: int
+    fused: bool
+
+    def __str__(self) -> str:
+        return f"{self.arm} at batch {self.batch}{', fused' if self.fused else ''}"
+
+
+def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
+    """Raise ``ValueError`` if a net of ``config`` needs more memory than there is, with what comes nearest and fits.
+
+    What is needed is predicted as in :func:`efcn_sparse.planning.predict_step`: the peak of a step or of the reading
+    after an epoch, whichever is more. It is the least that a net can do with: the allocator may keep more.
+
+    Args:
+        config: the run; nothing of it is built.
+        available_bytes: what there is. None: what ``EFCN_MEMORY_BUDGET`` says (a size such as ``100GiB``, or ``none``
+            for no check), or else what the machine, its control groups or the GPU have left.
+
+    Example:
+        >>> from efcn_sparse.training import RelaxConfig
+        >>> check_fits(RelaxConfig(preset="vanilla-cifar10", arms=("cnn", "efcn-full")), 600 << 20)
+        Traceback (most recent call last):
+        ValueError: arms must fit into memory, got efcn-full at batch 250, which needs 871.9 MiB of the 600.0 MiB that
+        are available; what fits is efcn-full at batch 250, fused (597.9 MiB), or efcn-dilated9 at batch 250 (591.0 MiB)
+        (EFCN_MEMORY_BUDGET=none skips this check)
+    """
+    there = _there(config) if available_bytes is None else available_bytes
+    if there is None:
+        return
+    needs = _Needs(config)
+    nets = [_Net(arm, config.batch_size, config.fused) for arm in sorted(config.arms, key=needs.weight_bytes)]
+    if needs(nets[-1]) <= there:  # the others hold the same activations and fewer weights
+        return
+    for net in nets:
+        needed = needs(net)
+        if needed > there:
+            raise ValueError(
+                f"arms must fit into memory, got {net}, which needs {size_text(needed)} of the {size_text(there)} "
+                f"that are available; {_nearest(net, needs, there)} ({BUDGET}=none skips this check)"
+            )
+
+
+def needed_bytes(config: RelaxConfig) -> dict[str, int]:
+    """What each arm of ``config`` needs at least, as :func:`check_fits` sees it."""
+    needs = _Needs(config)
+    return {arm: needs(_Net(arm, config.batch_size, config.fused)) for arm in config.arms}
+
+
+def _there(config: RelaxConfig) -> int | None:
+    given = os.environ.get(BUDGET, "")
+    if given:
+        return None if given == "none" else parse_size(BUDGET, given)
+    return available.available_bytes(config.device)
+
+
+class _Needs:
+    """Bytes that a net of the run needs."""
+
+    def __init__(self, config: RelaxConfig) -> None:
+        preset = PRESETS[config.preset]
+        with torch.device("meta"):
+            model, example = preset.build(preset.classes), torch.empty(1, *preset.image_shape)
+        self.planner = StepPlanner(model, example)
+        self._optimizer = "momentum" if config.momentum else "sgd"
+        self._most_images = config.train_limit
+        self._reading = min(READING_BATCH, max(config.train_limit or READING_BATCH, config.test_limit or READING_BATCH))
+
+    def weight_bytes(self, arm: str) -> int:
+        """Of the embedded layers, about."""
+        support = _support(arm)
+        return 0 if support is None else self.planner.least_bytes(support)
+
+    def __call__(self, net: _Net) -> int:
+        batch = net.batch if self._most_images is None else min(net.batch, self._most_images)
+        step = Step(_support(net.arm), batch, self._optimizer, net.fused)
+        return max(self.planner.predict(step).peak, self.planner.reading(step, self._reading))
+
+
+def _support(arm: str) -> Support | None:
+    return Full() if arm == FCN else support_of(arm)
+
+
+def _nearest(net: _Net, needs: _Needs, there: int) -> str:
+    found = [(near, needs(near)) for near in _candidates(net, needs, there) if needs(near) <= there]
+    if found:
+        return "what fits is " + ", or ".join(f"{near} ({size_text(needed)})" for near, needed in found)
+    least = replace(net, batch=1, fused=_support(net.arm) is not None)
+    return f"the least of this arm is {least} ({size_text(needs(least))})"
+
+
+def _candidates(net: _Net, needs: _Needs, there: int) -> Iterator[_Net]:
+    """The same net with fused updates, or else of a smaller batch too; and the largest radius that fits."""
+
+    def fits(near: _Net) -> bool:
+        return needs(near) <= there
+
+    frugal = replace(net, fused=_support(net.arm) is not None)
+    if fits(frugal):
+        yield frugal
+    else:
+        yield replace(frugal, batch=_largest(net.batch - 1, 1, lambda batch: fits(replace(frugal, batch=batch))))
+    if net.arm in (CNN, ELCN, FCN):
+        return
+    support = support_of(net.arm)
+    most = support.radius - 1 if isinstance(support, Dilated) else needs.planner.reach - 1
+    for near in dict.fromkeys((net, frugal)):
+        radius = _largest(most, 1, lambda r, near=near: fits(replace(near, arm=f"efcn-dilated{r}")))  # type: ignore[misc]
+        smaller = replace(near, arm=f"efcn-dilated{radius}" if radius else ELCN)
+        if fits(smaller):
+            yield smaller
+            return
+
+
+def _largest(most: int, least: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from ``least`` to ``most`` that fits, one less than ``least`` if none does."""
+    low, high = least - 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
