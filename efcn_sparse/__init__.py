@@ -22,6 +22,7 @@ from efcn_sparse.ops import spmm as spmm
 from efcn_sparse.pattern import BlockPattern as BlockPattern
 from efcn_sparse.subspace import deviation as deviation
 from efcn_sparse.subspace import project as project
+from efcn_sparse.subspace import record_gradient_parts as record_gradient_parts
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from efcn_sparse.embedding import Dilated, Grown, Support, parse_support
+from efcn_sparse.embedding import Dilated, Grown, Support
+from efcn_sparse.training.plan import support_of
 
 # Chosen to stay apart under the common colour-vision deficiencies (tests/analysis/test_palette.py); FCN and CNN are
 # greys. A family of supports has one hue, of which larger supports have the darker shades.
@@ -30,20 +31,6 @@ class Look:
     name: str
     colour: str
     marker: str
-
-
-def support_of(arm: str) -> Support | None:
-    """The support that an eFCN arm names; None for the eLCN and for other arms.
-
-    Example:
-        >>> support_of("efcn-dilated2"), support_of("cnn")
-        (Dilated(radius=2), None)
-    """
-    text = arm.removeprefix("efcn-")
-    try:
-        return None if text == arm else parse_support(text)
-    except ValueError:
-        return None
 
 
 def look_of(arm: str, arms: Sequence[str] = ()) -> Look:

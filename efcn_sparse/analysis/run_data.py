@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from efcn_sparse.analysis.palette import support_of
 from efcn_sparse.embedding import Dilated, Grown
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.plan import Stage, stages
+from efcn_sparse.training.plan import Stage, stages, support_of
 from efcn_sparse.training.readings import LAYERS, METRICS, are_columns
 from efcn_sparse.training.run_directory import read_config
 

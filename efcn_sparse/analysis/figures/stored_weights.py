@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure
-from efcn_sparse.analysis.palette import look_of, support_of
+from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import Final, Spread, finals
 from efcn_sparse.embedding import Grown
+from efcn_sparse.training.plan import support_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
