@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.ops import laws
-from tests.table import GPU, Row, pattern
+from tests.table import DEVICE, Row, pattern
 
 TILINGS = {
     "pairs-of-rows": dict(block_m=16, block_n=32, block_k=16, members=2, pieces=2, swizzle=3),
@@ -17,7 +17,7 @@ TILINGS = {
     "by-the-model": dict(block_m=64, block_n=128, block_k=16, members=0, pieces=0),
 }
 NAMES = ("masked-ragged", "odd-blocks", "unbalanced", "empty-rows-and-columns", "tall-blocks")
-ROW = Row("triton", "cuda" if GPU else "cpu", torch.float32)
+ROW = Row("triton", DEVICE, torch.float32)
 
 
 @pytest.mark.parametrize("tiling", TILINGS)
