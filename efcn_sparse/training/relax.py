@@ -35,7 +35,7 @@ def run_relax(
 
     Args:
         config: what to run.
-        run_dir: where; None is ``runs/<preset>``. See the README for the files.
+        run_dir: where; None is ``runs/<preset>``. See docs/run_directory.md for the files.
         download: whether ``config.data`` may be fetched from the Hugging Face Hub.
         quiet: show no progress.
         checkpoint_seconds: how much work a kill may cost at most, beside the epoch that it strikes.
