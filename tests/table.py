@@ -26,6 +26,7 @@ if DEVICE not in ("cpu", "cuda") or (GPU and not torch.cuda.is_available()):
     raise RuntimeError(f"EFCN_TEST_DEVICE must be 'cpu', or 'cuda' where torch sees a GPU, got {DEVICE!r}")
 if GPU:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch's deterministic mode refuses cuBLAS
+    torch.backends.cudnn.allow_tf32 = False  # dense convolutions are held against ours in fp32
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, so before any is imported
 
