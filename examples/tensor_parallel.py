@@ -100,6 +100,7 @@ def main() -> None:
         print("the state dict of all processes loads into one")
         if arguments.save:
             torch.save(state, arguments.save)
+    dist.barrier()  # a process that ends just after a collective may abort: gloo's threads still hold its tensors
     dist.destroy_process_group()
 
 

@@ -78,6 +78,7 @@ def work(rank: int, folder: str) -> None:
             **patterns.work(rank),
         }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
+        dist.barrier()  # a process that ends just after a collective may abort: gloo's threads still hold its tensors
     finally:
         dist.destroy_process_group()
 
