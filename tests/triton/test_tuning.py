@@ -108,3 +108,15 @@ def test_fp32_obeys_torch(setting: str, expected: str) -> None:
         assert plan.input_precision(torch.float64) == plan.input_precision(torch.bfloat16) == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("ieee", "ieee"), ("tf32", "tf32")])
+def test_fp32_obeys_torchs_newer_setting(setting: str, expected: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = setting
+        assert plan.input_precision(torch.float32) == expected
+    finally:
+        matmul.fp32_precision = before
+    assert plan.input_precision(torch.float32) == "ieee"

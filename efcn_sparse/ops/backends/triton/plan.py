@@ -110,7 +110,10 @@ def input_precision(dtype: torch.dtype) -> str:
     """How fp32 operands are multiplied: ``torch.get_float32_matmul_precision()``."""
     if dtype != torch.float32 or torch.version.hip:
         return "ieee"
-    return _PRECISIONS[torch.get_float32_matmul_precision()]
+    try:
+        return _PRECISIONS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # set through torch.backends.cuda.matmul.fp32_precision, which the older function cannot tell
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def shared_memory(config: Config, item: int) -> int:
