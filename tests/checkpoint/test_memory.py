@@ -30,7 +30,7 @@ folder = sys.argv[1]
 small = torch.nn.Linear(2, 2)
 save_sharded(small, folder + "/small"), load_sharded(small, folder + "/small")  # what is imported on first use
 p = es.BlockPattern.dense((8192, 6144), (64, 64))
-conv = torch.nn.Conv2d(256, 256, 8, device="meta").to(memory_format=torch.channels_last)
+conv = torch.nn.Conv2d(512, 512, 8, device="meta").to(memory_format=torch.channels_last)
 net = torch.nn.Sequential(es.SparseLinear(6144, 8192, p, device="meta"), conv).to_empty(device="cpu")
 with torch.no_grad():
     for parameter in net.parameters():
