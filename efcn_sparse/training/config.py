@@ -141,7 +141,7 @@ class RelaxConfig:
             raise ValueError("carry_momentum must be False without momentum, got True")
 
     def _check_relaxing(self) -> None:
-        if self.relaxing not in RELAXING:
+        if self.relaxing not in tuple(RELAXING):
             raise ValueError(f"relaxing must be one of {', '.join(RELAXING)}, got {self.relaxing!r}")
         if self.copies not in COPIES:
             raise ValueError(f"copies must be one of {', '.join(COPIES)}, got {self.copies!r}")

@@ -22,8 +22,9 @@ class Part:
 
     With η = ``lr * rate`` and λ = ``l1``, there are two ways to zero. Without ``beta``, the proximal step: after each
     step magnitudes shrink by ηλ, and those below become zero. With ``beta``, the β-LASSO of Neyshabur ("Towards
-    Learning Convolutions from Scratch", NeurIPS 2020): θ ← θ − η(∇ + λ sign θ), then θ ← 0 where |θ| < βλ. Its
-    threshold has no η, so it stays high (β is 50 there) when steps are small. Momentum never sees the penalty.
+    Learning Convolutions from Scratch", NeurIPS 2020, arXiv 2007.13657): θ ← θ − η(∇ + λ sign θ), then θ ← 0 where
+    |θ| < βλ. Its threshold has no η, so it stays high (β is 50 there) when steps are small. Momentum never sees the
+    penalty.
 
     Args:
         rate: multiplies the learning rate; 0 freezes the part, penalty and threshold included.

@@ -38,6 +38,7 @@ BAD = [
     (dict(fcn_lr="fast"), "fcn_lr must be positive, got 'fast'"),
     (dict(momentum=1), "momentum must lie in [0, 1), got 1"),
     (dict(weight_decay=-1), "weight_decay must not be negative, got -1"),
+    (dict(relaxing=["both"]), "relaxing must be one of both, sharing, locality, none, got ['both']"),
     (dict(relaxing="all"), "relaxing must be one of both, sharing, locality, none, got 'all'"),
     (dict(copies="some"), "copies must be one of mean, sum, got 'some'"),
     (dict(carry_momentum=1), "carry_momentum must be True or False, got 1"),
