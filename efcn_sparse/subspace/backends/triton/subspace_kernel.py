@@ -35,7 +35,7 @@ def read_copies_kernel(
 
     difference_sum = tl.zeros((HEIGHT, WIDTH), dtype=tl.float64)
     square_sum = tl.zeros((HEIGHT, WIDTH), dtype=tl.float64)
-    for at in range(begin, end, HEIGHT):
+    for at in tl.range(begin, end, HEIGHT, num_stages=4):
         copy = at + tl.arange(0, HEIGHT)
         there = copy < end
         block = tl.load(blocks_by_class + copy, mask=there, other=0).to(tl.int64)
