@@ -13,7 +13,8 @@ from torch.utils.flop_counter import flop_registry
 
 from efcn_sparse.planning.work import OperatorWork, StepWork
 
-_FRESH_BYTES = 32 << 20  # glibc maps allocations from here on anew each time, and gives them back when they are freed
+_MAPPED_BYTES = 32 << 20  # glibc maps allocations from here on anew each time, and gives them back when they are freed
+_KEPT_BYTES = 64 << 20  # and of the free memory at the end of its heap it keeps so much
 _FACTORIES = ("empty", "zeros", "ones", "full", "rand", "new_")
 
 
@@ -29,6 +30,8 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.held = self.peak = 0
+        self._in_heap = self._heap_start = self._heap_peak = 0
+        self._mapped = 0
         self.work = StepWork()
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -41,14 +44,30 @@ class LiveMemory(TorchDispatchMode):
         if key in self._known:
             return
 
+        in_heap = size if size < _MAPPED_BYTES else 0
+
         def gone(_: object) -> None:
             del self._known[key]
             self.held -= size
+            self._in_heap -= in_heap
 
         self._known[key] = weakref.ref(storage, gone)
         self.held += size
         self.peak = max(self.peak, self.held)
-        self.work.fresh += size if size >= _FRESH_BYTES else 0
+        self._in_heap += in_heap
+        self._heap_peak = max(self._heap_peak, self._in_heap)
+        self._mapped += size - in_heap
+
+    def restart(self) -> None:
+        """Begin to count anew from what is held now."""
+        self.peak, self.work = self.held, StepWork()
+        self._heap_start = self._heap_peak = self._in_heap
+        self._mapped = 0
+
+    @property
+    def fresh(self) -> int:
+        """Bytes that the allocator had to take from the system since the restart, though they had been free before."""
+        return self._mapped + max(0, self._heap_peak - self._heap_start - _KEPT_BYTES)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def watch_step(
     for _ in range(2):
         twin.zero_grad(set_to_none=True)
         before = memory.held
-        memory.peak, memory.work = before, StepWork()
+        memory.restart()
         with memory:
             loss = _loss(twin(*inputs))
             activations = memory.held - before
@@ -93,7 +93,7 @@ def watch_step(
         peak=memory.peak,
         flops=memory.work.flops,
         moved=memory.work.moved,
-        work=memory.work,
+        work=replace(memory.work, fresh=memory.fresh),
     )
 
 

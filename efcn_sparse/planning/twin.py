@@ -15,7 +15,7 @@ from efcn_sparse.planning.fused_cost import FusedCost
 from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy
 from efcn_sparse.planning.probe import Probe
-from efcn_sparse.planning.work import Operation, Product
+from efcn_sparse.planning.work import Operation, OperatorWork, Product
 
 _BYTES_PER_BLOCK = 7 * 4  # two walks, masks and classes, int32
 _BYTES_PER_KERNEL_ENTRY = 4 + 8  # its place in the maps where blocks divide the channels, and how many copies it has
@@ -80,7 +80,8 @@ class _Product(torch.autograd.Function):
             copied = x.new_empty(sddmm_copy(x, width, height), dtype=torch.uint8)
             if linear.fusion is not None:
                 update = x.new_empty(linear.fusion.update, dtype=torch.uint8)
-                _note(linear, "dw", batch, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
+                _note(linear, "dw", batch, 0)  # the gradient stays in the cache
+                _note_update(linear, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
                 del update
             else:
                 dvalues = torch.empty(linear.values.shape, dtype=layer.dtype, device="meta")
@@ -98,6 +99,13 @@ def _note(linear: PlannedLinear, operation: Operation, batch: int, weight_bytes:
         moved = weight_bytes + batch * sum(layer.shape) * layer.dtype.itemsize
         flops = 2 * batch * layer.support_weights
         linear.memory.work.products.append(Product(layer.name, operation, linear.probe(batch), flops, moved))
+
+
+def _note_update(linear: PlannedLinear, moved: int) -> None:
+    if linear.memory is not None:
+        done = linear.memory.work.operators.setdefault("fused update", OperatorWork())
+        done.calls += 1
+        done.moved += moved
 
 
 class PlannedConv(nn.Module):

@@ -16,7 +16,7 @@ class Product:
 
     Attributes:
         layer: its name in the model.
-        operation: ``forward`` and ``dx`` are SpMM, ``dw`` is SDDMM, with the update where that is fused.
+        operation: ``forward`` and ``dx`` are SpMM, ``dw`` is SDDMM.
         probe: what its rate is measured on.
         flops, moved: a multiplication and an addition being two; bytes read and written.
     """
@@ -43,8 +43,8 @@ class StepWork:
 
     Attributes:
         products: of sparse layers, in the order in which they run.
-        operators: all others, by name.
-        fresh: bytes of the allocations that the allocator takes from the system each time, and gives back.
+        operators: all others, by name; fused updates among them.
+        fresh: bytes that the allocator takes from the system in each step, and has given back before the next.
     """
 
     products: list[Product] = field(default_factory=list)

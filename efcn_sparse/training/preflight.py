@@ -90,7 +90,12 @@ class _Needs:
         self.planner = StepPlanner(model, example)
         self._optimizer = "momentum" if config.momentum else "sgd"
         self._most_images = config.train_limit
+        self._selective = config.selective
         self._reading = min(READING_BATCH, max(config.train_limit or READING_BATCH, config.test_limit or READING_BATCH))
+
+    def may_fuse(self, arm: str) -> bool:
+        """Whether ``fused=True`` would change anything about an arm, and is allowed."""
+        return _support(arm) is not None and not self._selective
 
     def weight_bytes(self, arm: str) -> int:
         """Of the embedded layers, about."""
@@ -111,7 +116,7 @@ def _nearest(net: _Net, needs: _Needs, there: int) -> str:
     found = [(near, needs(near)) for near in _candidates(net, needs, there) if needs(near) <= there]
     if found:
         return "what fits is " + ", or ".join(f"{near} ({size_text(needed)})" for near, needed in found)
-    least = replace(net, batch=1, fused=_support(net.arm) is not None)
+    least = replace(net, batch=1, fused=net.fused or needs.may_fuse(net.arm))
     return f"the least of this arm is {least} ({size_text(needs(least))})"
 
 
@@ -121,7 +126,7 @@ def _candidates(net: _Net, needs: _Needs, there: int) -> Iterator[_Net]:
     def fits(near: _Net) -> bool:
         return needs(near) <= there
 
-    frugal = replace(net, fused=_support(net.arm) is not None)
+    frugal = replace(net, fused=net.fused or needs.may_fuse(net.arm))
     if fits(frugal):
         yield frugal
     else:

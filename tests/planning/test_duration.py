@@ -11,6 +11,7 @@ from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.models import resnet18, vanilla_cnn
 from efcn_sparse.planning import predict_step
 from efcn_sparse.planning.duration import Rates, expected_time
+from efcn_sparse.planning.live_memory import LiveMemory
 from efcn_sparse.planning.probe import Probe
 from efcn_sparse.planning.work import OperatorWork, Product, StepWork
 
@@ -86,3 +87,31 @@ def test_a_step_tells_its_work() -> None:
     assert work.fresh == 0
     large = predict_step(vanilla_cnn(), torch.empty(7, 3, 32, 32), support=Full()).work
     assert large.fresh >= 4 * (56_819_712 + 16_777_216)  # two gradients above 32 MiB
+
+
+def test_fresh_memory_is_what_the_allocator_does_not_keep() -> None:
+    memory = LiveMemory()
+    held = torch.empty(100 << 20, dtype=torch.uint8, device="meta")
+    memory.follow(held)
+    memory.restart()
+    assert (memory.fresh, memory.peak) == (0, 100 << 20)
+    small = [torch.empty(10 << 20, dtype=torch.uint8, device="meta") for _ in range(6)]
+    for tensor in small:
+        memory.follow(tensor)
+    assert memory.fresh == 0  # 60 MiB stay in the heap
+    more = torch.empty(9 << 20, dtype=torch.uint8, device="meta")
+    memory.follow(more)
+    assert memory.fresh == 5 << 20
+    del small, more, tensor
+    large = torch.empty(40 << 20, dtype=torch.uint8, device="meta")
+    memory.follow(large)
+    assert memory.fresh == 45 << 20
+    assert memory.held == 140 << 20
+
+
+def test_fused_updates_are_work() -> None:
+    x = torch.randn(4, 3, 32, 32)
+    work = predict_step(vanilla_cnn(), x, optimizer="momentum", fused=True).work
+    weights = 4 * sum(layer.stored_weights for layer in plan(vanilla_cnn(), x).layers)
+    assert (work.operators["fused update"].calls, work.operators["fused update"].moved) == (3, 4 * weights)
+    assert "fused update" not in predict_step(vanilla_cnn(), x).work.operators
