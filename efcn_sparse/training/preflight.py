@@ -129,8 +129,8 @@ def _candidates(net: _Net, needs: _Needs, there: int) -> Iterator[_Net]:
     frugal = replace(net, fused=net.fused or needs.may_fuse(net.arm))
     if fits(frugal):
         yield frugal
-    else:
-        yield replace(frugal, batch=_largest(net.batch - 1, 1, lambda batch: fits(replace(frugal, batch=batch))))
+    elif batch := _largest(net.batch - 1, 1, lambda batch: fits(replace(frugal, batch=batch))):
+        yield replace(frugal, batch=batch)
     if net.arm in (CNN, ELCN, FCN):
         return
     support = support_of(net.arm)

@@ -78,6 +78,7 @@ def _refusal(config: RelaxConfig, budget: int) -> re.Match[str]:
         ),
         ("fcn", 0.7, r"fcn at batch 250, fused \((.+?)\) \("),
     ],
+    ids=["full", "dilated", "fcn"],
 )
 def test_the_nearest_that_fits_does(arm: str, share: float, offered: str) -> None:
     config = _config(arms=("fcn",) if arm == "fcn" else ("cnn", arm))
@@ -108,6 +109,7 @@ def test_a_smaller_batch_is_the_largest_that_fits() -> None:
 
 
 def test_the_least_of_an_arm() -> None:
+    assert "; the least of this arm is cnn at batch 1 (" in _refusal(_config(batch_size=1), 1000).string
     assert "; the least of this arm is cnn at batch 1 (" in _refusal(_config(), 1000).string
 
 
@@ -142,3 +144,11 @@ def test_the_budget_of_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(available, "available_bytes", lambda device: None)
     check_fits(_config())
+
+
+def test_selective_runs_are_not_told_to_fuse() -> None:
+    config = _config(arms=("cnn", "efcn-full"), relaxing="sharing")
+    budget = int(0.9 * needed_bytes(config)["efcn-full"])
+    said = _refusal(config, budget).string
+    assert "fused" not in said
+    assert re.search(r"efcn-dilated\d+ at batch 250 \(", said)
