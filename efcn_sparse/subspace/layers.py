@@ -18,6 +18,11 @@ def embedded_layers(model: nn.Module) -> dict[str, EmbeddedConv]:
     for name, layer in layers.items():
         if layer.linear.values.is_meta:
             raise ValueError(f"model must hold numbers, got meta tensors in the embedded convolution {name!r}")
+        if layer.ties.maps.device != layer.linear.values.device:
+            raise ValueError(
+                f"model must have ties and weights on one device, got {layer.ties.maps.device} and "
+                f"{layer.linear.values.device} in the embedded convolution {name!r}"
+            )
     return layers
 
 

@@ -75,14 +75,14 @@ def test_out_has_the_leading_dimensions_of_x(row: Row, leading: tuple[int, ...])
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_out_without_features(row: Row) -> None:
-    p = es.BlockPattern.dense((0, 8), (4, 4))
+    p = es.BlockPattern.dense((0, 8), (4, 4)).to(row.device)
     x, out = randn(2, 3, 8, row=row, seed=1), torch.empty(2, 3, 0, dtype=row.dtype, device=row.device)
     assert es.spmm(x, random_values(p, row), p, out=out, backend=row.backend) is out
 
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
 def test_a_side_without_inputs_still_accumulates(row: Row) -> None:
-    p = es.BlockPattern.dense((6, 0), (4, 4))
+    p = es.BlockPattern.dense((6, 0), (4, 4)).to(row.device)
     x, bias, out = randn(3, 0, row=row, seed=1), randn(6, row=row, seed=2), randn(3, 6, row=row, seed=3)
     expected = 2 * bias + 0.5 * out
     es.spmm(x, random_values(p, row), p, bias=bias, out=out, alpha=2.0, beta=0.5, backend=row.backend)

@@ -19,7 +19,7 @@ from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
 from efcn_sparse.subspace.backends import triton as reading
 from efcn_sparse.subspace.backends.triton import launch as launch_reading
 from efcn_sparse.subspace.plan import plan_of
-from tests.table import FLOAT32, FLOAT64, pattern
+from tests.table import DEVICE, FLOAT32, FLOAT64, pattern
 
 # what only allocates, or looks at memory in another way; and the sums that a reading ends with
 ALLOWED = {"aten::new_empty", "aten::unbind", "aten::select", "aten::slice", "aten::view", "aten::unsqueeze"}
@@ -97,9 +97,11 @@ def _forbid(patch: pytest.MonkeyPatch) -> None:
 def test_operations(
     launched: list[str], no_reads: pytest.MonkeyPatch, name: str, beta: float, dtype: torch.dtype
 ) -> None:
-    p = pattern(name)
-    a, b = (torch.zeros(40, side, dtype=dtype) for side in p.shape)
-    values, bias = torch.zeros(p.values_shape, dtype=dtype), torch.zeros(p.shape[0], dtype=dtype)
+    p = pattern(name, DEVICE)
+    a, b, bias, values = (
+        torch.zeros(shape, dtype=dtype, device=DEVICE)
+        for shape in ((40, p.shape[0]), (40, p.shape[1]), p.shape[:1], p.values_shape)
+    )
     structure = list(p.structure)
 
     def step() -> None:
@@ -120,7 +122,7 @@ def test_operations(
 
 
 def test_readings(launched: list[str], no_reads: pytest.MonkeyPatch) -> None:
-    layer = es.embed(torch.nn.Conv2d(3, 4, 3, padding=1), torch.zeros(1, 3, 6, 6), support=es.Dilated(1))
+    layer = es.embed(torch.nn.Conv2d(3, 4, 3, padding=1), torch.zeros(1, 3, 6, 6), support=es.Dilated(1)).to(DEVICE)
     values, plan = layer.linear.values.detach(), plan_of(layer.ties)
 
     def read() -> None:
@@ -142,7 +144,7 @@ def test_readings(launched: list[str], no_reads: pytest.MonkeyPatch) -> None:
 
 def test_a_model_is_read_with_one_wait_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Conv2d(2, 2, 3))
-    model, order = es.embed(net, torch.zeros(1, 1, 7, 7)), []
+    model, order = es.embed(net, torch.zeros(1, 1, 7, 7)).to(DEVICE), []
     kept = reading.squares, torch.Tensor.tolist
     monkeypatch.setattr(reading, "squares", lambda *given: order.append("launch") or kept[0](*given))
     es.deviation(model, backend="triton")

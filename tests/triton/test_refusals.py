@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import efcn_sparse as es
 from efcn_sparse.ops.backends import triton
+from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
 from efcn_sparse.ops.backends.triton.failure import launch_named
 from efcn_sparse.ops.backends.triton.tuning import Config
 from efcn_sparse.ops.select import reasons, resolve
+from efcn_sparse.subspace.backends.triton import launch as launch_reading
 from tests.table import GPU, pattern
 
 
@@ -51,6 +54,53 @@ def test_auto_never_interprets() -> None:
     assert resolve("auto", "cpu", torch.float32) in ("cpu", "reference")
     assert GPU or reasons("cpu", torch.float32)["triton"] is None
     assert es.explain(pattern("square")).backend in ("cpu", "reference")
+
+
+def test_a_pattern_from_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, elsewhere = pattern("square"), property(lambda self: torch.device("cuda:1"))
+    x, dy, values = torch.zeros(2, p.shape[1]), torch.zeros(2, p.shape[0]), torch.zeros(p.values_shape)
+    monkeypatch.setattr(es.BlockPattern, "device", elsewhere)
+    message = r"pattern must be on the device of {}, cpu, got cuda:1; use pattern.to\(...\)"
+    with pytest.raises(ValueError, match=message.format("x")):
+        es.spmm(x, values, p, backend="triton")
+    with pytest.raises(ValueError, match=message.format("a")):
+        es.sddmm(dy, x, p, backend="triton")
+
+
+class _Broken:
+    """A kernel that no GPU can launch."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> None:
+        raise MemoryError("out of resource: shared memory")
+
+
+@pytest.mark.skipif(GPU, reason="kernels are replaced on the CPU; test_cuda.py has a launch that fails")
+def test_every_launch_names_kernel_shapes_and_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = pattern("square")
+    x, dy, values = torch.zeros(2, 48), torch.zeros(2, 64), torch.zeros(p.values_shape)
+    twin = es.embed(torch.nn.Conv2d(2, 4, 3, bias=False), torch.zeros(1, 2, 5, 5))
+    out_of_room = r"MemoryError: out of resource: shared memory"
+    cases = (
+        (launch_spmm, "spmm_kernel", r"x \[2, 48\] torch.float32 on cpu, .* with Config\(block_m=\d+, ",
+         lambda: es.spmm(x, values, p, backend="triton")),
+        (launch_sddmm, "sddmm_kernel", r"a \[2, 64\] torch.float32 on cpu, .* with Config\(block_m=\d+, ",
+         lambda: es.sddmm(dy, x, p, backend="triton")),
+        (launch_reading, "project_kernel", r"values \[.*\] torch.float32 on cpu, .* with \d+ tasks of ",
+         lambda: es.project(twin, "lcn", backend="triton")),
+        (launch_reading, "read_copies_kernel", r"values \[.*\] torch.float32 on cpu, .* with \d+ tasks of ",
+         lambda: es.deviation(twin, backend="triton")),
+    )  # fmt: skip
+    for module, kernel, told, call in cases:
+        monkeypatch.setattr(module, kernel, _Broken())
+        with pytest.raises(RuntimeError, match=f"{kernel} failed on {told}.*{out_of_room}"):
+            call()
+
+
+def test_ties_on_another_device_than_the_weights() -> None:
+    twin = es.embed(torch.nn.Conv2d(2, 4, 3), torch.zeros(1, 2, 5, 5))
+    twin.ties = SimpleNamespace(maps=torch.zeros(1, device="meta"))
+    with pytest.raises(ValueError, match="ties and weights on one device, got meta and cpu in the embedded conv"):
+        es.deviation(twin)
 
 
 def test_a_failed_launch_names_kernel_shapes_and_configuration() -> None:

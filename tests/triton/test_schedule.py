@@ -95,7 +95,7 @@ def test_what_is_remembered_ends_with_the_pattern() -> None:
         p = BlockPattern.dense((8, 8), (4, 4))
         remembered(Structure.of(p.structure), "key", lambda: torch.zeros(1))
         del p
-        gc.collect()
+    gc.collect()
     assert len(memory._REMEMBERED) <= before + 1
 
 
