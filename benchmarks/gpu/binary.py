@@ -28,6 +28,9 @@ class Binary:
     prefetches: int
 
 
+NOTHING = Binary(0, 0, 0, 0, 0)
+
+
 def read(built: Any, arch: str, instruction: str) -> Binary:
     """The binary of ``triton.compile``'s result.
 

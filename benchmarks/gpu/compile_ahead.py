@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.gpu.binary import REGISTER_LIMIT, SHARED_LIMIT, read
+from benchmarks.gpu.binary import NOTHING, REGISTER_LIMIT, SHARED_LIMIT, read
 from efcn_sparse.ops.backends.triton import work
 from efcn_sparse.ops.backends.triton.sddmm_kernel import sddmm_kernel
 from efcn_sparse.ops.backends.triton.spmm_kernel import spmm_kernel
@@ -56,9 +56,12 @@ class Compiled:
     spilled_bytes: int
     shared: int
     prefetches: int
+    failed: str = ""
 
     def faults(self) -> list[str]:
         """What is wrong with it; empty if nothing is."""
+        if self.failed:
+            return [self.failed]
         found = []
         if self.instruction and not self.instructions:
             found.append(f"no {self.instruction}")
@@ -86,13 +89,17 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
         GPUTarget("hip", case.arch, 64) if case.arch.startswith("gfx") else GPUTarget("cuda", int(case.arch[2:]), 32)
     )
     source = ASTSource(kernel, *_signature(kernel, constants, _TYPES[case.bits]))
-    built = triton.compile(source, target=target, options={"num_warps": config.warps, "num_stages": config.stages})
     exact = case.bits == 32 and constants["PRECISION"] == "ieee"
     instruction = "" if exact else _instruction(case.arch, case.bits)
+    try:
+        options = {"num_warps": config.warps, "num_stages": config.stages}
+        binary, failed = read(triton.compile(source, target=target, options=options), case.arch, instruction), ""
+    except RuntimeError as error:
+        binary, failed = NOTHING, f"does not compile: {error}"
     return Compiled(
         case.operation, case.arch, _TYPES[case.bits], f"{case.height}×{case.width}",
         f"{config.block_m}×{config.block_n}×{config.block_k}", members, config.warps, config.stages, instruction,
-        **asdict(read(built, case.arch, instruction)),
+        **asdict(binary), failed=failed,
     )  # fmt: skip
 
 
@@ -124,7 +131,12 @@ def _signature(
     types = dict.fromkeys(names, "i32")
     types |= dict.fromkeys((name for name in _FLOATS if name in types), f"*{kind}")
     types |= dict.fromkeys(("tasks", "members", "entry_cols", "entry_blocks", "mask_index"), "*i32")
-    types |= {"pieces": "*fp64" if kind == "fp64" else "*fp32", "masks": "*u8", "alpha": "fp64", "beta": "fp64"}
+    types |= {
+        "pieces": "*fp64" if kind == "fp64" else "*fp32",
+        "masks": "*i32" if kind == "fp64" and "y" in names else "*u8",
+        "alpha": "fp64",
+        "beta": "fp64",
+    }
     types |= dict.fromkeys(constants, "constexpr")
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*_ALIGNED, *_ALIGNED_NUMBERS) if n in names}
     return types, {(names.index(name),): value for name, value in constants.items()}, aligned

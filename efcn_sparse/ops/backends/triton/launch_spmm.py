@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from efcn_sparse.ops.backends.triton import plan
 from efcn_sparse.ops.backends.triton.device import device_of, must_widen
 from efcn_sparse.ops.backends.triton.failure import launch_named
 from efcn_sparse.ops.backends.triton.language import dtype_of_sums
+from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.spmm_kernel import spmm_kernel, sum_pieces_kernel
 from efcn_sparse.ops.structure import Structure
 
@@ -54,6 +56,9 @@ def run(
     tiles_m = -(-batch // config.block_m)
     tiles_n = -(-config.members * height // config.block_n)
     n_tasks = todo.tasks.shape[0]
+    masks = structure.masks
+    if x.dtype == torch.float64 and masks.numel():  # Triton 3.6 compiles no fp64 product that hangs on a load of bytes
+        masks = remembered(structure, "wide masks", lambda: structure.masks.int())
     common = dict(
         HEIGHT=height, MEMBERS=config.members, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         HAS_BIAS=bias is not None, ADD=beta != 0.0, ACCUMULATE=sums,
@@ -61,7 +66,7 @@ def run(
     with launch_named("spmm_kernel", config, x=x, values=values, y=y):
         spmm_kernel[(n_tasks * tiles_n * tiles_m,)](
             y, x, values, given_bias, pieces, todo.tasks, rows.members, rows.cols, rows.blocks,
-            structure.mask_index, structure.masks,
+            structure.mask_index, masks,
             batch, n_tasks, in_features, y.shape[1], x.stride(0), stride_bias, alpha, beta,
             WIDTH=width, STEP_OUT=steps[0], STEP_IN=steps[1], BLOCK_K=config.block_k, SWIZZLE=config.swizzle,
             SPLIT=todo.slots > 0, MASKED=structure.mask_index.numel() > 0, RAGGED=in_features % width != 0,
