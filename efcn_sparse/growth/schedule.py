@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -33,6 +33,8 @@ class Growth:
         until: the step at which growth ends; None: never, with a constant share.
         layers: shell-style name patterns of the layers that grow; None: every convolution embedded with ``Grown``. A
             plain :class:`SparseLinear` grows if it is named; its first exchange is one like all others.
+        join: what to do with the factors of a layer's gradient first; ``es.distributed.join_factors`` where several
+            processes average their gradients, so that they all choose the same blocks.
 
     Attributes:
         steps: how many steps there have been.
@@ -68,6 +70,7 @@ class Growth:
         exchange: float = 0.3,
         until: int | None = None,
         layers: Sequence[str] | None = None,
+        join: Callable[[Factors], Factors] | None = None,
     ) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"every must be an integer of at least 1, got {every!r}")
@@ -81,7 +84,7 @@ class Growth:
         for layer in self._layers.values():
             parts_of(layer)
         self._model, self._optimizer = model, optimizer
-        self._every, self._exchange, self._until = every, float(exchange), until
+        self._every, self._exchange, self._until, self._join = every, float(exchange), until, join
         self._factors: dict[str, Factors] = {}
         self.steps = 0
         self._placed = False
@@ -127,6 +130,8 @@ class Growth:
                         f"{name or 'model'}: forward and backward must run inside growth.watch() before growth.step(), "
                         "got no gradient"
                     )
+                if self._join is not None:  # a collective call, so before anything that may end this loop
+                    factors = self._join(factors)
                 count = self._count(layer)
                 if count:
                     done[name] = regrow(layer, factors.dy, factors.x, blocks=count, optimizer=self._optimizer)

@@ -10,7 +10,7 @@ import efcn_sparse as es
 from efcn_sparse.distributed import check_same_patterns, join_factors
 from tests.distributed import workers
 
-ROUNDS, STEPS_BETWEEN, BATCH, BLOCKS = 3, 2, 10, 3
+ROUNDS, STEPS_BETWEEN, BATCH = 3, 2, 10
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -27,21 +27,17 @@ def train(model: nn.Module, sparse: nn.Sequential, shares: list[slice], regrown:
     """RigL: every few steps, blocks move by the gradient of the whole batch."""
     optimizer = workers.OPTIMISERS["adamw"](model.parameters())
     generator = torch.Generator().manual_seed(5)
-    joined = join_factors if model is not sparse else lambda factors: factors
-    for step in range(ROUNDS * STEPS_BETWEEN):
+    join = join_factors if model is not sparse else None
+    growth = es.Growth(sparse, optimizer, every=STEPS_BETWEEN, layers=["0", "2"], join=join)
+    for _ in range(ROUNDS * STEPS_BETWEEN):
         x = torch.randn(BATCH, 20, generator=generator, dtype=torch.float64)
         target = torch.randint(6, (BATCH,), generator=generator)
         optimizer.zero_grad()
-        with es.record_factors(sparse) as factors:
+        with growth.watch():
             for share in shares:
                 (nn.functional.cross_entropy(model(x[share]), target[share]) / len(shares)).backward()
-        if step % STEPS_BETWEEN == STEPS_BETWEEN - 1:
-            for name, layer in sparse.named_children():
-                if name in factors:
-                    dy, inputs = joined(factors[name])
-                    done = es.regrow(layer, dy, inputs, blocks=BLOCKS, optimizer=optimizer)
-                    regrown.append((done.grown, done.gradient_norms))
         optimizer.step()
+        regrown += [(done.grown, done.gradient_norms) for done in growth.step().values()]
     return optimizer
 
 

@@ -26,6 +26,7 @@ def test_blocks_move_as_in_one_process_with_the_joined_batch(ranks):
     regrown = []
     optimizer = patterns.train(model, model, patterns.SHARES, regrown)
     assert [layer.pattern for layer in (model[0], model[2])] != start
+    assert len(regrown) == 2 * patterns.ROUNDS
     for rank in ranks:
         for (grown, norms), (alone, alone_norms) in zip(rank["regrown"], regrown, strict=True):
             assert torch.equal(grown, alone)
