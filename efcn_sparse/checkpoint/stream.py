@@ -13,8 +13,16 @@ _PIECE_BYTES = 16 << 20
 
 def write_tensor(file: FileIO, tensor: Tensor) -> None:
     """Write the numbers of ``tensor`` in row-major order; only what lies otherwise in memory is copied, by pieces."""
-    for piece in _pieces(tensor, max(1, _PIECE_BYTES // tensor.element_size())):
-        write_bytes(file, _as_bytes(piece.reshape(-1).contiguous().cpu()))
+    most = max(1, _PIECE_BYTES // tensor.element_size())
+    numbers: Tensor | None = None  # one for all pieces: freed ones may stay with the process
+    for piece in _pieces(tensor, most):
+        if piece.device.type == "cpu" and piece.is_contiguous():
+            write_bytes(file, _as_bytes(piece.reshape(-1)))
+        else:
+            if numbers is None:
+                numbers = torch.empty(min(most, tensor.numel()), dtype=tensor.dtype, device="cpu")
+            numbers[: piece.numel()].view(piece.shape).copy_(piece)
+            write_bytes(file, _as_bytes(numbers[: piece.numel()]))
 
 
 def write_bytes(file: FileIO, view: memoryview) -> None:
@@ -29,13 +37,16 @@ def read_tensor(file: FileIO, dtype: torch.dtype, tensor: Tensor) -> None:
     Raises:
         EOFError: the file ends before.
     """
-    for piece in _pieces(tensor, max(1, _PIECE_BYTES // dtype.itemsize)):
+    most = max(1, _PIECE_BYTES // dtype.itemsize)
+    numbers: Tensor | None = None
+    for piece in _pieces(tensor, most):
         if piece.dtype == dtype and piece.device.type == "cpu" and piece.is_contiguous():
             _fill(file, piece.reshape(-1))
         else:
-            numbers = torch.empty(piece.numel(), dtype=dtype, device="cpu")
-            _fill(file, numbers)
-            piece.copy_(numbers.view(piece.shape))
+            if numbers is None:
+                numbers = torch.empty(min(most, tensor.numel()), dtype=dtype, device="cpu")
+            _fill(file, numbers[: piece.numel()])
+            piece.copy_(numbers[: piece.numel()].view(piece.shape))
 
 
 def _fill(file: FileIO, flat: Tensor) -> None:

@@ -54,5 +54,5 @@ def test_growth(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     size, saving, loading = map(int, done.stdout.split())
     assert size > 200 * _MIB
-    assert saving < 48 * _MIB, f"saving {size / _MIB:.0f} MiB took {saving / _MIB:.0f} MiB more"
-    assert loading < 48 * _MIB, f"loading {size / _MIB:.0f} MiB took {loading / _MIB:.0f} MiB more"
+    assert saving < 32 * _MIB, f"saving {size / _MIB:.0f} MiB took {saving / _MIB:.0f} MiB more"
+    assert loading < 32 * _MIB, f"loading {size / _MIB:.0f} MiB took {loading / _MIB:.0f} MiB more"
