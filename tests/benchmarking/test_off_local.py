@@ -22,6 +22,7 @@ from efcn_sparse.benchmarking.off_local.measure import BUDGETS, CUTS, measure
 from efcn_sparse.benchmarking.off_local.page import markdown
 from efcn_sparse.benchmarking.off_local.train import LOW_RANK, TRAINED, restrict
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.images import Images
 
 METHODS = ("entries", "blocks", "small blocks", "dilated")
@@ -98,7 +99,7 @@ def test_what_is_kept_is_what_the_curve_says(layer: Layer, method: str) -> None:
         rest = matrix - kept(matrix, layer, method, numbers)
         share = 1 - float(rest.square().sum() / matrix.square().sum())
         curve = curves.curves_of(matrix, layer, [numbers])[method]
-        assert share == pytest.approx(curve.at(numbers), abs=1e-9)
+        assert share == pytest.approx(curve.at(numbers), abs=1e-5)
         assert not bool(rest[layer.local].any())
 
 
@@ -231,7 +232,7 @@ def test_a_record_holds_shares(record: dict) -> None:
                 assert all(0 <= share <= 1 for share in curve["at"])
                 assert curve["at"] == sorted(curve["at"])
             assert all(
-                fitted >= svd - 1e-9
+                fitted >= svd - 1e-5
                 for fitted, svd in zip(methods["low rank, fitted"]["at"], methods["low rank"]["at"], strict=True)
             )
         for others in layer["chosen"].values():
@@ -254,3 +255,9 @@ def test_the_page_and_the_figure_tell_the_record(record: dict, tmp_path) -> None
 def test_a_run_without_the_arm_is_refused(tmp_path, capsys) -> None:
     assert command.main(["--run", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "run_dir must be a run directory" in capsys.readouterr().err
+
+
+def test_another_preset_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "config.json").write_text(RelaxConfig.from_preset("vanilla-cifar10").to_json())
+    assert command.main(["--run", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "must be of the preset digits" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -48,16 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    if options.run is not None:
-        config = read_config(options.run)
-        if torch.device(config.device).type != "cpu":
-            raise ValueError(f"the run must have its images on the CPU, got device {config.device!r}")
-    else:
-        config = RelaxConfig.from_preset("digits", relax_epochs=options.epochs, cnn_epochs=max(options.times))
+    config = _config(options)
     records = []
-    for seed in options.seeds:
+    for seed in options.seeds or config.seeds:
         images = load_data(config, seed)
-        for time in options.times:
+        for time in config.relax_times:
             print(f"seed {seed}, relax time {time}", file=sys.stderr)
             if options.run is None:
                 cnn = cnn_at(config, seed, time, images)
@@ -73,6 +69,22 @@ def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     return records
 
 
+def _config(options: argparse.Namespace) -> RelaxConfig:
+    """Of the run if there is one, else of the preset with the options."""
+    if options.run is None:
+        times = tuple(options.times or (2, 12))
+        return RelaxConfig.from_preset(
+            "digits", seeds=(0, 1, 2), relax_times=times, cnn_epochs=max(times), relax_epochs=options.epochs
+        )
+    config = read_config(options.run)
+    if config.preset != "digits":
+        raise ValueError(f"the run must be of the preset digits, whose matrices are small, got {config.preset}")
+    known = config.relax_times
+    if options.times is not None and not set(options.times) <= set(known):
+        raise ValueError(f"the times must be relax times of the run, {known}, got {tuple(options.times)}")
+    return dataclasses.replace(config, relax_times=tuple(options.times or known), device="cpu")
+
+
 def _write(records: list[dict[str, Any]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{NAME}.json").write_text(json.dumps({"records": records}, separators=(",", ":")) + "\n")
@@ -84,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         description="What supports of different kinds hold of the off-local part of an eFCN of the digits CNN.",
     )
     add = parser.add_argument
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    add("--times", type=int, nargs="+", default=[2, 12], help="relax times (default: 2 12)")
-    add("--epochs", type=int, default=16, help="epochs after the embedding (default: 16)")
+    add("--seeds", type=int, nargs="+", help="default: 0 1 2, or those of the run")
+    add("--times", type=int, nargs="+", help="relax times (default: 2 12, or those of the run)")
+    add("--epochs", type=int, default=16, help="epochs after the embedding (default: 16, or those of the run)")
     add("--run", type=Path, metavar="DIR", help="take the nets of efcn-full from this run instead of training them")
     add("--no-training", action="store_true", help="train no nets with restricted supports")
     add("--records", type=Path, nargs="+", default=[], metavar="JSON", help="only page and figure, of these")

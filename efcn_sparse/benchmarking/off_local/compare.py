@@ -19,8 +19,7 @@ from efcn_sparse.training.plan import is_embedded
 from efcn_sparse.training.relax import run_relax
 
 ARMS = (
-    "cnn", "elcn", "efcn-dilated1", "efcn-dilated2", "efcn-dilated3",
-    "efcn-grown1.5", "efcn-grown2", "efcn-grown4", "efcn-full",
+    "cnn", "elcn", "efcn-dilated1", "efcn-dilated2", "efcn-grown1.5", "efcn-grown2", "efcn-grown3", "efcn-full",
 )  # fmt: skip
 _HEAD = (
     "arm", "relaxed at", "weights stored", "test accuracy, %", "minus the CNN's", "test loss", "δ",
@@ -67,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--run-dir", type=Path, default=Path("runs/supports"), help="default: runs/supports")
     add("--seeds", type=int, default=3, metavar="N", help="run the seeds 0 to N-1 (default: 3)")
-    add("--relax-times", type=int, nargs="+", default=[12], metavar="EPOCH", help="default: 12")
+    add("--relax-times", type=int, nargs="+", default=[2, 12], metavar="EPOCH", help="default: 2 12")
     add("--relax-epochs", type=int, default=16, metavar="N", help="default: 16")
     add("--threads", type=int, default=1, help="of torch (default: 1)")
     add("--out", type=Path, default=Path("docs/figures"), metavar="DIR", help="default: docs/figures")

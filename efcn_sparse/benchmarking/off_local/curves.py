@@ -87,7 +87,7 @@ def ordered(layer: Layer, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def singular(off_local: Tensor) -> Curve:
     """The best matrices of rank 1, 2, …: an SVD of the off-local part with zeros where it is local."""
-    squares = torch.linalg.svdvals(off_local).square().cumsum(0)
+    squares = torch.linalg.svdvals(off_local.float()).double().square().cumsum(0)
     sides = sum(off_local.shape)
     return _curve([rank * sides for rank in range(1, len(squares) + 1)], squares)
 
@@ -96,7 +96,7 @@ def fitted(off_local: Tensor, layer: Layer, budgets: Sequence[float]) -> Curve:
     """Low rank fitted to the off-local entries alone, at the ranks that ``budgets`` pay for."""
     sides = sum(off_local.shape)
     ranks = sorted({rank for rank in (int(budget // sides) for budget in budgets) if 0 < rank < min(off_local.shape)})
-    fits = low_rank(off_local, ranks, layer.local)
+    fits = low_rank(off_local.float(), ranks, layer.local)
     missed = [(off_local - fit)[~layer.local].square().sum() for fit in fits]
     total = off_local.square().sum()
     return _curve([rank * sides for rank in ranks], [total - rest for rest in missed], float(total))

@@ -48,8 +48,8 @@ def kept(off_local: Tensor, layer: Layer, method: str, numbers: float) -> Tensor
     Law: ``1 - ‖off_local - kept‖² / ‖off_local‖²`` is the method's curve at ``numbers``.
     """
     if method == "low rank, fitted":
-        (fit,) = low_rank(off_local, [rank_of(layer, numbers)], layer.local)
-        return fit.masked_fill_(layer.local, 0)
+        (fit,) = low_rank(off_local.float(), [rank_of(layer, numbers)], layer.local)
+        return fit.double().masked_fill_(layer.local, 0)
     return off_local * mask_of(off_local.square(), layer, method, numbers)
 
 

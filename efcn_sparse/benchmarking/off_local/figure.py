@@ -10,7 +10,7 @@ import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import Drawing, drawing_style, new_figure, save
 from efcn_sparse.benchmarking.off_local.curves import METHODS
-from efcn_sparse.benchmarking.off_local.measure import OBJECTS
+from efcn_sparse.benchmarking.off_local.measure import BUDGETS, OBJECTS
 from efcn_sparse.benchmarking.off_local.train import TRAINED, TRAINED_BUDGETS
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _NAMES = {
     "low rank, everywhere": "low rank, unrestricted",
 }
 _IN_STEPS = ("low rank, fitted", "dilated")  # known at few points only
-_LEAST = 0.05
+_MOST = 4.0  # of the local weights: beyond, all lines meet
+_SHORT = {"gradient": "gradient, all images", "batch gradient": "gradient, one batch", "weights": "final weights"}
 
 
 def draw(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
@@ -46,26 +47,25 @@ def draw(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """
     with drawing_style():
         drawings = [Drawing("off_local_capture", _capture(records), "", "")]
-        if all("trained" in record for record in records):
-            drawings.append(Drawing("off_local_trained", _trained(records), "", ""))
+        with_training = [record for record in records if "trained" in record]
+        if with_training:
+            drawings.append(Drawing("off_local_trained", _trained(with_training), "", ""))
         return [path for drawing in drawings for path in save(drawing, folder)]
 
 
 def _capture(records: Sequence[dict[str, Any]]) -> Figure:
     """Rows: what is held; columns: layers. Lines are means over records, bands the least and the largest."""
-    layers = list(records[0]["layers"])
+    layers = records[0]["layers"]
     figure = new_figure(2.7 * len(OBJECTS) + 0.6)
-    axes = figure.subplots(len(OBJECTS), len(layers), sharey=True, squeeze=False)
-    for row, (key, title) in zip(axes, OBJECTS.items(), strict=True):
-        for cell, name in zip(row, layers, strict=True):
+    axes = figure.subplots(len(OBJECTS), len(layers), sharey=True, sharex="col", squeeze=False)
+    for row, key in zip(axes, OBJECTS, strict=True):
+        for cell, (name, layer) in zip(row, layers.items(), strict=True):
             for method in METHODS:
                 _curve(cell, [record["layers"][name] for record in records], key, method)
-            cell.set_title(f"{name}: {title}" if cell is row[0] else name, loc="left")
-            cell.set_xscale("log")
-            cell.set_xlim(_LEAST, records[0]["layers"][name]["off_local"] / records[0]["layers"][name]["local"])
-            cell.xaxis.set_major_formatter("{x:g}")
+            cell.set_title(name, loc="left")
+            cell.set_xlim(0, min(layer["off_local"] / layer["local"], _MOST))
             cell.set_ylim(0, 1.02)
-        row[0].set_ylabel("share of the squared norm")
+        row[0].set_ylabel(f"share of the {_SHORT[key]}")
     for cell in axes[-1]:
         cell.set_xlabel("numbers stored / local weights")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -75,23 +75,22 @@ def _capture(records: Sequence[dict[str, Any]]) -> Figure:
 
 def _curve(axes: Axes, layers: list[dict[str, Any]], key: str, method: str) -> None:
     colour, marker, line = _LOOKS[method]
-    curves = [layer["curves"][key][method]["points"] for layer in layers]
-    local = layers[0]["local"]
-    if method in _IN_STEPS:
-        x = np.asarray(curves[0]["stored"]) / local
-    else:
-        x = np.geomspace(_LEAST, layers[0]["off_local"] / local, 120)
-    at = [np.interp(x, np.asarray(c["stored"]) / local, c["share"], left=0.0) for c in curves]
-    axes.plot(
-        x,
-        np.mean(at, 0),
-        color=colour,
-        ls=line,
-        label=METHODS[method],
-        marker=marker if method in _IN_STEPS else "",
-        ms=4,
-    )
+    local, curves = layers[0]["local"], [layer["curves"][key][method] for layer in layers]
+    x = np.asarray(curves[0]["points"]["stored"]) / local
+    if method not in _IN_STEPS:
+        x, marker = np.union1d(np.concatenate([x, BUDGETS]), [0.0]), ""
+    at = [_at(curve, local, x, method) for curve in curves]
+    axes.plot(x, np.mean(at, 0), color=colour, ls=line, label=METHODS[method], marker=marker, ms=4)
     axes.fill_between(x, np.min(at, 0), np.max(at, 0), color=colour, alpha=0.15, lw=0)
+
+
+def _at(curve: dict[str, Any], local: int, x: Any, method: str) -> Any:
+    """The shares at ``x``, from the thinned curve and what is known at BUDGETS."""
+    points = dict(zip(np.asarray(curve["points"]["stored"]) / local, curve["points"]["share"], strict=True))
+    if method not in _IN_STEPS:
+        points |= {0.0: 0.0, **dict(zip(BUDGETS, curve["at"], strict=True))}
+    known = sorted(points)
+    return np.interp(x, known, [points[place] for place in known])
 
 
 def _trained(records: Sequence[dict[str, Any]]) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_SWEEPS = 40
+_SWEEPS = 15
 
 
 def low_rank(matrix: Tensor, ranks: Sequence[int], free: Tensor | None = None, sweeps: int = _SWEEPS) -> list[Tensor]:

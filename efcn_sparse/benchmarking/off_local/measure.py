@@ -27,11 +27,11 @@ CHOOSERS = {
     "weights": "final weights (the best choice)",
     "gradient": "gradient of all images at the embedding",
     "batch gradient": "gradient of one batch at the embedding",
-    "epochs": "an equal part by the gradient after each epoch",
+    "epochs": "an equal part by the gradient at each net that was read",
     "chance": "chance",
 }
 CUTS = ("entries", "blocks", "small blocks", "low rank, fitted", "dilated")
-_BATCHES = 3
+_BATCHES = 1
 _POINTS = 40
 
 

@@ -53,8 +53,10 @@ def markdown(records: Sequence[Record], machine: Machine) -> str:
         some = [record for record in records if record["time"] == time]
         lines += ["", f"### Relaxed at epoch {time}: the trained `Full()` net, its off-local part cut down", ""]
         lines += _outcomes(some, "cut", CUTS, BUDGETS)
-        if all("trained" in record for record in some):
-            lines += ["", f"### Relaxed at epoch {time}: trained with the restricted support", ""]
+        some = [record for record in some if "trained" in record]
+        if some:
+            title = f"trained with the restricted support (seeds {_distinct(some, 'seed')})"
+            lines += ["", f"### Relaxed at epoch {time}: {title}", ""]
             lines += _outcomes(some, "trained", TRAINED, TRAINED_BUDGETS)
     return "\n".join(lines) + "\n"
 
