@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.planning.available import available_bytes as available_bytes
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -44,14 +45,6 @@ def structure_bytes(model: nn.Module) -> int:
             for tensor in (ties.class_of_block, ties.maps, ties.class_starts, ties.blocks_by_class, ties.counts):
                 arrays[tensor.data_ptr()] = tensor.nbytes
     return sum(arrays.values())
-
-
-def available_bytes() -> int | None:
-    try:
-        with open("/proc/meminfo") as lines:
-            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def max_rss_bytes() -> int:
