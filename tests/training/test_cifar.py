@@ -92,7 +92,7 @@ def test_one_epoch_of_the_protocol_on_a_parquet_folder(cifar10, tmp_path):
     )
     run_dir = training.run_relax(small, tmp_path / "run", quiet=True)
     lines = (run_dir / "metrics.csv").read_text().splitlines()
-    keys = [line.rsplit(",", 10)[0] for line in lines[1:]]
+    keys = [",".join(line.split(",")[:4]) for line in lines[1:]]
     assert keys == ["cnn,0,,0", "cnn,0,,1", "cnn,0,,2", "elcn,0,1,1", "elcn,0,1,2"]
 
 
