@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,11 +19,12 @@ _TESTS = ("tests/ops", "tests/triton", "tests/subspace")
 _DRY_TESTS = ("tests/triton/test_work.py",)
 _NOT_THIS_BACKEND = "not reference- and not cpu-"
 _WORKERS = 6
+_MARKED = re.compile(r"\b(FAILED|ERROR)\b")
 
 
 def command(dry: bool) -> list[str]:
     """The rows of the Triton backend, in several processes if pytest-xdist is there."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
+    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
     if dry:
         return [*pytest, *_DRY_TESTS]
     many = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") is not None else []
@@ -45,17 +47,13 @@ def run(dry: bool, seconds: float, arguments: list[str] | None = None) -> dict[s
         environment["EFCN_TEST_DEVICE"] = "cuda"
     began = time.monotonic()
     try:
-        done = subprocess.run(
-            arguments or command(dry), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=seconds, check=False,
-        )  # fmt: skip
-        status, text = done.returncode, done.stdout.decode(errors="replace")
-    except subprocess.TimeoutExpired as error:
-        status, text = None, (error.stdout or b"").decode(errors="replace")
+        status, text = _ended(arguments or command(dry), environment, seconds)
     except OSError as error:
         return record | {"failed": f"{type(error).__name__}: {error}"}
     lines = text.strip().splitlines()
     failed = [line[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if status is None:  # there is no list of failures at the end: they are marked as they came
+        failed = [line[:300] for line in lines if _MARKED.search(line)]
     summary = f"not finished after {seconds:.0f} seconds" if status is None else (lines[-1] if lines else "no output")
     record |= {"seconds": round(time.monotonic() - began, 1)}
     found = {"status": status, "summary": re.sub(r"^=+ | =+$", "", summary), "failed_tests": failed[:100]}
@@ -63,3 +61,16 @@ def run(dry: bool, seconds: float, arguments: list[str] | None = None) -> dict[s
     if status != 0:
         record["failed"] = found["summary"]
     return record
+
+
+def _ended(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int | None, str]:
+    """Exit status and output; on time-out None, and all of its processes are ended, so that they disturb nobody."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        text, status = process.communicate(timeout=seconds)[0], process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        text, status = process.communicate()[0], None
+    return status, text.decode(errors="replace")

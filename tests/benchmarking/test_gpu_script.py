@@ -164,10 +164,11 @@ def test_break_even(faster: tuple[float, float], expected: tuple[str, float]) ->
 
 
 def test_the_suite_is_cut_off_and_what_it_printed_is_kept() -> None:
-    slow = [sys.executable, "-u", "-c", "import time; print('FAILED tests/one.py'); time.sleep(60)"]
+    lines = "tests/one.py::a PASSED [ 1%]\\n[gw1] [ 2%] FAILED tests/one.py::b"
+    slow = [sys.executable, "-u", "-c", f"import time; print('{lines}'); time.sleep(60)"]
     record = suite.run(True, 2.0, slow)
     assert record["failed"] == "not finished after 2 seconds"
-    assert record["result"]["failed_tests"] == ["FAILED tests/one.py"]
+    assert record["result"]["failed_tests"] == ["[gw1] [ 2%] FAILED tests/one.py::b"]
     assert suite.run(True, 0.0)["not_run"] == NO_TIME
     assert "failed" not in suite.run(True, 20.0, [sys.executable, "-c", "print('3 passed')"])
     assert suite.run(True, 20.0, ["/no/such/program"])["failed"].startswith("FileNotFoundError")
