@@ -212,8 +212,8 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "support": (lambda: es.embed(_NET, _X, support="local"), TypeError,
                 "support must be Local(), Dilated(radius), Grown(budget) or Full(), got 'local'"),
     "support class": (lambda: es.embed(_NET, _X, support=es.Local), TypeError,
-                      "support must be Local(), Dilated(radius), Grown(budget) or Full(), got <class 'efcn_sparse.embedding.support."
-                      "Local'>"),
+                      "support must be Local(), Dilated(radius), Grown(budget) or Full(), got "
+                      "<class 'efcn_sparse.embedding.support.Local'>"),
     "unused pattern": (lambda: es.embed(_NET, _X, layers={"0": es.Full(), "1": None}), ValueError,
                        "layers must name convolutions of the model, ['0'], got ['1']"),
     "rule": (lambda: es.embed(_NET, _X, layers={"0": "full"}), ValueError,
