@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
@@ -16,6 +17,7 @@ import pytest
 from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.figures import canvas
 from efcn_sparse.cli.main import main
+from efcn_sparse.training.readings import SUPPORT
 from tests.analysis.synthetic import write_run
 
 FIGURES = [
@@ -163,6 +165,33 @@ def test_a_run_without_readings_has_a_page(tmp_path, config):
     assert "No readings have been written yet, so there is nothing to draw." in text
     assert "No eFCN checkpoint has been written yet." in text
     assert list((run / "figures").iterdir()) == []
+
+
+def test_what_supports_hold_has_a_table(whole, small):
+    told = _page(whole).text.partition("Supports")[2]
+    assert re.search(r"captured\s*eLCN\s*0\s*3,000\s*0\.\d{3} ± 0\.\d{3}\s*0\.000 ± 0\.000", told)
+    assert re.search(r"eFCN full\s*0\s*27,000\s*0\.000 ± 0\.000\s*1\.000 ± 0\.000", told)
+    assert "captured" not in _page(small).text
+
+
+def test_a_run_of_an_older_version_has_a_report_without_what_it_did_not_read(tmp_path, config):
+    config = dataclasses.replace(config, seeds=(0,), arms=("cnn", "elcn"), relax_times=(4,))
+    run = write_run(tmp_path / "older", config, checkpoints=False)
+    for name in ("metrics.csv", "layers.csv"):
+        with (run / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = [column for column in rows[0] if column not in SUPPORT]
+        with (run / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    write_report(run)
+    text = _page(run).text
+    assert text.count("No gradient was read: ") == 2
+    assert "It stores" not in text
+    assert {path.stem for path in (run / "figures").iterdir()} == {
+        "curves-accuracy", "curves-loss", "final-accuracy", "deviation-summary", "deviation-elcn"
+    }  # fmt: skip
 
 
 def test_a_run_with_one_arm_has_its_figures(small):
