@@ -43,6 +43,11 @@ class Net:
         return f"{self.model} at {self.pixels} pixels, N={self.batch}"
 
 
+SMALL_NETS = (Net("vanilla", 32, 256), Net("alexnet", 32, 256))
+LARGE_NET = Net("resnet18", 224, 256)
+PREDICTED_NETS = (*SMALL_NETS, LARGE_NET)
+
+
 @dataclass(frozen=True)
 class Spec:
     """One case: which function measures it (``kind``), on what, and about how many seconds that may take."""
@@ -71,8 +76,7 @@ def _real() -> list[Spec]:
     first, *rest = (list(grid(batches=[batch])) for batch in BATCHES)
     square = [case for case in first if case.out_features == 4096]
     densest = [Product(128, 4096, 4096, density, 8192) for density in (0.60, 0.75)]
-    small = [Net("vanilla", 32, 256), Net("alexnet", 32, 256)]
-    large = Net("resnet18", 224, 256)
+    small, large = SMALL_NETS, LARGE_NET
     return [
         *_products([*square, *densest]),
         *(Spec(f"step: {net}", "nets", "step", 15, net) for net in small),

@@ -1,6 +1,7 @@
 """What the work model says of the benchmark patterns, before anything is measured.
 
     python benchmarks/gpu/predict.py [--device h200] [--batch 8192] [--size 4096x4096] [--traffic] [--search]
+    python benchmarks/gpu/predict.py --net resnet18
 
 Runs anywhere. Schedules are made as on that GPU; times are the model's least times there, not measurements.
 ``--traffic`` also follows which tiles the schedule finds in the L2, and so what it moves through memory (a minute).
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.gpu.cases import BATCHES, GOALS, OPERATIONS, SIZES, Product, grid
+from benchmarks.gpu.cases import BATCHES, GOALS, OPERATIONS, PREDICTED_NETS, SIZES, Product, grid
 from efcn_sparse.ops.backends.triton import plan, work
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.tuning import Config
@@ -124,8 +125,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=list(sizes), default="4096x4096")
     parser.add_argument("--traffic", action="store_true")
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--net", choices=[net.model for net in PREDICTED_NETS], help="the layers of this net, instead")
     options = parser.parse_args(arguments)
     machine, size = MACHINES[options.device], sizes[options.size]
+    if options.net:
+        from benchmarks.gpu.predict_nets import net_table
+
+        net = next(net for net in PREDICTED_NETS if net.model == options.net)
+        print(f"{machine.name}; {net}\n\n{net_table(machine, net)}")
+        return 0
     if options.search:
         from benchmarks.gpu.search import better
 

@@ -48,6 +48,15 @@ def test_the_table_has_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 2 + 2 + 4 * 4 * 3
 
 
+def test_layers_of_nets_are_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--net", "vanilla"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "H200; vanilla at 32 pixels, N=256"
+    assert [line.split("|")[1].strip() for line in lines[4:7]] == ["0", "3", "6"]  # VanillaCNN's convolutions
+    shares = [float(line.split("|")[column]) for line in lines[4:7] for column in (9, 13, 17)]
+    assert all(0 < share <= 1 for share in shares)
+
+
 def test_the_search_lists_only_what_is_better() -> None:
     lines = search.better(H200, 256, (4096, 4096)).splitlines()[2:]
     for line in lines:
