@@ -34,7 +34,7 @@ class Bench:
             return cls("cpu", _dry_backend(), DryClock(), True)
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no GPU")
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         return cls("cuda", "triton", Clock(), False)
 
     def randn(self, *shape: int) -> Tensor:

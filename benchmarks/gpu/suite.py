@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 _TESTS = ("tests/ops", "tests/triton", "tests/subspace")
 _DRY_TESTS = ("tests/triton/test_work.py",)
 _NOT_THIS_BACKEND = "not reference- and not cpu-"
-_WORKERS = 6
+_MOST_WORKERS = 12  # compiling takes longer than running
 _MARKED = re.compile(r"\b(FAILED|ERROR)\b")
 
 
@@ -27,7 +27,11 @@ def command(dry: bool) -> list[str]:
     pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
     if dry:
         return [*pytest, *_DRY_TESTS]
-    many = ["-n", str(_WORKERS)] if importlib.util.find_spec("xdist") is not None else []
+    many = (
+        ["-n", str(max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) - 2)))]
+        if importlib.util.find_spec("xdist") is not None
+        else []
+    )
     return [*pytest, *many, "-k", _NOT_THIS_BACKEND, *_TESTS]
 
 
