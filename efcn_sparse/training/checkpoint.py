@@ -15,7 +15,7 @@ from efcn_sparse.checkpoint.fill import adopt, fill, targets_in
 from efcn_sparse.checkpoint.joined import Stored
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
 from efcn_sparse.checkpoint.state import tensors_of
-from efcn_sparse.training.optimiser_state import live_states, make_room
+from efcn_sparse.training.optimiser_state import check_states, live_states, make_room
 
 _OPTIMISER = "optimiser/"  # no module name holds a slash
 _VALUES = ".linear.values"  # of an embedded convolution
@@ -65,14 +65,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = 
     """
     entries = _entries(path)
     of_model = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIMISER)}
-    targets: dict[str, Stored] = {}
+    states, targets = _states(entries), dict[str, Stored]()
     try:
         targets |= targets_in(model, of_model, "it")
-        adopt(model, of_model)
         if optimiser is not None:
-            targets |= _room_for_states(model, optimiser, entries)
+            check_states(model, optimiser, states)
+        adopt(model, of_model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} must hold the state of this model: {error}") from None
+    room = {} if optimiser is None else make_room(model, optimiser, states)
+    for place, state in room.items():
+        targets |= {f"{_OPTIMISER}{place}/{key}": tensor for key, tensor in state.items()}
     fill(targets, entries)
 
 
@@ -90,14 +93,14 @@ def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _room_for_states(model: nn.Module, optimiser: Optimizer, entries: Mapping[str, Entry]) -> dict[str, Stored]:
+def _states(entries: Mapping[str, Entry]) -> dict[int, dict[str, Entry]]:
+    """The optimiser's entries by the place of their parameter."""
     states: dict[int, dict[str, Entry]] = {}
     for name, entry in entries.items():
         if name.startswith(_OPTIMISER):
             place, key = name.removeprefix(_OPTIMISER).split("/")
             states.setdefault(int(place), {})[key] = entry
-    room = make_room(model, optimiser, states)
-    return {f"{_OPTIMISER}{place}/{key}": tensor for place, state in room.items() for key, tensor in state.items()}
+    return states
 
 
 def _entries(path: Path) -> dict[str, Entry]:

@@ -33,16 +33,8 @@ def live_states(model: nn.Module, optimiser: Optimizer) -> dict[int, State]:
     return states
 
 
-def make_room(
-    model: nn.Module, optimiser: Optimizer, entries: Mapping[int, Mapping[str, Entry]]
-) -> dict[int, dict[str, Stored]]:
-    """Give ``optimiser`` the tensors that :func:`live_states` would name for ``entries``, and return those to fill.
-
-    Tensors of the right shape and dtype stay where they are. Scalars are read at once.
-
-    Raises:
-        ValueError: a parameter is missing, or an entry has neither its shape nor none; nothing has changed then.
-    """
+def check_states(model: nn.Module, optimiser: Optimizer, entries: Mapping[int, Mapping[str, Entry]]) -> None:
+    """Raise ``ValueError`` if a parameter is missing, or one of ``entries`` is neither of its shape nor a scalar."""
     holders = _holders(model, optimiser)
     for place, state in entries.items():
         if place not in holders:
@@ -52,6 +44,16 @@ def make_room(
         for key, entry in state.items():
             if entry.shape not in (shape, ()):
                 raise ValueError(f"{key} of parameter {place} must be {list(shape)}, got {list(entry.shape)}")
+
+
+def make_room(
+    model: nn.Module, optimiser: Optimizer, entries: Mapping[int, Mapping[str, Entry]]
+) -> dict[int, dict[str, Stored]]:
+    """Give ``optimiser`` the tensors that :func:`live_states` would name for ``entries``, and return those to fill.
+
+    Tensors of the right shape and dtype stay where they are. Scalars are read at once. Call :func:`check_states` first.
+    """
+    holders = _holders(model, optimiser)
     live = optimiser.state
     made = {
         holder: {key: _room(live.get(holder, {}).get(key), holder, entry) for key, entry in state.items()}

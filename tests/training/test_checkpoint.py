@@ -267,3 +267,31 @@ def test_the_state_of_another_optimiser_is_refused_before_anything_changes(tmp_p
                 load_checkpoint(path, other, other_optimiser)
             after = told_apart(other, other_optimiser)
             assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_blocks_do_not_move_for_a_checkpoint_that_is_refused(tmp_path):
+    path = tmp_path / "here.safetensors"
+
+    def grown(seed):
+        torch.manual_seed(seed)
+        net = es.embed(torch.nn.Conv2d(4, 4, 3), torch.zeros(1, 4, 8, 8), support=es.Grown(2.0))
+        optimiser = momentum(net)
+        net(torch.randn(3, 4, 8, 8)).square().sum().backward()
+        optimiser.step()
+        return net, optimiser
+
+    net, optimiser = grown(1)
+    a, b = torch.randn(3, net.linear.out_features), torch.randn(3, net.linear.in_features)
+    before = net.linear.pattern
+    es.regrow(net, a, b, blocks=3, optimizer=optimiser)
+    assert net.linear.pattern != before
+    save_checkpoint(path, net, optimiser)
+    other, other_optimiser = grown(2)
+    load_checkpoint(path, other, other_optimiser)
+    assert other.linear.pattern == net.linear.pattern
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors | {"optimiser/0/momentum_buffer": torch.ones(3)}, path)
+    other, other_optimiser = grown(2)
+    with pytest.raises(ValueError, match="momentum_buffer of parameter 0 must be"):
+        load_checkpoint(path, other, other_optimiser)
+    assert other.linear.pattern == before
