@@ -39,10 +39,10 @@ def read_copies_kernel(
         copy = at + tl.arange(0, HEIGHT)
         there = copy < end
         block = tl.load(blocks_by_class + copy, mask=there, other=0).to(tl.int64)
-        # elements outside the support are loaded and dropped: a mask of their own would forbid wide loads
+        # elements outside the support are read too, and their sums never used: a mask of theirs would forbid wide loads
         inside = there[:, None] & here[None, :]
         value = tl.load(values + block[:, None] * tile + element[None, :], mask=inside, other=0.0).to(tl.float64)
-        difference = tl.where(inside & (used >= OFF_LOCAL)[None, :], value - first[None, :], 0.0)
+        difference = tl.where(inside, value - first[None, :], 0.0)
         difference_sum += difference
         square_sum += difference * difference
 
