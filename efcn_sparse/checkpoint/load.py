@@ -31,7 +31,7 @@ def load_sharded(model: nn.Module | Mapping[str, Tensor], folder: str | Path) ->
         TypeError: integers would have to become floating-point numbers, or the reverse.
 
     Example:
-        >>> import tempfile, efcn_sparse as es
+        >>> import tempfile, torch
         >>> from efcn_sparse.checkpoint import save_sharded
         >>> one, other = nn.Linear(4, 2), nn.Linear(4, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
