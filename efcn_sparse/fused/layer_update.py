@@ -108,11 +108,10 @@ class LayerUpdate:
         """
         self.check_place()
         for i, gradient in self._gradients(a, b):
-            if scale is not None:
-                gradient.mul_(scale.to(gradient.dtype))
             parameter = self._parameters[i]
             self._storage.take(parameter, self._cut.values[i])
-            parameter.grad = gradient.to(parameter.dtype)
+            gradient = gradient.to(parameter.dtype)
+            parameter.grad = gradient if scale is None else gradient.mul_(scale.to(gradient.dtype))
             assert self.optimizer is not None
             self.optimizer.step()
             parameter.grad = None
@@ -121,6 +120,7 @@ class LayerUpdate:
 
     def _gradients(self, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
         for i, part in enumerate(self._cut.slices):
-            gradient = self._workspace.take(self._layer.values, part.pattern.values_shape)
+            # under autocast the factors have fewer bits than the values, and so has their product, as unfused
+            gradient = self._workspace.take(a, part.pattern.values_shape)
             sddmm(a[:, part.rows], b, part.pattern, backend=self._layer.backend, out=gradient)
             yield i, gradient

@@ -42,7 +42,8 @@ class FusedProduct(torch.autograd.Function):
             )
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = spmm(dy, layer.values.detach(), layer.pattern, transpose=True, backend=layer.backend)
+            values = layer.values.detach().to(dy.dtype)  # under autocast a copy, as in the forward pass
+            dx = spmm(dy, values, layer.pattern, transpose=True, backend=layer.backend)
         batch = math.prod(x.shape[:-1])
         rows = dy.reshape(batch, dy.shape[-1])
         ctx.take(rows, x.reshape(batch, x.shape[-1]))
@@ -58,6 +59,8 @@ class UpdatingProduct:
     def __call__(self, x: Tensor) -> Tensor:
         refuse_data_parallel(self._name)
         layer = self._layer
+        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # as the operation would, but saved as it is multiplied
         return FusedProduct.apply(x, layer.values, layer.bias, layer, self._name, self._take)
 
     def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:

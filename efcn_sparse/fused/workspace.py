@@ -31,7 +31,8 @@ class Workspace:
             self._buffers[key] = like.new_empty(numel)
 
     def take(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A contiguous tensor of reserved memory; what it holds is whatever the last user left."""
+        """A contiguous tensor of that memory, which grows if need be; what it holds is what the last user left."""
+        self.reserve(like, math.prod(shape))
         return self._buffers[like.device, like.dtype][: math.prod(shape)].view(shape)
 
     @property

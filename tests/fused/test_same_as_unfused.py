@@ -126,3 +126,18 @@ def test_an_embedded_cnn_trains_the_same() -> None:
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
     assert es.deviation(fused).off_local > 0
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("max_norm", [None, 0.3])
+def test_under_autocast(name: str, max_norm: float | None) -> None:
+    """bf16 factors and fp32 values: the gradient has bf16's roundings, fused as unfused."""
+    plain, fused = net("auto"), net("auto")
+    fused.load_state_dict(plain.state_dict())
+    optimizer = es.FusedOptimizer(fused, OPTIMISERS[name], max_norm=max_norm)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        train(plain, OPTIMISERS[name](plain.parameters()), steps=5, max_norm=max_norm)
+        train(fused, optimizer, steps=5)
+    bounds = dict(rtol=0, atol=0) if max_norm is None else dict(rtol=2e-3, atol=1e-6)
+    for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, **bounds)
