@@ -42,6 +42,7 @@ def draw_leak(run: Run) -> list[Drawing]:
             color=look.colour, fontweight="bold",
         )  # fmt: skip
     grid[0, 0].set_ylim(-0.02, 1)
+    grid[0, 0].xaxis.get_major_locator().set_params(integer=True)
     for axes, name in zip(grid[0], [*layers, "all embedded layers"], strict=True):
         axes.set_title(name, fontweight="bold", pad=18)
     figure.supxlabel("epochs since the embedding", fontsize=9)
