@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# batches of every size run one binary
+@triton.jit(do_not_specialize=["batch", "n_tasks"])
 def sddmm_kernel(
     out, a, b, pieces, tasks, members, entry_cols, entry_blocks, mask_index, masks,
     batch, stretch, n_tasks, out_features, in_features, stride_a, stride_b, size_of_values,

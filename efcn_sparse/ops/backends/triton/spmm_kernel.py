@@ -37,7 +37,8 @@ def _look_up(
     return col, block
 
 
-@triton.jit
+# batches of every size run one binary
+@triton.jit(do_not_specialize=["batch", "n_tasks"])
 def spmm_kernel(
     y, x, values, bias, pieces, tasks, members, entry_cols, entry_blocks, mask_index, masks,
     batch, n_tasks, in_features, out_features, stride_x, stride_bias,
@@ -124,7 +125,7 @@ def spmm_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def sum_pieces_kernel(
     y, bias, pieces, sums, members, batch, out_features, stride_bias,
     alpha: tl.float64, beta: tl.float64,
