@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +15,14 @@ from efcn_sparse.benchmarking.locally_connected import unfold_twin
 from efcn_sparse.benchmarking.ops import relative_error
 from efcn_sparse.benchmarking.roofline import Roofline
 from efcn_sparse.benchmarking.shapes import DEVIATION_GOAL, EMBED_GOAL, FULL, VANILLA_GOALS, VanillaShapes
+from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.models import vanilla_cnn
 
 VARIANTS = {
     "cnn": "the CNN, channels_last",
     OURS: "its eFCN, Local()",
+    "efcn_fused": "the same eFCN, FusedOptimizer",
     "efcn_dense": "the same eFCN, dense nn.Linear layers",
     "lcn_unfold": "locally connected net, unfold + bmm",
 }
@@ -144,7 +146,11 @@ def _build(variant: str, cnn: nn.Module, example_input: Tensor) -> nn.Module:
 def _trainer(model: nn.Module, images: Tensor, labels: Tensor, variant: str) -> Trainer:
     # what suits each: unfold reads channels first, everything else channels last
     layout = torch.contiguous_format if variant == "lcn_unfold" else torch.channels_last
-    optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
+
+    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=_LEARNING_RATE)
+
+    optimizer = FusedOptimizer(model, sgd) if variant == "efcn_fused" else sgd(model.parameters())
     return Trainer(model.train(), optimizer, images.contiguous(memory_format=layout), labels)
 
 
