@@ -25,6 +25,9 @@ class Growth:
     blocks that may move are exchanged, since nothing but chance has placed them; after that a share
     ``exchange / 2 · (1 + cos(π t / until))`` of them at step t, and none from step ``until`` on.
 
+    What :func:`torch.compile` has traced does not see the recording: call the model itself where :attr:`due`, and the
+    compiled one otherwise. Moving blocks does not make it compile again.
+
     Args:
         model: with convolutions embedded with the support :class:`Grown`, or with layers named by ``layers``.
         optimizer: of the model; its state follows the blocks.
@@ -128,7 +131,7 @@ class Growth:
                 if factors is None:
                     raise RuntimeError(
                         f"{name or 'model'}: forward and backward must run inside growth.watch() before growth.step(), "
-                        "got no gradient"
+                        "and not compiled, got no gradient"
                     )
                 if self._join is not None:  # a collective call, so before anything that may end this loop
                     factors = self._join(factors)

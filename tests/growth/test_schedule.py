@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from tests.growth.nets import LAYERS, OPTIMISERS, assert_same, growing_net, train
+from tests.growth.nets import LAYERS, OPTIMISERS, assert_same, batch, growing_net, train
 
 
 def grown(every: int = 3, **more: Any) -> tuple[nn.Module, torch.optim.Optimizer, es.Growth]:
@@ -99,6 +99,28 @@ def test_it_finds_where_the_gradient_is() -> None:
     assert bool(mask[0, 63])
     assert bool(mask[63, 0])
     assert losses[-1] < 0.01 * losses[0]
+
+
+def test_a_compiled_model_grows_between_its_steps() -> None:
+    model, optimizer, growth = grown(every=2)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, moved = torch.compile(model, backend=backend, fullgraph=True), 0
+    for step in range(6):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        with growth.watch():
+            nn.functional.cross_entropy((model if growth.due else compiled)(x), y).backward()
+        optimizer.step()
+        moved += len(growth.step())
+    assert moved == 3 * len(LAYERS)
+    assert len(graphs) == 1
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
 
 
 def test_plain_layers_by_name() -> None:
