@@ -1,4 +1,4 @@
-"""The convolutional nets of the paper and a ResNet-18, as plain ``nn.Module`` factories."""
+"""The convolutional nets of the paper and two ResNets, as plain ``nn.Module`` factories."""
 
 from __future__ import annotations
 
@@ -61,19 +61,60 @@ class BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 of He et al. (2016), for ``[N, 3, H, W]``."""
+class Bottleneck(nn.Module):
+    """A 1×1, a 3×3 and a 1×1 convolution, in the middle with a quarter of the channels; the stride is the 3×3's."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        width = out_channels // 4
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """A residual net of He et al. (2016) in four stages, for ``[N, 3, H, W]``.
+
+    Args:
+        block: :class:`BasicBlock` or :class:`Bottleneck`.
+        depths: how many blocks each stage has.
+        channels: what the first stage gives; each later one gives twice as many.
+        num_classes: of the linear head.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        channels: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.pool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
-        self.fc = nn.Linear(512, num_classes)
+        widths = [64, *(channels * 2**stage for stage in range(4))]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(
+                block(widths[stage + bool(number)], widths[stage + 1], 2 if stage and not number else 1)
+                for number in range(depth)
+            ))
+            for stage, depth in enumerate(depths)
+        )  # fmt: skip
+        self.fc = nn.Linear(widths[4], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(torch.relu(self.bn1(self.conv1(x))))
@@ -81,18 +122,30 @@ class ResNet18(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def resnet18(num_classes: int = 1000) -> ResNet18:
+def resnet18(num_classes: int = 1000) -> ResNet:
     """ResNet-18.
 
     Example:
         >>> sum(p.numel() for p in resnet18().parameters())
         11689512
     """
-    return ResNet18(num_classes)
+    return ResNet(BasicBlock, (2, 2, 2, 2), 64, num_classes)
+
+
+def resnet50(num_classes: int = 1000) -> ResNet:
+    """ResNet-50 in the form that is usual today, with the stride in the 3×3 convolution.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in resnet50().parameters())
+        25557032
+    """
+    return ResNet(Bottleneck, (3, 4, 6, 3), 256, num_classes)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "vanilla": vanilla_cnn,
     "alexnet": alexnet_variant,
     "resnet18": resnet18,
+    "resnet50": resnet50,
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from efcn_sparse.planning.budget import Step, StepPlanner
 
-_INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224"}
+_INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224", "resnet50": "3,224,224"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse.embedding import EmbeddedConv, plan
-from efcn_sparse.models import alexnet_variant, resnet18, vanilla_cnn
+from efcn_sparse.models import alexnet_variant, resnet18, resnet50, vanilla_cnn
 
 
 class Counts(NamedTuple):
@@ -31,6 +31,7 @@ NETS = {
     "vanilla": Counts(vanilla_cnn, 32, 143_178, 5_722_112, 73_928_704, 1.0),
     "alexnet": Counts(alexnet_variant, 32, 2_848_906, 26_632_192, 126_394_368, 1.0),
     "resnet18": Counts(resnet18, 224, 11_689_512, 1_679_878_912, 374_497_607_680, 1.02),
+    "resnet50": Counts(resnet50, 224, 25_557_032, 3_946_203_904, 2_596_936_351_744, 1.01),
 }
 
 

@@ -181,7 +181,7 @@ REFUSED = {
         ["vanilla", "--batch", "250", "--budget", "50MiB"],
         "budget must hold local at batch 250 with sgd, ",
     ),
-    "name": (["nope"], "MODEL must be one of vanilla, alexnet, resnet18 or package.module:function, got 'nope'"),
+    "name": (["nope"], "MODEL must be one of vanilla, alexnet, resnet18, resnet50 or package.module:function, got 'nope'"),
     "no input": (
         ["torch.nn:Identity"], "--input must be given for a model of your own, such as --input 3,224,224"),
     "input": (["vanilla", "--input", "3,x"], "--input must be integers of at least 1 with commas between, got '3,x'"),
