@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from efcn_sparse.embedding import Dilated, Full, Support
+from efcn_sparse.embedding import Dilated, Full, Grown, Support
 from efcn_sparse.planning import available
 from efcn_sparse.planning.budget import Step, StepPlanner
 from efcn_sparse.planning.sizes import parse_size, size_text
@@ -35,8 +35,8 @@ class _Net:
 def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
     """Raise ``ValueError`` if a net of ``config`` needs more memory than there is, with what comes nearest and fits.
 
-    What is needed is predicted as in :func:`efcn_sparse.planning.predict_step`: the peak of a step or of the reading
-    after an epoch, whichever is more. It is the least that a net can do with: the allocator may keep more.
+    What is needed is predicted as in :func:`efcn_sparse.planning.predict_step`: the peak of a step, of a growth or of
+    the reading after an epoch, whichever is most. It is the least that a net can do with: the allocator may keep more.
 
     Args:
         config: the run; nothing of it is built.
@@ -56,7 +56,8 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
         return
     needs = _Needs(config)
     nets = [_Net(arm, config.batch_size, config.fused) for arm in sorted(config.arms, key=needs.weight_bytes)]
-    if needs(nets[-1]) <= there:  # the others hold the same activations and fewer weights
+    # the others hold the same activations and fewer weights, but for layers that are held twice while blocks move
+    if all(needs(net) <= there for net in nets if net == nets[-1] or needs.grows(net.arm)):
         return
     for net in nets:
         needed = needs(net)
@@ -105,7 +106,21 @@ class _Needs:
     def __call__(self, net: _Net) -> int:
         batch = net.batch if self._most_images is None else min(net.batch, self._most_images)
         step = Step(_support(net.arm), batch, self._optimizer, net.fused)
-        return max(self.planner.predict(step).peak, self.planner.reading(step, self._reading))
+        return max(self.planner.predict(step).peak, self._growth(step), self.planner.reading(step, self._reading))
+
+    def grows(self, arm: str) -> bool:
+        """Whether blocks of the arm move."""
+        return isinstance(_support(arm), Grown)
+
+    def _growth(self, step: Step) -> int:
+        """What is held while blocks move: all of a step but activations, and the largest layer once more."""
+        if not isinstance(step.support, Grown):
+            return 0
+        held = self.planner.predict(step)
+        gradient, state = not step.fused, self._optimizer == "momentum"
+        copies = 1 + gradient + state * (2 if step.fused else 1)  # slices of state are joined, then moved
+        largest = max(layer.bytes for layer in self.planner.plan(step.support).layers)
+        return held.inputs + held.weights + held.structure + held.optimizer + held.gradients + copies * largest
 
 
 def _support(arm: str) -> Support | None:

@@ -152,3 +152,21 @@ def test_selective_runs_are_not_told_to_fuse() -> None:
     said = _refusal(config, budget).string
     assert "fused" not in said
     assert re.search(r"efcn-dilated\d+ at batch 250 \(", said)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "fused", "copies"), [(0.0, False, 2), (0.9, False, 3), (0.0, True, 1), (0.9, True, 3)]
+)
+def test_blocks_that_move_hold_their_layer_once_more(momentum: float, fused: bool, copies: int) -> None:
+    """With one image, what a step needs beside the weights is little, and moving the largest layer is the most."""
+    arm = "efcn-grown2"
+    config = _config(arms=("cnn", arm), batch_size=1, train_limit=1, test_limit=1, momentum=momentum, fused=fused)
+    with torch.device("meta"):
+        step = predict_step(
+            vanilla_cnn(), torch.empty(1, 3, 32, 32), support=support_of(arm),  # type: ignore[arg-type]
+            optimizer="momentum" if momentum else "sgd", fused=fused,
+        )  # fmt: skip
+    largest = 2 * 1156 * 64 * 64 * 4
+    held = step.inputs + step.weights + step.structure + step.optimizer + step.gradients
+    assert needed_bytes(config)[arm] == max(held + copies * largest, step.peak)
+    _refusal(config, held + copies * largest - 1)
