@@ -12,12 +12,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.gpu.binary import Binary, read
+from efcn_sparse.ops.backends.triton import plan
 from efcn_sparse.ops.backends.triton.sddmm_kernel import sum_stretches_kernel
 from efcn_sparse.ops.backends.triton.spmm_kernel import sum_pieces_kernel
+from efcn_sparse.ops.backends.triton.tuning import rows
 from efcn_sparse.subspace.backends.triton import subspace_kernel
 
 TYPES = {"fp32": "*fp32", "bf16": "*bf16", "fp64": "*fp64"}
-TILES = {"bf16": (128, 128, 8), "fp32": (64, 64, 4), "fp64": (64, 32, 4)}  # the largest tuned: M, N, warps
+BITS = {"fp32": 32, "bf16": 16, "fp64": 64}
 # as its schedule cuts: copies × elements of a program, from a bias to large blocks; kernel entries × their places
 SLICES = ((32, 64), (4, 512), (2, 1024))
 ENTRIES = ((256, 1), (16, 16), (1, 256))
@@ -31,9 +33,10 @@ def compile_sums(arch: str, dtype: str) -> Iterator[tuple[str, str, Binary]]:
     """The second launch of split rows and split batches, with everything that it may have to do."""
     sums = tl.float64 if dtype == "fp64" else tl.float32
     common = {"HEIGHT": 64, "ADD": True, "ACCUMULATE": sums}
-    m, n, warps = TILES[dtype]
-    pieces = common | {"MEMBERS": 2, "BLOCK_M": m, "BLOCK_N": n, "HAS_BIAS": True}
-    yield "sum_pieces", f"{m}×{n}", _compiled(sum_pieces_kernel, arch, dtype, pieces, warps)
+    tuned = {plan.sum_tile(row.config) for row in rows() if row.case.arch == arch and row.case.bits == BITS[dtype]}
+    for m, n in sorted(tuned):
+        pieces = common | {"MEMBERS": n // 64 or 1, "BLOCK_M": m, "BLOCK_N": n, "HAS_BIAS": True}
+        yield "sum_pieces", f"{m}×{n}", _compiled(sum_pieces_kernel, arch, dtype, pieces, plan.SUM_WARPS)
     stretches = common | {"WIDTH": 48, "BLOCK": 1024, "MASKED": True, "RAGGED": True}
     yield "sum_stretches", "1024", _compiled(sum_stretches_kernel, arch, dtype, stretches)
 

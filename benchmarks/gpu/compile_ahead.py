@@ -28,7 +28,7 @@ from benchmarks.gpu.binary import NOTHING, REGISTER_LIMIT, SHARED_LIMIT, read
 from efcn_sparse.ops.backends.triton import work
 from efcn_sparse.ops.backends.triton.sddmm_kernel import sddmm_kernel
 from efcn_sparse.ops.backends.triton.spmm_kernel import spmm_kernel
-from efcn_sparse.ops.backends.triton.tuning import Config, Row, rows, trimmed
+from efcn_sparse.ops.backends.triton.tuning import OPERATIONS, Config, Row, rows, trimmed
 
 INSTRUCTIONS = {"sm80": "mma.sync", "sm90": "wgmma.mma_async", "sm100": "tcgen05.mma", "gfx942": "v_mfma"}
 EVERYTHING_ON = {"MASKED": True, "RAGGED": True, "SPLIT": True, "ADD": True}
@@ -182,14 +182,16 @@ def _found(c: Compiled) -> str:
     return f"{c.instructions} `{c.instruction}`" if c.instruction else "–"
 
 
-def compile_all(archs: list[str], limit: int | None = None, **flags: Any) -> list[Compiled]:
+def compile_all(
+    archs: list[str], limit: int | None = None, operations: Sequence[str] = OPERATIONS, **flags: Any
+) -> list[Compiled]:
     """Each row for each of those architectures, with super-rows of the smallest and the largest size it may get."""
     compiled = []
     for arch in archs:
         jobs = [
             (row, members)
             for row in rows()
-            if row.case.arch == arch
+            if row.case.arch == arch and row.case.operation in operations
             for members in ([row.config.members] if row.config.members else _sizes(row))
         ]
         distinct = {}
@@ -236,6 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
     compiled: list[Compiled] = []
     if "products" in options.kernels:
         compiled += compile_all(options.arch, options.limit, **(EVERYTHING_ON if options.everything_on else {}))
+        if options.everything_on:  # a batch that is cut leaves masks and beta to the sum of its stretches
+            compiled += compile_all(options.arch, options.limit, ["sddmm"], **(EVERYTHING_ON | {"SPLIT": False}))
     if "plain" in options.kernels:
         compiled += compile_plain(options.arch)
     faults = [(c, c.faults()) for c in compiled if c.faults()]

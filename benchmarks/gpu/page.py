@@ -43,12 +43,12 @@ def _head(by_kind: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _suite(records: Sequence[Record]) -> str:
-    for record in records:
-        if record["name"] == "suite":
-            found = record.get("result", {})
-            lines = [f"Tests on the GPU: {found.get('summary') or record.get('not_run') or record.get('failed')}"]
-            return "\n".join([*lines, *(f"- `{line}`" for line in found.get("failed_tests", []))])
-    return ""
+    lines = []
+    for record in (record for record in records if record.get("group") == "suite"):
+        found = record.get("result", {})
+        outcome = found.get("summary") or record.get("not_run") or record.get("failed")
+        lines += [f"- {record['name']}: {outcome}", *(f"  - `{line}`" for line in found.get("failed_tests", []))]
+    return "\n".join(["Tests on the GPU:", "", *lines]) if lines else ""
 
 
 def _products(found: Sequence[dict[str, Any]]) -> str:

@@ -41,9 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(options.results)
     if "suite" in options.only:
         limit = min(_LONGEST_SUITE, _SHARE_OF_SUITE * 60.0 * options.minutes)
-        results.add(suite.run(options.dry_run, min(limit, deadline - time.monotonic())))
+        suite.run_all(options.dry_run, min(limit, deadline - time.monotonic()), results.add)
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     environment["TRITON_INTERPRET"] = "1" if options.dry_run else "0"
+    environment.setdefault("TRITON_CACHE_DIR", str(suite.CACHE))
     if options.commit:
         environment["EFCN_COMMIT"] = options.commit
     command = [sys.executable, "-m", "benchmarks.gpu.worker", *(["--dry-run"] if options.dry_run else [])]

@@ -25,4 +25,4 @@ def test_kernels_without_products_compile() -> None:
     kernels = json.loads(done.stdout)["kernels"]
     assert {kernel["operation"] for kernel in kernels} == KERNELS
     assert {kernel["dtype"] for kernel in kernels} == {"bf16", "fp32", "fp64"}
-    assert not [kernel for kernel in kernels if kernel["faults"] and kernel["operation"] != "sum_pieces"]
+    assert not [kernel for kernel in kernels if kernel["faults"]]

@@ -27,7 +27,10 @@ def test_a_dry_run_goes_through(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (written,) = tmp_path.glob("*.json")
     records = json.loads(written.read_text())["records"]
-    assert [record["name"] for record in records] == ["suite", *(spec.name for spec in specs(GROUPS, dry=True))]
+    assert [record["name"] for record in records] == [
+        *(part.name for part in suite.PARTS),
+        *(spec.name for spec in specs(GROUPS, dry=True)),
+    ]
     assert all("result" in record for record in records)
     assert written.name.startswith("dry-run")
     text = written.with_suffix(".md").read_text()
@@ -164,11 +167,25 @@ def test_break_even(faster: tuple[float, float], expected: tuple[str, float]) ->
 
 
 def test_the_suite_is_cut_off_and_what_it_printed_is_kept() -> None:
+    part = suite.PARTS[0]
     lines = "tests/one.py::a PASSED [ 1%]\\n[gw1] [ 2%] FAILED tests/one.py::b"
     slow = [sys.executable, "-u", "-c", f"import time; print('{lines}'); time.sleep(60)"]
-    record = suite.run(True, 2.0, slow)
-    assert record["failed"] == "not finished after 2 seconds"
+    record = suite.run(part, True, 2.0, slow)
+    assert record["name"] == part.name
+    assert record["failed"] == "not finished after 2 seconds, 1 passed, 1 failed until then"
     assert record["result"]["failed_tests"] == ["[gw1] [ 2%] FAILED tests/one.py::b"]
-    assert suite.run(True, 0.0)["not_run"] == NO_TIME
-    assert "failed" not in suite.run(True, 20.0, [sys.executable, "-c", "print('3 passed')"])
-    assert suite.run(True, 20.0, ["/no/such/program"])["failed"].startswith("FileNotFoundError")
+    assert suite.run(part, True, 0.0)["not_run"] == NO_TIME
+    assert "failed" not in suite.run(part, True, 20.0, [sys.executable, "-c", "print('3 passed')"])
+    assert suite.run(part, True, 20.0, ["/no/such/program"])["failed"].startswith("FileNotFoundError")
+
+
+def test_the_parts_of_the_suite_are_all_of_it_and_the_most_telling_comes_first() -> None:
+    tests = [test for part in suite.PARTS for test in part.tests if not test.startswith("--ignore=")]
+    assert tests[:2] == ["tests/triton/test_cuda.py", "tests/ops/test_accuracy.py"]
+    assert {"tests/ops", "tests/triton", "tests/subspace"} <= set(tests)
+    assert all((ROOT / test).exists() for test in tests)
+    left_out = {test.removeprefix("--ignore=") for test in suite.PARTS[-1].tests if test.startswith("--ignore=")}
+    assert left_out - set(tests) == {"tests/triton/test_compile_ahead.py"}
+    assert suite.PARTS[-1].share == 1.0
+    for part in suite.PARTS:
+        assert suite.command(part, dry=False)[-len(part.tests) :] == list(part.tests)

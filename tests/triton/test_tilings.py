@@ -12,8 +12,10 @@ from tests.table import DEVICE, Row, pattern
 
 TILINGS = {
     "pairs-of-rows": dict(block_m=16, block_n=32, block_k=16, members=2, pieces=2, swizzle=3),
-    "threes-of-rows": dict(block_m=16, block_n=16, block_k=32, members=3, pieces=1, swizzle=1),
+    "threes-of-rows": dict(block_m=32, block_n=16, block_k=32, members=3, pieces=1, swizzle=1),
     "large-tiles": dict(block_m=32, block_n=64, block_k=64, members=4, pieces=3),
+    "stored-in-halves": dict(block_m=64, block_n=256, block_k=64, members=16, pieces=2),
+    "stored-in-eighths": dict(block_m=256, block_n=128, block_k=64, members=8, pieces=1),
     "by-the-model": dict(block_m=64, block_n=128, block_k=16, members=0, pieces=0),
 }
 NAMES = ("masked-ragged", "odd-blocks", "unbalanced", "empty-rows-and-columns", "tall-blocks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,51 @@ def test_the_nearest_row_is_taken() -> None:
             assert config_for(row.case) == next(r.config for r in table if r.case == row.case)
     nearby = Case("spmm", "sm90", 16, 60, 70, 7000, 0.12)
     assert config_for(nearby) == config_for(CASE)
+
+
+@pytest.mark.parametrize(
+    ("operation", "side", "batch", "density", "tile"),
+    [
+        ("spmm", 128, 8192, 0.05, (256, 128)),
+        ("spmm", 128, 8192, 0.5, (256, 128)),
+        ("spmm_t", 64, 8192, 0.25, (256, 128)),
+        ("spmm", 64, 8192, 0.5, (128, 256)),
+        ("spmm", 32, 8192, 0.1, (256, 128)),
+        ("spmm_t", 32, 8192, 0.25, (128, 256)),
+        ("spmm_t", 16, 8192, 0.5, (128, 256)),
+        ("spmm", 128, 1024, 0.1, (256, 128)),
+        ("sddmm", 128, 8192, 0.1, (256, 128)),
+        ("sddmm", 128, 8192, 0.5, (128, 128)),
+        ("sddmm", 16, 8192, 0.5, (128, 128)),
+        ("spmm", 128, 256, 0.1, (64, 128)),  # a matrix of 4096×4096: few programs, so small ones
+        ("spmm", 64, 256, 0.1, (128, 64)),
+        ("spmm", 64, 256, 0.003, (256, 128)),  # an early layer of a net at 224 pixels: many programs
+        ("spmm_t", 64, 256, 0.012, (256, 128)),
+        ("sddmm", 64, 256, 0.003, (256, 128)),
+    ],
+)  # fmt: skip
+def test_batch_and_density_choose_the_tile(
+    operation: str, side: int, batch: int, density: float, tile: tuple[int, int]
+) -> None:
+    rounded = 2.0 ** round(math.log2(density))  # as `plan.configure` asks
+    for asked in (density, rounded):
+        found = config_for(Case(operation, "sm90", 16, side, side, batch, asked))
+        assert (found.block_m, found.block_n) == tile
+
+
+def test_tiles_are_larger_where_the_batch_is() -> None:
+    few, many = (configure(_problem(Device("sm90", 132, 227 << 10), batch=batch)) for batch in (256, 8192))
+    assert few.block_m < many.block_m
+    assert plan.shared_memory(many, 2) <= 227 << 10
+
+
+def test_sums_of_a_program_are_few() -> None:
+    for row in rows():
+        m, n = plan.sum_tile(row.config)
+        assert m & (m - 1) == 0 < m <= row.config.block_m
+        assert n == row.config.block_n
+        assert m * n <= 4096
+    assert plan.sum_tile(Config(16, 8192, 16)) == (1, 8192)
 
 
 def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

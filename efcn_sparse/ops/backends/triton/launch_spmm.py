@@ -60,21 +60,22 @@ def run(
     if x.dtype == torch.float64 and masks.numel():  # Triton 3.6 compiles no fp64 product that hangs on a load of bytes
         masks = remembered(structure, "wide masks", lambda: structure.masks.int())
     common = dict(
-        HEIGHT=height, MEMBERS=config.members, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        HAS_BIAS=bias is not None, ADD=beta != 0.0, ACCUMULATE=sums,
+        HEIGHT=height, MEMBERS=config.members, HAS_BIAS=bias is not None, ADD=beta != 0.0, ACCUMULATE=sums,
     )  # fmt: skip
     with launch_named("spmm_kernel", config, x=x, values=values, y=y):
         spmm_kernel[(n_tasks * tiles_n * tiles_m,)](
             y, x, values, given_bias, pieces, todo.tasks, rows.members, rows.cols, rows.blocks,
             structure.mask_index, masks,
             batch, n_tasks, in_features, y.shape[1], x.stride(0), stride_bias, alpha, beta,
-            WIDTH=width, STEP_OUT=steps[0], STEP_IN=steps[1], BLOCK_K=config.block_k, SWIZZLE=config.swizzle,
+            WIDTH=width, STEP_OUT=steps[0], STEP_IN=steps[1],
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, SWIZZLE=config.swizzle,
             SPLIT=todo.slots > 0, MASKED=structure.mask_index.numel() > 0, RAGGED=in_features % width != 0,
             PRECISION=plan.input_precision(x.dtype), num_warps=config.warps, num_stages=config.stages, **common,
         )  # fmt: skip
     if todo.slots:
+        sum_m, sum_n = plan.sum_tile(config)
         with launch_named("sum_pieces_kernel", config, y=y, pieces=pieces):
-            sum_pieces_kernel[(todo.sums.shape[0] * tiles_n * tiles_m,)](
+            sum_pieces_kernel[(todo.sums.shape[0] * tiles_n * -(-batch // sum_m),)](
                 y, given_bias, pieces, todo.sums, rows.members, batch, y.shape[1], stride_bias, alpha, beta,
-                num_warps=config.warps, **common,
+                BLOCK_M=sum_m, BLOCK_N=sum_n, num_warps=plan.SUM_WARPS, **common,
             )  # fmt: skip

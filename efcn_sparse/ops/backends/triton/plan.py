@@ -18,6 +18,7 @@ from efcn_sparse.ops.structure import Structure
 
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 _SHORTEST_PIECE, _PROGRAMS_PER_PROCESSOR = 8, 2
+_SUMS_OF_A_PROGRAM, SUM_WARPS = 4096, 4  # more sums, each with its addresses, do not fit the registers
 
 
 class Problem(NamedTuple):
@@ -84,6 +85,11 @@ def spmm_tasks(problem: Problem, config: Config) -> SpmmTasks:
     return remembered(
         problem.structure, ("spmm", problem.transpose, config.members, most), lambda: schedule.spmm_tasks(rows, most)
     )
+
+
+def sum_tile(config: Config) -> tuple[int, int]:
+    """M and N of a program that adds the pieces of split rows."""
+    return min(config.block_m, max(1, _SUMS_OF_A_PROGRAM // config.block_n)), config.block_n
 
 
 def sddmm_tasks(problem: Problem, config: Config) -> Tensor:

@@ -6,6 +6,8 @@ No ``from __future__ import annotations`` here: Triton reads the annotations the
 import triton
 import triton.language as tl
 
+from efcn_sparse.ops.backends.triton.parts import cut, parts_of
+
 
 # batches of every size run one binary
 @triton.jit(do_not_specialize=["batch", "n_tasks"])
@@ -54,18 +56,41 @@ def sddmm_kernel(
         tile_a = tl.load(a + k[:, None] * stride_a + r[None, :], mask=inside_k[:, None] & here_r[None, :], other=0.0)
         acc = tl.dot(tile_b, tile_a, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
 
-    which = entry[:, None] * MEMBERS + member[None, :]
-    block = tl.load(entry_blocks + which, mask=here[:, None] & inside_n[None, :], other=-1).to(tl.int64)
-    inside_block = o[None, :] * WIDTH + j[:, None]
-    place = block * (HEIGHT * WIDTH) + inside_block
+    PARTS: tl.constexpr = parts_of(BLOCK_M, BLOCK_N)
+    parts = cut(acc, BLOCK_M, BLOCK_N, PARTS)
+    pieces += piece.to(tl.int64) * size_of_values
+    for part in tl.static_range(PARTS):
+        _store(
+            parts[part], tile_n * BLOCK_N + part * (BLOCK_N // PARTS), out, pieces,
+            members + group * MEMBERS, entry_blocks + first * MEMBERS, mask_index, masks, m, here, here_c,
+            out_features, alpha, beta, HEIGHT, WIDTH, MEMBERS, BLOCK_N // PARTS, SPLIT, MASKED, RAGGED, ADD,
+        )  # fmt: skip
+
+
+@triton.jit
+def _store(
+    acc, n0, out, pieces, members, entry_blocks, mask_index, masks, m, here, here_c, out_features, alpha, beta,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, MEMBERS: tl.constexpr, COLS: tl.constexpr,
+    SPLIT: tl.constexpr, MASKED: tl.constexpr, RAGGED: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """COLS columns of a tile from ``n0`` on, to ``out`` or, where the batch is cut, to ``pieces``."""
+    n = n0 + tl.arange(0, COLS)
+    member, o = n // HEIGHT, n % HEIGHT
+    which = (m // WIDTH)[:, None] * MEMBERS + member[None, :]
+    block = tl.load(entry_blocks + which, mask=here[:, None] & (n < MEMBERS * HEIGHT)[None, :], other=-1)
+    inside_block = o[None, :] * WIDTH + (m % WIDTH)[:, None]
+    place = block.to(tl.int64) * (HEIGHT * WIDTH) + inside_block
     if SPLIT:
-        tl.store(pieces + piece.to(tl.int64) * size_of_values + place, acc, mask=block >= 0)
+        tl.store(pieces + place, acc, mask=block >= 0)
     else:
-        counts = (block >= 0) & here_c[:, None] & here_r[None, :]
+        counts = block >= 0
+        if RAGGED:
+            row = tl.load(members + member, mask=n < MEMBERS * HEIGHT, other=-1)
+            counts = counts & here_c[:, None] & (row * HEIGHT + o < out_features)[None, :]
         if MASKED:
-            mask = tl.load(mask_index + block, mask=counts, other=-1).to(tl.int64)
-            kept = tl.load(masks + mask * (HEIGHT * WIDTH) + inside_block, mask=counts & (mask >= 0), other=1)
-            counts = counts & (kept != 0)
+            mask = tl.load(mask_index + block, mask=counts, other=-1)
+            of_mask = masks + mask.to(tl.int64) * (HEIGHT * WIDTH) + inside_block
+            counts = counts & (tl.load(of_mask, mask=counts & (mask >= 0), other=1) != 0)
         acc = acc * alpha
         if ADD:
             acc += tl.load(out + place, mask=counts, other=0.0).to(acc.dtype) * beta

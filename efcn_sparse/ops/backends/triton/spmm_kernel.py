@@ -6,6 +6,8 @@ No ``from __future__ import annotations`` here: Triton reads the annotations the
 import triton
 import triton.language as tl
 
+from efcn_sparse.ops.backends.triton.parts import cut, parts_of
+
 
 @triton.jit
 def _look_up(
@@ -114,15 +116,31 @@ def spmm_kernel(
         )
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
 
-    whole = slot + tl.zeros_like(n) < 0
+    members += group * MEMBERS
     if SPLIT:
         if slot >= 0:
-            places = pieces + (slot.to(tl.int64) * batch + m[:, None]) * (MEMBERS * HEIGHT) + n[None, :]
-            tl.store(places, acc, mask=(m < batch)[:, None] & inside_n[None, :])
-    _finish(
-        acc, y, bias, members + group * MEMBERS, m, member, o, inside_n & whole, batch, out_features, stride_bias,
-        alpha, beta, HEIGHT, HAS_BIAS, ADD,
-    )  # fmt: skip
+            _keep(acc, pieces + slot.to(tl.int64) * batch * (MEMBERS * HEIGHT), m, tile_n, batch,
+                  HEIGHT, MEMBERS, BLOCK_M, BLOCK_N)  # fmt: skip
+        else:
+            _finish(acc, y, bias, members, m, tile_n, batch, out_features, stride_bias, alpha, beta,
+                    HEIGHT, MEMBERS, BLOCK_M, BLOCK_N, HAS_BIAS, ADD)  # fmt: skip
+    else:
+        _finish(acc, y, bias, members, m, tile_n, batch, out_features, stride_bias, alpha, beta,
+                HEIGHT, MEMBERS, BLOCK_M, BLOCK_N, HAS_BIAS, ADD)  # fmt: skip
+
+
+@triton.jit
+def _keep(
+    acc, pieces, m, tile_n, batch,
+    HEIGHT: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A piece of a split super-row, as it is."""
+    PARTS: tl.constexpr = parts_of(BLOCK_M, BLOCK_N)
+    parts = cut(acc, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        n = tile_n * BLOCK_N + part * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
+        inside = (m < batch)[:, None] & (n < MEMBERS * HEIGHT)[None, :]
+        tl.store(pieces + m[:, None] * (MEMBERS * HEIGHT) + n[None, :], parts[part], mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -148,26 +166,30 @@ def sum_pieces_kernel(
     for piece in range(0, count):
         places = pieces + ((slot + piece) * batch + m[:, None]) * (MEMBERS * HEIGHT) + n[None, :]
         acc += tl.load(places, mask=inside, other=0.0)
-    _finish(
-        acc, y, bias, members + group * MEMBERS, m, n // HEIGHT, n % HEIGHT, inside_n, batch, out_features, stride_bias,
-        alpha, beta, HEIGHT, HAS_BIAS, ADD,
-    )  # fmt: skip
+    _finish(acc, y, bias, members + group * MEMBERS, m, tile_n, batch, out_features, stride_bias, alpha, beta,
+            HEIGHT, MEMBERS, BLOCK_M, BLOCK_N, HAS_BIAS, ADD)  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    acc, y, bias, rows_of_members, m, member, o, inside_n, batch, out_features, stride_bias, alpha, beta,
-    HEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
+    acc, y, bias, members, m, tile_n, batch, out_features, stride_bias, alpha, beta,
+    HEIGHT: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """``y ← alpha · (acc + bias) + beta · y`` for the outputs that exist."""
-    row = tl.load(rows_of_members + member, mask=inside_n, other=-1)
-    out = row.to(tl.int64) * HEIGHT + o
-    exists = (row >= 0) & (out < out_features)
-    if HAS_BIAS:
-        acc += tl.load(bias + out * stride_bias, mask=exists, other=0.0).to(acc.dtype)[None, :]
-    acc = acc * alpha
-    places = y + m[:, None] * out_features + out[None, :]
-    inside = (m < batch)[:, None] & exists[None, :]
-    if ADD:
-        acc += tl.load(places, mask=inside, other=0.0).to(acc.dtype) * beta
-    tl.store(places, acc.to(y.dtype.element_ty), mask=inside)
+    PARTS: tl.constexpr = parts_of(BLOCK_M, BLOCK_N)
+    parts = cut(acc, BLOCK_M, BLOCK_N, PARTS)
+    for part in tl.static_range(PARTS):
+        n = tile_n * BLOCK_N + part * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
+        row = tl.load(members + n // HEIGHT, mask=n < MEMBERS * HEIGHT, other=-1)
+        out = row.to(tl.int64) * HEIGHT + n % HEIGHT
+        exists = (row >= 0) & (out < out_features)
+        result = parts[part]
+        if HAS_BIAS:
+            result += tl.load(bias + out * stride_bias, mask=exists, other=0.0).to(acc.dtype)[None, :]
+        result = result * alpha
+        places = y + m[:, None] * out_features + out[None, :]
+        inside = (m < batch)[:, None] & exists[None, :]
+        if ADD:
+            result += tl.load(places, mask=inside, other=0.0).to(acc.dtype) * beta
+        tl.store(places, result.to(y.dtype.element_ty), mask=inside)

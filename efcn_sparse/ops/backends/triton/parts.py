@@ -1,0 +1,26 @@
+"""Tiles of sums, stored part after part: the addresses of a large one do not fit the registers all at once.
+
+No ``from __future__ import annotations`` here: Triton reads the annotations themselves.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def parts_of(rows, cols):
+    """How many parts side by side a tile is stored in: 1, 2, 4 or 8."""
+    return 8 if rows * cols > 16384 else 2 if rows * cols > 8192 else 1
+
+
+@triton.jit
+def cut(tile, ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr):
+    """The tile's parts from left to right, a tuple."""
+    if PARTS == 1:
+        return (tile,)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLS // 2)), (0, 2, 1)))
+        if PARTS == 2:
+            return left, right
+        else:
+            return cut(left, ROWS, COLS // 2, PARTS // 2) + cut(right, ROWS, COLS // 2, PARTS // 2)
