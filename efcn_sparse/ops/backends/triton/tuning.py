@@ -1,6 +1,6 @@
 """Tile sizes as data: ``tuning.json``, the nearest row of it, and a user's own file before it.
 
-Nothing is ever timed here: a table is made ahead, by ``python -m benchmarks.gpu.tune``.
+Nothing is ever timed here: rows are chosen ahead, by the work model (``benchmarks/gpu/predict.py --search``).
 """
 
 from __future__ import annotations
