@@ -4,7 +4,9 @@ from efcn_sparse.embedding import Dilated as Dilated
 from efcn_sparse.embedding import Full as Full
 from efcn_sparse.embedding import Grown as Grown
 from efcn_sparse.embedding import Local as Local
+from efcn_sparse.embedding import LowRank as LowRank
 from efcn_sparse.embedding import embed as embed
+from efcn_sparse.embedding import start_low_rank as start_low_rank
 from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
 from efcn_sparse.fused import FusedOptimizer as FusedOptimizer

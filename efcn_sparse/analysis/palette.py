@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from efcn_sparse.embedding import Dilated, Grown, Support
+from efcn_sparse.embedding import Dilated, Grown, LowRank, Support
 from efcn_sparse.training.plan import support_of
 
 # Chosen to stay apart under the common colour-vision deficiencies (tests/analysis/test_palette.py); FCN and CNN are
@@ -20,6 +20,7 @@ _FIXED = {
 _FAMILIES: dict[type[Support], tuple[tuple[str, str], ...]] = {
     Dilated: (("#74b9e8", "<"), ("#1f78c8", "D"), ("#0a3f8f", ">")),
     Grown: (("#ee9ab8", "p"), ("#d04a9f", "v"), ("#8e1a6e", "h")),
+    LowRank: (("#b9a3e3", "*"), ("#7d4fd0", "d"), ("#46208f", "8")),
 }
 _SHADES = {1: (1,), 2: (1, 2), 3: (0, 1, 2)}  # by the size of the family
 
@@ -53,7 +54,8 @@ def look_of(arm: str, arms: Sequence[str] = ()) -> Look:
 def _name(arm: str, support: Support | None) -> str:
     if isinstance(support, Dilated):
         return f"eFCN dilated {support.radius}"
-    if isinstance(support, Grown):
+    if isinstance(support, (Grown, LowRank)):
         start = f" from dilated {support.start.radius}" if isinstance(support.start, Dilated) else ""
-        return f"eFCN grown {support.budget:g}{start}"
+        what = f"grown {support.budget:g}" if isinstance(support, Grown) else f"low rank {support.rank}"
+        return f"eFCN {what}{start}"
     return arm

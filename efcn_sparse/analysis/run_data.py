@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from efcn_sparse.embedding import Dilated, Grown
+from efcn_sparse.embedding import Dilated, Grown, LowRank
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.plan import Stage, stages, support_of
 from efcn_sparse.training.readings import LAYERS, METRICS, are_columns
@@ -111,13 +111,15 @@ def arm_order(arm: str) -> tuple[int, float, str]:
         >>> sorted(["fcn", "efcn-full", "efcn-grown2", "efcn-dilated10", "efcn-dilated2", "elcn", "cnn"], key=arm_order)
         ['cnn', 'elcn', 'efcn-dilated2', 'efcn-dilated10', 'efcn-grown2', 'efcn-full', 'fcn']
     """
-    fixed = {"cnn": 0, "cnn-relaxed": 1, "elcn": 2, "efcn-full": 5, "fcn": 6}
+    fixed = {"cnn": 0, "cnn-relaxed": 1, "elcn": 2, "efcn-full": 6, "fcn": 7}
     support = support_of(arm)
     if isinstance(support, Dilated):
         return 3, support.radius, arm
     if isinstance(support, Grown):
         return 4, support.budget, arm
-    return fixed.get(arm, 7), 0, arm
+    if isinstance(support, LowRank):
+        return 5, support.rank, arm
+    return fixed.get(arm, 8), 0, arm
 
 
 def read_run(run_dir: str | Path) -> Run:

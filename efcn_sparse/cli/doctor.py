@@ -39,7 +39,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--input", metavar="C,H,W", help="size of one input without the batch (default: that of the named model)"
     )
-    parser.add_argument("--support", default="local", help="local, full or dilated<radius> (default: local)")
+    parser.add_argument(
+        "--support",
+        default="local",
+        help="local, full, dilated<radius>, grown<budget> or lowrank<rank> (default: local)",
+    )
     parser.add_argument(
         "--supports", nargs="+", default=[], metavar="SUPPORT", help="also what each layer would store in each of these"
     )

@@ -42,7 +42,7 @@ class BlockRowParallel(ParallelStyle):
     Raises:
         ValueError: the module has no sparse layer; patterns differ between processes; the mesh has more than one
             dimension; ``values`` are sharded already; or a layout does not fit the module.
-        NotImplementedError: a layer has a fused optimiser.
+        NotImplementedError: a layer has a fused optimiser, or is a convolution with a low-rank part.
 
     Example:
         >>> import torch.distributed as dist, efcn_sparse as es
@@ -81,6 +81,11 @@ class BlockRowParallel(ParallelStyle):
             raise ValueError(f"device_mesh must have one dimension, such as mesh['tp'], got {mesh}")
         if not layers:
             raise ValueError(f"module must hold a SparseLinear, got {type(module).__name__} without one")
+        for name, part in module.named_modules():
+            if getattr(part, "low_rank", None) is not None:  # of an embedded convolution
+                raise NotImplementedError(
+                    f"{name or type(part).__name__}: has a low-rank part, which multiplies by all stored blocks"
+                )
         plain = (Replicate(),)
         if not isinstance(module, SparseLinear) and not (
             self.input_layouts == self.output_layouts == plain and self.use_local_output

@@ -13,8 +13,9 @@ from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.kernel import mean_bias, mean_kernel
+from efcn_sparse.embedding.low_rank import LowRankPart
 from efcn_sparse.embedding.moved_ties import moved_ties, off_local_blocks
-from efcn_sparse.embedding.support import Grown, Local, Support
+from efcn_sparse.embedding.support import Grown, Local, LowRank, Support
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.linear import SparseLinear
@@ -46,6 +47,7 @@ class EmbeddedConv(nn.Module):
         ties: which kernel entry each stored weight copies.
         geometry, support: as given. With the support :class:`Grown`, off-local blocks may move, and a state dict in
             which they lie elsewhere can be loaded.
+        low_rank: the off-local weights, where the support is :class:`LowRank`; else None.
         unread_kernel: ``[n]``: entries of the original kernel that only ever meet padding, and so have no copy, in
             the order of ``weight.flatten()``; None where there are none.
 
@@ -63,6 +65,7 @@ class EmbeddedConv(nn.Module):
     """
 
     unread_kernel: Tensor | None
+    low_rank: LowRankPart | None
 
     def __init__(
         self,
@@ -88,6 +91,9 @@ class EmbeddedConv(nn.Module):
             geometry.in_features, geometry.out_features, pattern, bias=bias, device=device, dtype=dtype
         )
         self.linear.pattern_owner = "EmbeddedConv"
+        self.low_rank = None
+        if isinstance(self.support, LowRank):
+            self.low_rank = self._new_low_rank(self.support.rank, device, self.linear.values.dtype)
         unread = int((ties.counts == 0).sum())
         kernel = torch.zeros(unread, device=device, dtype=self.linear.values.dtype) if unread else None
         self.register_buffer("unread_kernel", kernel, persistent=unread > 0)
@@ -124,13 +130,19 @@ class EmbeddedConv(nn.Module):
         if conv.bias is not None:
             untied = conv.bias.detach().repeat(math.prod(geometry.output_size))
             layer.linear.bias = nn.Parameter(untied, requires_grad=conv.bias.requires_grad)
+        if isinstance(layer.support, LowRank):
+            layer.low_rank = layer._new_low_rank(layer.support.rank, weight.device, weight.dtype)
+            layer.low_rank.requires_grad_(weight.requires_grad)
         if layer.unread_kernel is not None:
             layer.unread_kernel = weight.detach().flatten()[layer.ties.counts == 0]
         return layer.train(conv.training)
 
     @torch.no_grad()
     def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-        """The nearest convolution: each kernel entry the mean over its copies, each bias over its positions."""
+        """The nearest convolution: each kernel entry the mean over its copies, each bias over its positions.
+
+        Off-local weights, those of a low-rank part included, are dropped.
+        """
         geometry, values, bias = self.geometry, self.linear.values, self.linear.bias
         symmetric = all(low == high for low, high in geometry.padding)
         conv = _CONVOLUTIONS[len(geometry.input_size)](
@@ -196,8 +208,14 @@ class EmbeddedConv(nn.Module):
             raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
         x = input if batched else input.unsqueeze(0)
         units = x.movedim(1, -1).reshape(x.shape[0], geometry.in_features)
-        y = self.linear(units).view(x.shape[0], *geometry.output_size, geometry.out_channels).movedim(-1, 1)
+        y = self.linear(units)
+        if self.low_rank is not None:
+            y = y + self.low_rank(units, self.linear)
+        y = y.view(x.shape[0], *geometry.output_size, geometry.out_channels).movedim(-1, 1)
         return y if batched else y.squeeze(0)
+
+    def _new_low_rank(self, rank: int, device: torch.device, dtype: torch.dtype) -> LowRankPart:
+        return LowRankPart(self.geometry.in_features, self.geometry.out_features, rank, device, dtype)
 
     def extra_repr(self) -> str:
         geometry = self.geometry

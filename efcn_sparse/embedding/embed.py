@@ -33,7 +33,8 @@ def embed(
     Args:
         model: any module with :class:`torch.nn.Conv1d`, ``Conv2d`` or ``Conv3d`` in it; it is not changed.
         example_input: the model's positional inputs, of the size that the copy shall take (any batch size).
-        support: which weights may be non-zero: ``Local()``, ``Dilated(radius)``, ``Grown(budget)`` or ``Full()``.
+        support: which weights may be non-zero: ``Local()``, ``Dilated(radius)``, ``Grown(budget)``,
+            ``LowRank(rank)`` or ``Full()``.
         layers: choices by shell-style name pattern, the first match counts: a support; None to leave the convolution
             as it is; or ``dict(support=..., block_shape=(rows, cols))``.
 

@@ -15,7 +15,7 @@ from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.cover import count_stored
 from efcn_sparse.embedding.example_run import checked_example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.support import Grown, Local, Support
+from efcn_sparse.embedding.support import Grown, Local, LowRank, Support
 from efcn_sparse.embedding.survey import survey
 from efcn_sparse.pattern import BlockPattern
 
@@ -49,13 +49,23 @@ class LayerPlan:
 
     @property
     def support_weights(self) -> int:
-        """Entries that may be non-zero."""
-        return self.stored_weights if isinstance(self.support, Grown) else self.support.weights(self.geometry)
+        """Entries that may be non-zero; where a part is of low rank, its numbers are counted."""
+        return self.block_weights if isinstance(self.support, Grown) else self.support.weights(self.geometry)
+
+    @property
+    def rank(self) -> int:
+        """Of the low-rank part; 0 without one."""
+        return self.support.rank if isinstance(self.support, LowRank) else 0
+
+    @property
+    def block_weights(self) -> int:
+        """Numbers in ``values``: those of the support, and the rest of the blocks that are partly inside it."""
+        return self.stored_blocks * self.block_shape[0] * self.block_shape[1]
 
     @property
     def stored_weights(self) -> int:
-        """Numbers in ``values``: those of the support, and the rest of the blocks that are partly inside it."""
-        return self.stored_blocks * self.block_shape[0] * self.block_shape[1]
+        """Numbers in ``values`` and in the low-rank part."""
+        return self.block_weights + self.rank * sum(self.shape)
 
     @property
     def full_weights(self) -> int:
@@ -63,8 +73,13 @@ class LayerPlan:
         return self.geometry.full_weights
 
     @property
-    def bytes(self) -> int:
+    def block_bytes(self) -> int:
         """Memory of ``values``."""
+        return self.block_weights * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Memory of ``values`` and of the low-rank part."""
         return self.stored_weights * self.dtype.itemsize
 
     @cached_property
@@ -96,7 +111,7 @@ class Plan:
 
     @property
     def stored_weights(self) -> int:
-        """Numbers in ``values``, over all layers."""
+        """Numbers in ``values`` and in low-rank parts, over all layers."""
         return sum(layer.stored_weights for layer in self.layers)
 
     @property
@@ -106,7 +121,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Memory of all ``values``."""
+        """Memory of all ``values`` and low-rank parts."""
         return sum(layer.bytes for layer in self.layers)
 
 

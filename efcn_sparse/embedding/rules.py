@@ -49,7 +49,7 @@ def choose(model: nn.Module, support: Support, layers: Mapping[str, Any] | None)
         TypeError: ``support`` is no :class:`Support`.
     """
     if not isinstance(support, Support):
-        raise TypeError(f"support must be Local(), Dilated(radius), Grown(budget) or Full(), got {support!r}")
+        raise TypeError(f"support must be a Support such as Local() or LowRank(rank), got {support!r}")
     rules = {pattern: _rule(pattern, value, support) for pattern, value in (layers or {}).items()}
     names: dict[int, list[str]] = {}
     convolutions: dict[int, nn.Module] = {}

@@ -138,8 +138,7 @@ class Grown(Support):
         number = isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool)
         if not (number and math.isfinite(self.budget) and self.budget >= 1):
             raise ValueError(f"budget must be a number of at least 1, got {self.budget!r}")
-        if not isinstance(self.start, (Local, Dilated)):
-            raise ValueError(f"start must be Local() or Dilated(radius), got {self.start!r}")
+        _check_start(self.start)
 
     @property
     def touching(self) -> Support:
@@ -160,8 +159,62 @@ class Grown(Support):
         return min(int(self.start.weights(geometry) * self.budget), geometry.full_weights)
 
     def __str__(self) -> str:
-        started = "" if self.start == Local() else f"-{self.start}"
-        return f"grown{numpy.format_float_positional(self.budget, trim='-')}{started}"
+        return f"grown{numpy.format_float_positional(self.budget, trim='-')}{_started(self.start)}"
+
+
+@dataclass(frozen=True)
+class LowRank(Support):
+    """Another support, and at every entry outside it the product ``U Vᵀ`` of two narrow matrices.
+
+    Blocks are those of ``start``; ``U`` and ``V`` are ``left`` and ``right`` of :class:`LowRankPart`. Every entry of W
+    may be non-zero, but the off-local ones not freely.
+
+    Args:
+        rank: the number of columns of ``U`` and ``V``; at least 1.
+        start: :class:`Local` or :class:`Dilated`.
+
+    Raises:
+        ValueError: ``rank`` is no integer of at least 1, or ``start`` is another support.
+
+    Example:
+        >>> str(LowRank(8)), str(LowRank(8, Dilated(1)))
+        ('lowrank8', 'lowrank8-dilated1')
+    """
+
+    rank: int
+    start: Support = Local()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
+        _check_start(self.start)
+
+    @property
+    def touching(self) -> Support:
+        return self.start
+
+    @property
+    def within(self) -> Support:
+        return self.start
+
+    def window(self, geometry: ConvGeometry, dim: int) -> range:
+        return self.start.window(geometry, dim)
+
+    def weights(self, geometry: ConvGeometry) -> int:
+        """How many numbers there are: entries of ``start``, and those of ``U`` and ``V``."""
+        return self.start.weights(geometry) + self.rank * (geometry.in_features + geometry.out_features)
+
+    def __str__(self) -> str:
+        return f"lowrank{self.rank}{_started(self.start)}"
+
+
+def _check_start(start: Support) -> None:
+    if not isinstance(start, (Local, Dilated)):
+        raise ValueError(f"start must be Local() or Dilated(radius), got {start!r}")
+
+
+def _started(start: Support) -> str:
+    return "" if start == Local() else f"-{start}"
 
 
 def _everything(geometry: ConvGeometry, dim: int) -> range:
@@ -174,13 +227,15 @@ def parse_support(text: str) -> Support:
     """The support that prints as ``text``.
 
     Raises:
-        ValueError: ``text`` is not ``local``, ``full``, ``dilated<radius>`` or ``grown<budget>``.
+        ValueError: ``text`` is not ``local``, ``full``, ``dilated<radius>``, ``grown<budget>`` or ``lowrank<rank>``.
 
     Law: ``parse_support(str(support)) == support``.
 
     Example:
         >>> parse_support("dilated2"), parse_support("grown1.5")
         (Dilated(radius=2), Grown(budget=1.5, start=Local()))
+        >>> parse_support("lowrank8")
+        LowRank(rank=8, start=Local())
     """
     plain = {"local": Local(), "full": Full()}
     if text in plain:
@@ -188,6 +243,12 @@ def parse_support(text: str) -> Support:
     if found := re.fullmatch(r"dilated(\d+)", text, re.ASCII):
         return Dilated(int(found[1]))
     if found := re.fullmatch(r"grown(\d+(?:\.\d+)?)(?:-dilated(\d+))?", text, re.ASCII):
-        return Grown(float(found[1]), Local() if found[2] is None else Dilated(int(found[2])))
-    known = "local, full, dilated<radius> such as dilated2, or grown<budget> such as grown1.5"
+        return Grown(float(found[1]), _start(found[2]))
+    if found := re.fullmatch(r"lowrank(\d+)(?:-dilated(\d+))?", text, re.ASCII):
+        return LowRank(int(found[1]), _start(found[2]))
+    known = "local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or lowrank<rank>"
     raise ValueError(f"support must be {known}, got {text!r}")
+
+
+def _start(radius: str | None) -> Support:
+    return Local() if radius is None else Dilated(int(radius))

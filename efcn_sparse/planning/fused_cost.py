@@ -60,7 +60,7 @@ def fused_cost(layers: Iterable[LayerPlan], kind: OptimizerKind) -> FusedCost:
     """The cost of :class:`FusedOptimizer` on the CPU for these layers."""
     layers = list(layers)
     workspace = max(map(_largest_slice, layers), default=0)
-    state = kind.state_numbers * sum(layer.bytes for layer in layers)
+    state = kind.state_numbers * sum(layer.block_bytes for layer in layers)
     return FusedCost(workspace, state, kind.update_numbers * workspace, kind.state_numbers)
 
 

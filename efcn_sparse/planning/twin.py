@@ -55,8 +55,8 @@ class PlannedLinear(nn.Module):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, linear: PlannedLinear) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.linear = linear
+        ctx.save_for_backward(x, values)
+        ctx.linear, ctx.own = linear, values is linear.values
         layer = linear.layer
         height, width = layer.block_shape
         copied = x.new_empty(spmm_copy(x, width, height), dtype=torch.uint8)
@@ -67,7 +67,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), linear = ctx.saved_tensors, ctx.linear
+        (x, _), linear = ctx.saved_tensors, ctx.linear
         layer, batch = linear.layer, x.shape[0]
         height, width = layer.block_shape
         dx = dvalues = dbias = None
@@ -78,7 +78,7 @@ class _Product(torch.autograd.Function):
             _note(linear, "dx", batch, linear.values.nbytes)
         if ctx.needs_input_grad[1]:
             copied = x.new_empty(sddmm_copy(x, width, height), dtype=torch.uint8)
-            if linear.fusion is not None:
+            if linear.fusion is not None and ctx.own:
                 update = x.new_empty(linear.fusion.update, dtype=torch.uint8)
                 _note(linear, "dw", batch, 0)  # the gradient stays in the cache
                 _note_update(linear, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
@@ -97,8 +97,40 @@ def _note(linear: PlannedLinear, operation: Operation, batch: int, weight_bytes:
     if linear.memory is not None:
         layer = linear.layer
         moved = weight_bytes + batch * sum(layer.shape) * layer.dtype.itemsize
-        flops = 2 * batch * layer.support_weights
+        flops = 2 * batch * (layer.support_weights - layer.rank * sum(layer.shape))
         linear.memory.work.products.append(Product(layer.name, operation, linear.probe(batch), flops, moved))
+
+
+class PlannedLowRank(nn.Module):
+    """In the place of a :class:`LowRankPart`: the narrow products as they are, those with stored blocks as planned."""
+
+    def __init__(self, layer: LayerPlan, requires_grad: bool) -> None:
+        super().__init__()
+        sides = [torch.empty((side, layer.rank), dtype=layer.dtype, device="meta") for side in layer.shape]
+        self.left, self.right = (nn.Parameter(side, requires_grad=requires_grad) for side in sides)
+
+    def forward(self, x: Tensor, linear: PlannedLinear) -> Tensor:
+        stored = _Sampled.apply(self.left, self.right, linear)
+        return (x @ self.right) @ self.left.T - _Product.apply(x, stored, None, linear)
+
+
+class _Sampled(torch.autograd.Function):
+    """``U Vᵀ`` at the stored blocks: a copy of the size of ``values``."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, linear: PlannedLinear) -> Tensor:
+        ctx.save_for_backward(left, right)
+        ctx.linear = linear
+        stored = torch.empty(linear.values.shape, dtype=linear.layer.dtype, device="meta")
+        _note(linear, "dw", left.shape[1], linear.values.nbytes)
+        return stored
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        left, right = ctx.saved_tensors
+        _note(ctx.linear, "forward", left.shape[1], gradient.nbytes)
+        _note(ctx.linear, "dx", left.shape[1], gradient.nbytes)
+        return torch.empty_like(left), torch.empty_like(right), None
 
 
 def _note_update(linear: PlannedLinear, moved: int) -> None:
@@ -116,6 +148,7 @@ class PlannedConv(nn.Module):
         assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         self.geometry = layer.geometry
         self.linear = PlannedLinear(layer, conv.weight, conv.bias)
+        self.low_rank = PlannedLowRank(layer, conv.weight.requires_grad) if layer.rank else None
 
     forward = EmbeddedConv.forward
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.growth.norms import split_squares
 from efcn_sparse.subspace.backends import resolve
 from efcn_sparse.subspace.layers import bias_blocks, embedded_layers, weight_blocks
 from efcn_sparse.subspace.plan import Plan
@@ -69,8 +70,8 @@ def deviation(model: nn.Module, *, backend: str = "auto") -> Deviation:
     """Split the weights of every embedded convolution into tied, untied and off-local parts, in one pass over them.
 
     δ is the deviation of d'Ascoli et al. (NeurIPS 2019, section 3.2): ‖θ_off-local‖ / ‖θ‖ over the weights that come
-    from convolutions. Other layers, and biases, do not count. Sums are taken in fp64, and do not depend on the number
-    of threads.
+    from convolutions, low-rank parts included. Other layers, and biases, do not count. Sums are taken in fp64, and do
+    not depend on the number of threads.
 
     Args:
         model: any module that holds embedded convolutions; it is not changed. A shared one counts once.
@@ -109,8 +110,11 @@ def deviation(model: nn.Module, *, backend: str = "auto") -> Deviation:
 
 def _squares(layer: EmbeddedConv, backend: str) -> tuple[Tensor, Tensor | None]:
     """‖tied‖², ‖untied‖², ‖off-local‖² of the weights, and of the bias if there is one."""
-    weight, bias = weight_blocks(layer), bias_blocks(layer)
-    return _read(*weight, backend), None if bias is None else _read(*bias, backend)
+    weight, bias = _read(*weight_blocks(layer), backend), bias_blocks(layer)
+    if layer.low_rank is not None:  # all of it is off-local, and none of it at a stored entry
+        left, right = layer.low_rank.left.T, layer.low_rank.right.T
+        weight = torch.stack([*weight[:2], weight[2] + split_squares(left, right, layer.linear.pattern)[1]])
+    return weight, None if bias is None else _read(*bias, backend)
 
 
 def _read(values: Tensor, plan: Plan, backend: str) -> Tensor:

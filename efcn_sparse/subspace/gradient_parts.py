@@ -30,7 +30,8 @@ class LayerGradientParts:
     Attributes:
         local: norm of the entries inside the receptive fields, which every support holds.
         off_local: norm of the off-local entries that the support holds.
-        outside: norm of the entries outside the support, all of them off-local, which training ignores.
+        outside: norm of the entries that are not stored, all of them off-local, which training ignores, save for what a
+            low-rank part makes of them: that is not counted as captured.
 
     Law: ``local**2 + off_local**2 + outside**2`` is the squared norm of the gradient of the dense matrix.
     """

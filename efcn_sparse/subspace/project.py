@@ -20,8 +20,8 @@ def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
 
     Args:
         model: any module that holds embedded convolutions; nothing else in it is changed, and no optimiser's state.
-        onto: ``"lcn"``: off-local weights become zero; ``"cnn"``: local weights become the mean of their kernel
-            entry's copies too, and biases their mean over positions, per channel.
+        onto: ``"lcn"``: off-local weights become zero, those of a low-rank part by its U; ``"cnn"``: local weights
+            become the mean of their kernel entry's copies too, and biases their mean over positions, per channel.
         backend: ``"auto"``, or the name of a backend, which is then used or refused.
 
     Returns:
@@ -46,13 +46,16 @@ def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
     if onto not in _SUBSPACES:
         raise ValueError(f"onto must be 'cnn' or 'lcn', got {onto!r}")
     tie = onto == "cnn"
-    work = []
-    for layer in embedded_layers(model).values():
+    work, layers = [], embedded_layers(model).values()
+    for layer in layers:
         bias = bias_blocks(layer)
         work += [weight_blocks(layer)] if bias is None or not tie else [weight_blocks(layer), bias]
     runs = [resolve(backend, values.device.type, values.dtype) for values, _ in work]
     for run, (values, plan) in zip(runs, work, strict=True):
         _project_tensor(values, plan, tie, run)
+    for layer in layers:
+        if layer.low_rank is not None:
+            layer.low_rank.left.zero_()
     return model
 
 

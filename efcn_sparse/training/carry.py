@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from efcn_sparse.checkpoint.joined import Stored
-from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding import EmbeddedConv, LowRankPart
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.training.optimiser_state import hand_over, live_states
@@ -29,8 +29,8 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
     A kernel entry's gradient is the sum of its n copies' (law 4), so a copy's share of it is one n-th: what is linear
     in the gradient (momentum, Adam's first moment) goes to each copy divided by n, and Adam's second moment by n². A
     bias has one copy for each position. The buffers of ``SelectiveSGD`` hold the tied part's rate times the sum over
-    copies (``copies="sum"``: not divided) or their mean. Off-local entries start at zero. Step counters, and all of
-    what is no embedded convolution, are copied as they are.
+    copies (``copies="sum"``: not divided) or their mean. Off-local entries start at zero, and low-rank parts without
+    state. Step counters, and all of what is no embedded convolution, are copied as they are.
 
     Args:
         cnn, cnn_optimizer: torch's ``SGD``, ``Adam`` or ``AdamW``; left as they are.
@@ -69,6 +69,8 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
     carried: dict[int, dict[str, Tensor]] = {}
     links = _links(cnn, efcn, efcn_optimizer)
     for place, target in enumerate(efcn.parameters()):
+        if id(target) not in links:
+            continue
         source, copies = links[id(target)]
         state = states.get(places[id(source)], {})
         _check_usable(state, efcn_optimizer)
@@ -126,13 +128,21 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimiser: Optimizer) -> dict[int, t
         links[id(layer.linear.values)] = conv.weight, _Copies(layer.ties, positions, rate, summed)
         if conv.bias is not None:
             links[id(bias)] = conv.bias, _Copies(None, positions, rate, summed)
+    low_rank = {id(parameter) for parameter in _low_rank_parameters(efcn)}
     for name, parameter in efcn.named_parameters():
-        if id(parameter) not in links:
+        if id(parameter) not in links and id(parameter) not in low_rank:
             if name not in parameters or parameters[name].shape != parameter.shape:
                 got = list(parameters[name].shape) if name in parameters else "none of that name"
                 raise ValueError(f"cnn must have a parameter {name!r} of {list(parameter.shape)}, got {got}")
             links[id(parameter)] = parameters[name], None
     return links
+
+
+def _low_rank_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Those that no convolution has a counterpart of."""
+    for module in model.modules():
+        if isinstance(module, LowRankPart):
+            yield from module.parameters()
 
 
 def _check_optimisers(source: Optimizer, target: Optimizer) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.training.plan import ARMS, CNN, CONTROL, FCN, is_embedded, size_order, snapshot_epochs
+from efcn_sparse.embedding import LowRank
+from efcn_sparse.training.plan import ARMS, CNN, CONTROL, FCN, is_embedded, size_order, snapshot_epochs, support_of
 from efcn_sparse.training.presets import PRESETS, convolutions
 from efcn_sparse.training.relaxing import RELAXING, PartEntry, parts_of_layers
 from efcn_sparse.training.selective import COPIES
+from efcn_sparse.training.shares import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class RelaxConfig:
         preset: the architecture and the data, a key of ``PRESETS``.
         seeds: one whole experiment for each; a seed decides the initial weights, the order of the data, dropout, and
             for ``digits`` also the split and the positions.
-        arms: any of ``cnn``, ``fcn``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-grown<budget>``, ``efcn-full``.
+        arms: any of ``cnn``, ``fcn``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-grown<budget>``,
+            ``efcn-lowrank<rank>``, ``efcn-full``.
         cnn_epochs: the last epoch at which the CNN may be embedded. The CNN itself goes on at the same learning rate
             for as long as any of its embeddings is trained: that is the control.
         relax_epochs: how many epochs an embedded net is trained.
@@ -160,6 +163,14 @@ class RelaxConfig:
                 raise ValueError(f"each of arms must be one of {ARMS}, got {arm!r}")
         if CNN not in self.arms and self.arms != (FCN,):
             raise ValueError(f"arms must hold 'cnn', from which the others are embedded, got {self.arms}")
+        low_rank = [arm for arm in self.arms if isinstance(support_of(arm), LowRank)]
+        parts = parts_of_layers(convolutions(self.preset), self.relaxing, self.parts, self.weight_decay)
+        plain = Part(weight_decay=self.weight_decay)
+        if low_rank and any(one.off_local != plain for one in parts.values()):
+            raise ValueError(
+                f"arms must hold no efcn-lowrank<rank> where relaxing or parts set something of off-local weights, "
+                f"which a product U Vᵀ does not have one by one, got {low_rank[0]}"
+            )
 
     def _check_places(self) -> None:
         if self.data is not None and not isinstance(self.data, str):

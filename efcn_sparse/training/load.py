@@ -19,8 +19,8 @@ def load_arm(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None, 
 
     Args:
         run_dir: the folder that :func:`run_relax` wrote.
-        arm: ``cnn``, ``cnn-relaxed``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-grown<budget>``, ``efcn-full`` or
-            ``fcn``.
+        arm: ``cnn``, ``cnn-relaxed``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-grown<budget>``,
+            ``efcn-lowrank<rank>``, ``efcn-full`` or ``fcn``.
         seed: one of the run's seeds.
         relax_epoch: the epoch at which the CNN was embedded; None for ``cnn`` and ``fcn``.
         epoch: one of :func:`kept_epochs`.

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efcn_sparse.embedding import Dilated, Grown, Local, Support, parse_support
+from efcn_sparse.embedding import Dilated, Grown, Local, LowRank, Support, parse_support
 
 if TYPE_CHECKING:
     from efcn_sparse.training.config import RelaxConfig
 
 CNN, FCN, ELCN, FULL, CONTROL = "cnn", "fcn", "elcn", "efcn-full", "cnn-relaxed"
-ARMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full"
+ARMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full"
 _EFCN = "efcn-"
 
 
@@ -55,13 +55,14 @@ def is_embedded(arm: str) -> bool:
 
 
 def size_order(arm: str) -> tuple[int, float, int]:
-    """A key that sorts embedded arms: eLCN, dilated by radius, grown by budget, full."""
+    """A key that sorts embedded arms: eLCN, dilated by radius, grown by budget, low rank by rank, full."""
     support = support_of(arm)
     if isinstance(support, Dilated):
         return 1, support.radius, 0
-    if isinstance(support, Grown):
-        return 2, support.budget, support.start.radius if isinstance(support.start, Dilated) else 0
-    return (0 if isinstance(support, Local) else 3), 0, 0
+    if isinstance(support, (Grown, LowRank)):
+        started = support.start.radius if isinstance(support.start, Dilated) else 0
+        return (2, support.budget, started) if isinstance(support, Grown) else (3, support.rank, started)
+    return (0 if isinstance(support, Local) else 4), 0, 0
 
 
 @dataclass(frozen=True)

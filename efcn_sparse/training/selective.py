@@ -45,13 +45,15 @@ class SelectiveSGD(torch.optim.Optimizer):
         parts: the settings of each embedded convolution by name.
         copies: as given.
 
-    Blocks that :class:`efcn_sparse.Growth` moves are followed.
+    Blocks that :class:`efcn_sparse.Growth` moves are followed. The matrices of a low-rank part
+    (:class:`efcn_sparse.LowRank`) get plain SGD, as parameters outside the convolutions do.
 
     Laws: with all parts ``Part()`` it is :class:`torch.optim.SGD`. :meth:`as_cnn` moves an embedding as
     ``torch.optim.SGD`` moves the CNN. A part with rate 0 does not move; both hold to rounding, off-local exactly.
 
     Raises:
         ValueError: a number is out of range, no layer is embedded, or a pattern matches none; ``untied.l1`` is not 0.
+        NotImplementedError: a layer with a low-rank part has off-local settings other than ``weight_decay``'s.
         RuntimeError: (in a step) the ties of a layer are no longer those of its values.
 
     Example:
@@ -90,6 +92,11 @@ class SelectiveSGD(torch.optim.Optimizer):
         self.parts, self.copies = _choose(list(embedded), Parts(tied, untied, off_local), layers or {}), copies
         self._layers = {name: (layer, layer.ties) for name, layer in embedded.items()}
         for name, layer in embedded.items():
+            if layer.low_rank is not None and self.parts[name].off_local != Part(weight_decay=weight_decay):
+                raise NotImplementedError(
+                    f"{name or 'model'}: off_local must be Part(weight_decay={weight_decay!r}) beside a low-rank part, "
+                    f"whose weights are no parameters of their own, got {self.parts[name].off_local}"
+                )
             self._follow(name, layer)
         super().__init__(
             (parameter for parameter in model.parameters() if parameter.requires_grad),

@@ -26,6 +26,7 @@ from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import read_performance, train_epoch
 from efcn_sparse.training.growing import make_growth
 from efcn_sparse.training.images import Images
+from efcn_sparse.training.low_rank import begin_low_rank
 from efcn_sparse.training.nets import build_cnn, build_like, embed_as
 from efcn_sparse.training.optimiser import optimiser_of
 from efcn_sparse.training.plan import CNN, Stage, is_embedded, stage_name
@@ -59,6 +60,8 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
         epoch = stage.first
         model = _first_model(config, stage, notebook.checkpoints)
     model = model.to(config.device)
+    if not before:
+        begin_low_rank(model, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch + 1)
     optimiser = optimiser_of(config, stage.arm, stage.lr, model)
     started = time.perf_counter()
     if before:
@@ -124,7 +127,7 @@ def _write_reading(
     row: dict[str, Any] = {**where, "lr": stage.lr, **read_performance(model, images)}
     if is_embedded(stage.arm):
         reading, layers = deviation(model), gradient.layers if gradient else {}
-        stored = {name: layer.linear.pattern.nnz for name, layer in _embedded(model)}
+        stored = {name: _stored(layer) for name, layer in _embedded(model)}
         row |= _parts(reading, sum(stored.values()), gradient.total if gradient else None)
         notebook.layers.append(
             [
@@ -144,6 +147,12 @@ def _parts(weights: LayerDeviation, stored: int, gradient: LayerGradientParts | 
         captured = gradient.captured
         row |= {"leak": gradient.leak, "captured": None if math.isnan(captured) else captured}
     return row
+
+
+def _stored(layer: EmbeddedConv) -> int:
+    """Weights in the support, and the numbers of a low-rank part."""
+    parts = () if layer.low_rank is None else layer.low_rank.parameters()
+    return layer.linear.pattern.nnz + sum(part.numel() for part in parts)
 
 
 def _embedded(model: nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:

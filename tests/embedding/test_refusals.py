@@ -210,9 +210,9 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "empty example": (lambda: es.embed(_NET, ()), TypeError,
                       "example_input must be a tensor or a tuple of tensors, got tuple"),
     "support": (lambda: es.embed(_NET, _X, support="local"), TypeError,
-                "support must be Local(), Dilated(radius), Grown(budget) or Full(), got 'local'"),
+                "support must be a Support such as Local() or LowRank(rank), got 'local'"),
     "support class": (lambda: es.embed(_NET, _X, support=es.Local), TypeError,
-                      "support must be Local(), Dilated(radius), Grown(budget) or Full(), got "
+                      "support must be a Support such as Local() or LowRank(rank), got "
                       "<class 'efcn_sparse.embedding.support.Local'>"),
     "unused pattern": (lambda: es.embed(_NET, _X, layers={"0": es.Full(), "1": None}), ValueError,
                        "layers must name convolutions of the model, ['0'], got ['1']"),
