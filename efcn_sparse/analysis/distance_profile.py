@@ -53,7 +53,7 @@ class DistanceProfile:
 
 @torch.no_grad()
 def distance_profile(layer: EmbeddedConv) -> DistanceProfile:
-    """The :class:`DistanceProfile` of an embedded convolution, read off its stored blocks.
+    """The :class:`DistanceProfile` of an embedded convolution, read off its stored blocks and its low-rank part.
 
     Law: the squares, ``local_squares`` included, sum to ‖W‖².
     """
@@ -90,7 +90,24 @@ def distance_profile(layer: EmbeddedConv) -> DistanceProfile:
             distance = torch.maximum(distance, table[p[:, :, None], q[:, None, :]])
         squares += torch.bincount(distance.flatten(), weight.flatten(), longest)
         counts += torch.bincount(distance.flatten(), per_off[of_class].flatten(), longest)
+    if layer.low_rank is not None:
+        _add_low_rank(layer, tables, squares, counts)
     return DistanceProfile(squares.numpy(), counts.numpy(), local_squares, local_count)
+
+
+def _add_low_rank(layer: EmbeddedConv, tables: list[Tensor], squares: Tensor, counts: Tensor) -> None:
+    """Add what ``U Vᵀ`` has outside the stored entries, one output pixel at a time."""
+    assert layer.low_rank is not None
+    geometry, channels = layer.geometry, layer.geometry.out_channels
+    right, outside = layer.low_rank.right.detach().double().T, ~layer.linear.pattern.to_mask()
+    inputs = torch.unravel_index(torch.arange(geometry.in_features) // geometry.in_channels, geometry.input_size)
+    for number, left in enumerate(layer.low_rank.left.detach().double().split(channels)):
+        pixel = np.unravel_index(number, geometry.output_size)
+        reached = [table[p, q] for table, p, q in zip(tables, pixel, inputs, strict=True)]
+        distance = torch.stack(reached).amax(0)
+        rows = outside[number * channels : (number + 1) * channels]
+        squares += torch.bincount(distance, ((left @ right).square() * rows).sum(0), len(squares))
+        counts += torch.bincount(distance, rows.sum(0).double(), len(counts))
 
 
 def _coordinates(groups: tuple[int, int], size: int, channels: int, pixels: tuple[int, ...]) -> list[Tensor]:

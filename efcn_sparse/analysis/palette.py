@@ -20,7 +20,7 @@ _FIXED = {
 _FAMILIES: dict[type[Support], tuple[tuple[str, str], ...]] = {
     Dilated: (("#74b9e8", "<"), ("#1f78c8", "D"), ("#0a3f8f", ">")),
     Grown: (("#ee9ab8", "p"), ("#d04a9f", "v"), ("#8e1a6e", "h")),
-    LowRank: (("#b9a3e3", "*"), ("#7d4fd0", "d"), ("#46208f", "8")),
+    LowRank: (("#aeb86b", "*"), ("#576732", "d"), ("#273409", "8")),
 }
 _SHADES = {1: (1,), 2: (1, 2), 3: (0, 1, 2)}  # by the size of the family
 

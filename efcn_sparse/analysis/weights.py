@@ -138,18 +138,29 @@ def _embedded_layers(model: torch.nn.Module) -> Iterator[tuple[str, EmbeddedConv
 
 
 @torch.no_grad()
+def incoming(layer: EmbeddedConv, unit: int) -> torch.Tensor:
+    """A row of W, with what a low-rank part has outside the stored entries."""
+    pattern, values = layer.linear.pattern, layer.linear.values.detach()
+    row = incoming_weights(values, pattern, unit)
+    if layer.low_rank is None:
+        return row
+    outside = incoming_weights(torch.ones_like(values), pattern, unit) == 0
+    return row + (layer.low_rank.right @ layer.low_rank.left[unit]) * outside
+
+
+@torch.no_grad()
 def _layer_weights(layer: EmbeddedConv, name: str, channels: dict[str, int]) -> LayerWeights:
     """The middle output pixel's unit, of the channel with the largest weights in the first moment that is read."""
-    geometry, pattern, values = layer.geometry, layer.linear.pattern, layer.linear.values.detach()
+    geometry = layer.geometry
     pixel = tuple(size // 2 for size in geometry.output_size)
     channels_out = geometry.out_channels
     flat = 0
     for coordinate, size in zip(pixel, geometry.output_size, strict=True):
         flat = flat * size + coordinate
     if name not in channels:
-        norms = [incoming_weights(values, pattern, flat * channels_out + c).norm() for c in range(channels_out)]
+        norms = [incoming(layer, flat * channels_out + c).norm() for c in range(channels_out)]
         channels[name] = int(torch.stack(norms).argmax())
-    row = incoming_weights(values, pattern, flat * channels_out + channels[name])
+    row = incoming(layer, flat * channels_out + channels[name])
     image = row.double().view(*geometry.input_size, -1).norm(dim=-1)
     box = receptive_field(geometry, pixel)
     if image.dim() == 1:

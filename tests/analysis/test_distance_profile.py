@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from efcn_sparse import deviation
 from efcn_sparse.analysis.distance_profile import distance_profile
 from efcn_sparse.analysis.receptive_field import receptive_field
-from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local
+from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local, LowRank
 
 LAYERS = {
     "plain": (nn.Conv2d(2, 4, 3, padding=1), (5, 6), None),
@@ -33,6 +34,8 @@ def _layer(name: str, support) -> EmbeddedConv:
         pattern = layer.linear.pattern
         generator = torch.Generator().manual_seed(0)
         layer.linear.values.copy_(pattern.gather(torch.randn(pattern.shape, generator=generator)))
+        if layer.low_rank is not None:
+            layer.low_rank.left.normal_(generator=generator)
     return layer
 
 
@@ -40,6 +43,9 @@ def _brute_force(layer: EmbeddedConv):
     """Squares and counts by distance over single entries of the dense matrix, and the sums over local ones."""
     geometry, weight = layer.geometry, layer.linear.pattern.to_dense(layer.linear.values).detach().double()
     support = layer.linear.pattern.to_mask()
+    if layer.low_rank is not None:
+        product = layer.low_rank.left.detach().double() @ layer.low_rank.right.detach().double().T
+        weight, support = torch.where(support, weight, product), torch.ones_like(support)
     squares, counts, local = np.zeros(64), np.zeros(64), [0.0, 0]
     axes_out, axes_in = [range(n) for n in geometry.output_size], [range(n) for n in geometry.input_size]
     for i, p in enumerate(itertools.product(*axes_out)):
@@ -66,7 +72,9 @@ def _brute_force(layer: EmbeddedConv):
     return squares, counts, local
 
 
-@pytest.mark.parametrize("support", [Local(), Dilated(1), Dilated(2), Full()], ids=str)
+@pytest.mark.parametrize(
+    "support", [Local(), Dilated(1), Dilated(2), Full(), LowRank(2), LowRank(3, Dilated(1))], ids=str
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_profile_is_that_of_single_entries(name, support, monkeypatch):
     monkeypatch.setattr("efcn_sparse.analysis.distance_profile.ELEMENTS_AT_ONCE", 100)  # several chunks
@@ -79,7 +87,7 @@ def test_the_profile_is_that_of_single_entries(name, support, monkeypatch):
     np.testing.assert_array_equal(profile.counts, counts[:n])
     assert profile.local_squares == pytest.approx(local[0], rel=1e-9)
     assert profile.local_count == local[1]
-    norm = float(layer.linear.values.detach().double().norm())
+    norm = deviation(layer).norm
     assert math.sqrt(profile.squares.sum() + profile.local_squares) == pytest.approx(norm, rel=1e-9)
 
 

@@ -14,7 +14,7 @@ from tests.analysis.synthetic import write_run
 
 ARMS = [
     "cnn", "cnn-relaxed", "elcn", "efcn-dilated1", "efcn-dilated2", "efcn-dilated4", "efcn-grown1.5", "efcn-grown2",
-    "efcn-grown4", "efcn-full", "fcn",
+    "efcn-grown4", "efcn-lowrank4", "efcn-lowrank8", "efcn-lowrank16", "efcn-full", "fcn",
 ]  # fmt: skip
 SEEN = {  # linear RGB, severity 1 (Machado, Oliveira, Fernandes 2009)
     "normal": np.eye(3),
@@ -41,7 +41,11 @@ def test_arms_are_told_apart(vision):
 
 
 def test_a_family_of_supports_has_one_hue_and_larger_ones_are_darker():
-    for family, name in (("efcn-dilated", "eFCN dilated "), ("efcn-grown", "eFCN grown ")):
+    for family, name in (
+        ("efcn-dilated", "eFCN dilated "),
+        ("efcn-grown", "eFCN grown "),
+        ("efcn-lowrank", "eFCN low rank "),
+    ):
         for arms in ([family + "1"], [family + "1", family + "2"], [family + "1", family + "2", family + "12"]):
             looks = [look_of(arm, ["cnn", *arms, "efcn-full"]) for arm in arms]
             lab = [_lab(look.colour, SEEN["normal"]) for look in looks]
@@ -59,8 +63,8 @@ def test_a_family_of_supports_has_one_hue_and_larger_ones_are_darker():
 
 def test_arms_are_sorted_by_family_and_size():
     in_order = [
-        "cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated10", "efcn-grown1.5", "efcn-grown10", "efcn-full",
-        "fcn",
+        "cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated10", "efcn-grown1.5", "efcn-grown10",
+        "efcn-lowrank4", "efcn-lowrank16", "efcn-full", "fcn",
     ]  # fmt: skip
     assert sorted(set(in_order), key=arm_order) == in_order
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from efcn_sparse import BlockPattern
 from efcn_sparse.analysis.rows import incoming_weights
+from efcn_sparse.analysis.weights import incoming
+from efcn_sparse.embedding import EmbeddedConv, LowRank
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,3 +39,10 @@ def test_values_of_another_pattern_are_refused():
     pattern = BlockPattern.dense((4, 6), (2, 3))
     with pytest.raises(ValueError, match=r"^values must be \[4, 2, 3\], got \[3, 2, 3\]$"):
         incoming_weights(torch.zeros(3, 2, 3), pattern, 0)
+
+
+def test_a_unit_sees_what_its_low_rank_part_holds():
+    layer = EmbeddedConv.from_conv(torch.nn.Conv2d(3, 5, 3, padding=1), (4, 4), LowRank(2), (7, 10))
+    torch.nn.init.normal_(layer.low_rank.left)
+    rows = torch.stack([incoming(layer, unit) for unit in range(80)])
+    torch.testing.assert_close(rows, layer.linear.weight + layer.low_rank(torch.eye(48), layer.linear).T)

@@ -256,12 +256,14 @@ def _refused(rank: int, mesh: dist.DeviceMesh) -> dict[str, str]:
     x, dy = batch(divided, 0)
     plan = BlockRowParallel()
     square = init_device_mesh("cpu", (workers.WORLD, 1))
+    low_rank = es.embed(nn.Conv2d(2, 2, 2), torch.zeros(1, 2, 4, 4), support=es.LowRank(1))
     calls = {
         "unlike patterns": lambda: parallelize_module(es.SparseLinear(8, 8, unlike), mesh, plan),
         "no sparse layer": lambda: parallelize_module(nn.Linear(3, 3), mesh, plan),
         "layout": lambda: parallelize_module(net()[0], mesh, BlockRowParallel(output_layouts=Shard(-1))),
         "twice": lambda: parallelize_module(divided, mesh, plan),
         "fused": lambda: parallelize_module(fused, mesh, plan),
+        "low rank": lambda: parallelize_module(low_rank, mesh, plan),
         "fused later": lambda: es.FusedOptimizer(divided, workers.OPTIMISERS["sgd"]),
         "mesh": lambda: parallelize_module(layer("ragged"), square, plan),
         "width": lambda: divided(x[:, 1:]),

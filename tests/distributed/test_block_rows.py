@@ -161,6 +161,7 @@ def test_together_with_data_parallel(ranks):
         "layout": "must be given for a SparseLinear itself, got EmbeddedConv",
         "twice": "ValueError: DividedLinear: values must be a plain tensor, got DTensor",
         "fused": "NotImplementedError: 0.linear: has a fused optimiser",
+        "low rank": "NotImplementedError: EmbeddedConv: has a low-rank part, which multiplies by all stored blocks",
         "fused later": "values must be a plain tensor for a fused optimiser, got DTensor",
         "mesh": "ValueError: device_mesh must have one dimension",
         "width": "ValueError: x must be [..., 17], got [6, 16]",

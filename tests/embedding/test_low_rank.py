@@ -54,10 +54,11 @@ def test_computes_the_dense_matrix(name):
 
 
 def test_masked_entries_of_stored_blocks_are_of_low_rank():
-    layer, x, outside = made("blocks-of-pixels")
+    layer, _, outside = made("blocks-of-pixels")
     pattern = layer.linear.pattern
     blocks = pattern.gather(outside)
-    assert pattern.masks.numel() and (blocks == 0).any()
+    assert pattern.masks.numel()
+    assert (blocks == 0).any()
     in_blocks = torch.zeros_like(outside)
     rows, cols = pattern.block_shape
     for row, col in zip(pattern.rows_of_blocks().tolist(), pattern.col_indices.tolist(), strict=True):
@@ -97,7 +98,8 @@ def test_is_a_module_like_others():
     again.load_state_dict(torch.load(file))
     assert torch.equal(again(x), layer(x))
     twin = copy.deepcopy(layer)
-    assert torch.equal(twin(x), layer(x)) and twin.low_rank.left is not layer.low_rank.left
+    assert torch.equal(twin(x), layer(x))
+    assert twin.low_rank.left is not layer.low_rank.left
     half = copy.deepcopy(layer).float()
     torch.testing.assert_close(half(x.float()).double(), layer(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match=r"low_rank.left"):
@@ -109,7 +111,8 @@ def test_is_a_module_like_others():
     on_meta = EmbeddedConv(layer.geometry, es.LowRank(2), device="meta")
     assert on_meta.low_rank.left.is_meta
     fresh = EmbeddedConv(layer.geometry, es.LowRank(2))
-    assert not fresh.low_rank.left.any() and fresh.low_rank.right.any()
+    assert not fresh.low_rank.left.any()
+    assert fresh.low_rank.right.any()
 
 
 def test_second_derivatives():
@@ -162,11 +165,13 @@ def test_v_starts_along_the_gradient_outside():
     held = (gradient @ right).square().sum()
     assert held_at_random < 0.2 * best
     assert 0.99 * best < held <= best * (1 + 1e-12)
-    assert layer.low_rank.right.requires_grad and not layer.low_rank.left.any()
+    assert layer.low_rank.right.requires_grad
+    assert not layer.low_rank.left.any()
     # the first step of U is the gradient's projection onto V
     layer.zero_grad()
     layer(x).sum().backward()
-    assert layer.low_rank.left.grad.any() and not layer.low_rank.right.grad.any()
+    assert layer.low_rank.left.grad.any()
+    assert not layer.low_rank.right.grad.any()
 
 
 def test_v_where_it_cannot_start_along_a_gradient():
@@ -181,7 +186,8 @@ def test_v_where_it_cannot_start_along_a_gradient():
     with es.record_factors(layer) as factors:
         layer(x).square().sum().backward()
     es.start_low_rank(layer, factors)
-    assert torch.isfinite(layer.low_rank.right).all() and torch.equal(layer.low_rank.right[:, -1], before[:, -1])
+    assert torch.isfinite(layer.low_rank.right).all()
+    assert torch.equal(layer.low_rank.right[:, -1], before[:, -1])
     with pytest.raises(ValueError, match=r"^factors must hold 'linear', got \[\]$"):
         es.start_low_rank(layer, {})
     with torch.no_grad():

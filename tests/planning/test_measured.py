@@ -19,6 +19,7 @@ _CASES = (
     "vanilla local sgd - 250",
     "vanilla local adamw fused 250",
     "vanilla dilated1 momentum - 64",
+    "vanilla lowrank16 momentum - 64",
 )
 
 

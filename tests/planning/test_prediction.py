@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import efcn_sparse as es
-from efcn_sparse.embedding import Dilated, Full, Local, Support, plan
+from efcn_sparse.embedding import Dilated, Full, Local, LowRank, Support, plan
 from efcn_sparse.models import resnet18, vanilla_cnn
 from efcn_sparse.planning import StepPrediction, predict_step
 from efcn_sparse.planning.fused_cost import OPTIMIZERS
@@ -68,6 +68,8 @@ _CASES = [
     ("vanilla", Dilated(1), "momentum", False),
     ("vanilla", Local(), "adamw", True),
     ("vanilla", Dilated(1), "momentum", True),
+    ("vanilla", LowRank(8), "momentum", False),
+    ("residual", LowRank(3, Dilated(1)), "adamw", True),
     ("residual", Local(), "adamw", False),
     ("residual", Local(), "sgd", True),
 ]
