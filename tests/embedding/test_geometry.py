@@ -68,7 +68,7 @@ def test_supports_compare_by_value() -> None:
     "text", ["", "Local", "dilated", "dilated-1", "dilated1.0", "dilated²", "eLCN", "grown", "grown.5"]
 )
 def test_no_support(text: str) -> None:
-    known = "local, full, dilated<radius> such as dilated2, or grown<budget> such as grown1.5"
+    known = "local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or lowrank<rank>"
     message = f"support must be {known}, got {text!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse_support(text)
