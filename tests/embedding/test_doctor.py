@@ -181,14 +181,18 @@ REFUSED = {
         ["vanilla", "--batch", "250", "--budget", "50MiB"],
         "budget must hold local at batch 250 with sgd, ",
     ),
-    "name": (["nope"], "MODEL must be one of vanilla, alexnet, resnet18, resnet50 or package.module:function, got 'nope'"),
+    "name": (
+        ["nope"],
+        "MODEL must be one of vanilla, alexnet, resnet18, resnet50 or package.module:function, got 'nope'",
+    ),
     "no input": (
         ["torch.nn:Identity"], "--input must be given for a model of your own, such as --input 3,224,224"),
     "input": (["vanilla", "--input", "3,x"], "--input must be integers of at least 1 with commas between, got '3,x'"),
     "small input": (["vanilla", "--input", "3,4,4"], "vanilla must run on an input of [1, 3, 4, 4], got "),
     "support": (
         ["vanilla", "--support", "big"],
-        "support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or lowrank<rank>, got 'big'",
+        "support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or lowrank<rank>, "
+        "got 'big'",
     ),
     "dtype": (["vanilla", "--dtype", "int8"], "--dtype must be a floating-point dtype of torch, got 'int8'"),
     "skip": (["vanilla", "--skip", "9"], "layers must name convolutions of the model, ['0', '3', '6'], got ['9']"),
