@@ -191,8 +191,8 @@ REFUSED = {
     "small input": (["vanilla", "--input", "3,4,4"], "vanilla must run on an input of [1, 3, 4, 4], got "),
     "support": (
         ["vanilla", "--support", "big"],
-        "support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or lowrank<rank>, "
-        "got 'big'",
+        "support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or "
+        "lowrank<rank>, got 'big'",
     ),
     "dtype": (["vanilla", "--dtype", "int8"], "--dtype must be a floating-point dtype of torch, got 'int8'"),
     "skip": (["vanilla", "--skip", "9"], "layers must name convolutions of the model, ['0', '3', '6'], got ['9']"),
