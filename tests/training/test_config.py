@@ -18,9 +18,9 @@ BAD = [
     (dict(seeds=(0.5,)), "each of seeds must be an integer of at least 0, got 0.5"),
     (dict(arms="cnn"), "arms must be a sequence, got 'cnn'"),
     (dict(arms=("cnn", "efcn")),
-     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full, got 'efcn'"),
+     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full, got 'efcn'"),
     (dict(arms=("cnn", "efcn-dilated0")),
-     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-full, "
+     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full, "
      "got 'efcn-dilated0'"),
     (dict(arms=("elcn",)), "arms must hold 'cnn', from which the others are embedded, got ('elcn',)"),
     (dict(cnn_epochs=-1), "cnn_epochs must be an integer of at least 0, got -1"),
