@@ -8,6 +8,8 @@ import pytest
 import efcn_sparse.training as training
 from efcn_sparse.training.plan import stages
 
+ARMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full"
+
 BAD = [
     (dict(preset="mnist"),
      "preset must be one of digits, vanilla-cifar10, alexnet-cifar10, alexnet-cifar100, got 'mnist'"),
@@ -18,10 +20,9 @@ BAD = [
     (dict(seeds=(0.5,)), "each of seeds must be an integer of at least 0, got 0.5"),
     (dict(arms="cnn"), "arms must be a sequence, got 'cnn'"),
     (dict(arms=("cnn", "efcn")),
-     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full, got 'efcn'"),
+     f"each of arms must be one of {ARMS}, got 'efcn'"),
     (dict(arms=("cnn", "efcn-dilated0")),
-     "each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full, "
-     "got 'efcn-dilated0'"),
+     f"each of arms must be one of {ARMS}, got 'efcn-dilated0'"),
     (dict(arms=("elcn",)), "arms must hold 'cnn', from which the others are embedded, got ('elcn',)"),
     (dict(cnn_epochs=-1), "cnn_epochs must be an integer of at least 0, got -1"),
     (dict(relax_epochs=1.5), "relax_epochs must be an integer of at least 0, got 1.5"),
