@@ -32,8 +32,10 @@ def test_shared_blocks_stay(density: float) -> None:
 
 def test_after_regrowing_and_without_blocks_before() -> None:
     mine, theirs = sparse(1, 0.0), sparse(2)
+    mine(torch.randn(3, 37)).sum().backward()
     es.regrow(theirs, *factors(theirs.pattern, 9), blocks=4)
     es.adopt_patterns(mine, theirs.state_dict())
+    assert mine.values.grad is None  # it was of other blocks, and of another number of them
     mine.load_state_dict(theirs.state_dict())
     assert_same(mine, theirs)
     mine(torch.randn(3, 37)).sum().backward()

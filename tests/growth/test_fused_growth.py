@@ -7,7 +7,7 @@ import torch
 
 import efcn_sparse as es
 from efcn_sparse.fused import layer_update
-from tests.growth.nets import LAYERS, OPTIMISERS, assert_same, growing_net, train
+from tests.growth.nets import OPTIMISERS, assert_same, growing_net, train
 from tests.table import rows
 
 
@@ -51,14 +51,23 @@ def test_masters_move_with_their_values() -> None:
     """The fp32 masters of bf16 values know more than their roundings: bf16 values alone would lose it."""
     model = growing_net(dtype=torch.bfloat16)
     optimizer = es.FusedOptimizer(model, OPTIMISERS["momentum"], precision="master")
-    growth = es.Growth(model, optimizer, every=2)
-    train(model, optimizer, growth, range(5), torch.bfloat16)
-    for name in LAYERS:
-        update, linear = optimizer._updates[f"{name}.linear"], model.get_submodule(f"{name}.linear")
-        masters = torch.cat([parameter.detach() for parameter in update._parameters])
-        assert masters.dtype == torch.float32
-        assert torch.equal(masters.bfloat16(), linear.values)
-        assert not torch.equal(masters, linear.values.float())
+    train(model, optimizer, es.Growth(model, optimizer, every=100), range(3), torch.bfloat16)
+    layer, update = model.get_submodule("2"), optimizer._updates["2.linear"]
+
+    def masters() -> torch.Tensor:
+        return torch.cat([parameter.detach() for parameter in update._parameters])
+
+    before = masters()
+    assert before.dtype == torch.float32
+    assert not torch.equal(before, layer.linear.values.float())
+    generator = torch.Generator().manual_seed(5)
+    dy = torch.randn((9, layer.geometry.out_features), generator=generator).bfloat16()
+    x = torch.randn((9, layer.geometry.in_features), generator=generator).bfloat16()
+    done = es.regrow(layer, dy, x, blocks=7)
+    after = masters()
+    for old, block in zip(done.source.tolist(), after, strict=True):
+        assert torch.equal(block, before[old] if old >= 0 else torch.zeros_like(block))
+    assert torch.equal(after.bfloat16(), layer.linear.values)
 
 
 def test_state_of_each_block_by_its_place() -> None:

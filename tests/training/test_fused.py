@@ -1,6 +1,5 @@
 """Fused training gives the numbers and the files of unfused training, bit by bit, and is gone on with after a kill."""
 
-import csv
 import dataclasses
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from efcn_sparse.training.nets import build_cnn, build_fcn
 from efcn_sparse.training.optimiser import make_optimiser
 from efcn_sparse.training.optimiser_state import live_states
 from efcn_sparse.training.readings import Readings
+from tests.training.runs import checkpoints, numbers
 
 TINY = dict(
     seeds=(0,), arms=("cnn", "efcn-dilated1", "fcn"), cnn_epochs=1, relax_epochs=2, fcn_epochs=2, relax_times=(1,),
@@ -56,18 +56,6 @@ def _many_slices():
 @pytest.fixture(scope="module")
 def fused_run(config, tmp_path_factory):
     return training.run_relax(config, tmp_path_factory.mktemp("fused") / "run", quiet=True)
-
-
-def numbers(run_dir):
-    found = []
-    for name in ("metrics.csv", "layers.csv"):
-        with (run_dir / name).open(newline="") as file:
-            found += [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-    return found
-
-
-def checkpoints(run_dir):
-    return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
 
 
 def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path):

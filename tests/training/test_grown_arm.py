@@ -1,6 +1,5 @@
 """An arm whose blocks move: interrupted, fused or loaded from its checkpoints, it is the same run."""
 
-import csv
 import dataclasses
 
 import pytest
@@ -8,22 +7,13 @@ import torch
 
 import efcn_sparse as es
 import efcn_sparse.training as training
-from efcn_sparse.training.readings import Readings
+from tests.training.runs import checkpoints, interrupt_after, numbers, rows
 
 ARM = "efcn-grown1.5"
 TINY = dict(
     seeds=(0,), arms=("cnn", "efcn-dilated1", ARM), cnn_epochs=1, relax_epochs=4, relax_times=(1,), momentum=0.9,
     lr=0.02, batch_size=20, train_limit=60, test_limit=40, threads=1, growth_every=2,
 )  # fmt: skip
-
-
-def numbers(run_dir):
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
-
-def checkpoints(run_dir):
-    return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +34,20 @@ def test_blocks_move_and_their_number_stays(run_dir):
     for name, pattern in first.items():
         assert last[name] != pattern
         assert last[name].nnz_blocks == pattern.nnz_blocks
-    rows = [row for row in numbers(run_dir) if row["arm"] == ARM]
-    assert len({row["stored"] for row in rows}) == 1
-    dilated = [row for row in numbers(run_dir) if row["arm"] == "efcn-dilated1"]
-    assert all(0 < float(row["captured"]) < 1 for row in rows[1:] + dilated[1:])
-    assert float(rows[-1]["delta"]) > 0
-    torch.testing.assert_close(es.deviation(nets[-1]).delta, float(rows[-1]["delta"]), rtol=1e-6, atol=0)
+    grown = [row for row in rows(run_dir, "metrics") if row["arm"] == ARM]
+    assert len({row["stored"] for row in grown}) == 1
+    dilated = [row for row in rows(run_dir, "metrics") if row["arm"] == "efcn-dilated1"]
+    assert all(0 < float(row["captured"]) < 1 for row in grown[1:] + dilated[1:])
+    assert float(grown[-1]["delta"]) > 0
+    torch.testing.assert_close(es.deviation(nets[-1]).delta, float(grown[-1]["delta"]), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("fatal", [7, 8, 9, 10])
-def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch, fatal):
-    append, seen = Readings.append, 0
-
-    def cut(self, rows):
-        nonlocal seen
-        append(self, rows)
-        if "lr" in self._columns and rows[0]["arm"] == ARM:
-            seen += 1
-            if seen > fatal - 6:
-                raise KeyboardInterrupt
-
+@pytest.mark.parametrize("readings", [2, 3, 4, 5])
+def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch, readings):
     with monkeypatch.context() as patch:
-        patch.setattr(Readings, "append", cut)
+        interrupt_after(patch, readings, ARM)
         with pytest.raises(KeyboardInterrupt):
-            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0 if fatal % 2 else 1e9)
+            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0 if readings % 2 else 1e9)
     training.run_relax(config, tmp_path / "run", quiet=True)
     assert numbers(tmp_path / "run") == numbers(run_dir)
     assert checkpoints(tmp_path / "run") == checkpoints(run_dir)

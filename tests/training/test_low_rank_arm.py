@@ -1,6 +1,5 @@
 """An arm with a low-rank part: interrupted, fused or loaded from its checkpoints, it is the same run."""
 
-import csv
 import dataclasses
 
 import pytest
@@ -9,24 +8,15 @@ import torch
 import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.training.carry import carry_state
-from efcn_sparse.training.readings import Readings
 from efcn_sparse.training.selective import SelectiveSGD
 from efcn_sparse.training.shares import Part
+from tests.training.runs import checkpoints, interrupt_after, numbers, rows
 
 ARM = "efcn-lowrank3"
 TINY = dict(
     seeds=(0,), arms=("cnn", "elcn", ARM), cnn_epochs=1, relax_epochs=2, relax_times=(1,), momentum=0.9, lr=0.02,
     carry_momentum=True, batch_size=20, train_limit=60, test_limit=40, threads=1,
 )  # fmt: skip
-
-
-def numbers(run_dir, name="metrics"):
-    with (run_dir / f"{name}.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
-
-def checkpoints(run_dir):
-    return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +41,20 @@ def test_leaves_the_receptive_fields(run_dir):
         assert last[name].left.any()
         across = part.right.shape[1]
         torch.testing.assert_close(part.right.T @ part.right, torch.eye(across), atol=1e-5, rtol=0)  # along a gradient
-    rows, local = ([row for row in numbers(run_dir) if row["arm"] == arm] for arm in (ARM, "elcn"))
+    mine, local = ([row for row in rows(run_dir, "metrics") if row["arm"] == arm] for arm in (ARM, "elcn"))
     more = sum(part.left.numel() + part.right.numel() for part in last.values())
-    assert {int(row["stored"]) for row in rows} == {int(local[0]["stored"]) + more}
-    layers = [row for row in numbers(run_dir, "layers") if row["arm"] == ARM and row["epoch"] == "3"]
-    assert sum(int(row["stored"]) for row in layers) == int(rows[0]["stored"])
-    assert rows[0]["test_loss"] == local[0]["test_loss"]
-    assert float(rows[0]["delta"]) == 0.0
-    assert float(rows[-1]["delta"]) > 0
-    torch.testing.assert_close(es.deviation(nets[-1]).delta, float(rows[-1]["delta"]), rtol=1e-6, atol=0)
+    assert {int(row["stored"]) for row in mine} == {int(local[0]["stored"]) + more}
+    layers = [row for row in rows(run_dir, "layers") if row["arm"] == ARM and row["epoch"] == "3"]
+    assert sum(int(row["stored"]) for row in layers) == int(mine[0]["stored"])
+    assert mine[0]["test_loss"] == local[0]["test_loss"]
+    assert float(mine[0]["delta"]) == 0.0
+    assert float(mine[-1]["delta"]) > 0
+    torch.testing.assert_close(es.deviation(nets[-1]).delta, float(mine[-1]["delta"]), rtol=1e-6, atol=0)
 
 
 def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch):
-    append, seen = Readings.append, 0
-
-    def cut(self, rows):
-        nonlocal seen
-        append(self, rows)
-        if "lr" in self._columns and rows[0]["arm"] == ARM:
-            seen += 1
-            if seen == 2:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Readings, "append", cut)
+        interrupt_after(patch, 2, ARM)
         with pytest.raises(KeyboardInterrupt):
             training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0)
     training.run_relax(config, tmp_path / "run", quiet=True)

@@ -13,6 +13,7 @@ import pytest
 import efcn_sparse.training as training
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.readings import METRICS, Readings
+from tests.training.runs import checkpoints, interrupt_after, numbers
 
 TINY = dict(
     seeds=(0,), arms=("cnn", "elcn", "fcn"), cnn_epochs=2, relax_epochs=3, fcn_epochs=2, relax_times=(1,),
@@ -26,19 +27,6 @@ config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
 print("ready", flush=True)
 training.run_relax(config, sys.argv[2], quiet=True, checkpoint_seconds=0.0)
 """
-
-
-def numbers(run_dir):
-    """Everything in the two CSV files except how long it took."""
-    found = []
-    for name in ("metrics.csv", "layers.csv"):
-        with (run_dir / name).open(newline="") as file:
-            found += [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-    return found
-
-
-def checkpoints(run_dir):
-    return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +59,9 @@ def test_a_process_killed_at_random_moments_loses_nothing(config, uninterrupted,
 @pytest.mark.parametrize("fatal", range(0, 15, 2))
 def test_an_interruption_after_any_reading_loses_nothing(config, uninterrupted, tmp_path, monkeypatch, fatal):
     """Every stage is cut, at its embedding, midway and before its end, with rows past the last checkpoint."""
-    run_dir, seen = tmp_path / "run", 0
-    append = Readings.append
-
-    def cut(self, rows):
-        nonlocal seen
-        append(self, rows)
-        if "lr" in self._columns:
-            seen += 1
-            if seen > fatal:
-                raise KeyboardInterrupt
-
+    run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Readings, "append", cut)
+        interrupt_after(patch, fatal + 1)
         try:
             training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0 if fatal % 4 else 1e9)
         except KeyboardInterrupt:
