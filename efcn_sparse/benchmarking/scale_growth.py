@@ -21,6 +21,7 @@ from efcn_sparse.benchmarking import machine as machines
 from efcn_sparse.benchmarking.held import available_bytes
 from efcn_sparse.benchmarking.memory import peak_bytes
 from efcn_sparse.benchmarking.scale import fused_sgd, settled_peak, warm_up
+from efcn_sparse.benchmarking.scale_page import described, gib
 from efcn_sparse.embedding import EmbeddedConv, Grown, embed
 from efcn_sparse.embedding.plan import plan
 from efcn_sparse.growth import Factors, Growth, record_factors
@@ -81,7 +82,7 @@ class GrowthResult:
         if not self.moved:
             found.append("no block has moved")
         if self.growth_peak_bytes > self.bound_bytes:
-            found.append(f"a growth must hold at most {_gib(self.bound_bytes)}, got {_gib(self.growth_peak_bytes)}")
+            found.append(f"a growth must hold at most {gib(self.bound_bytes)}, got {gib(self.growth_peak_bytes)}")
         return found
 
 
@@ -92,8 +93,8 @@ def check_fits(pixels: int, budget: float, leave: int) -> None:
     needed, available = int(1.4 * stored) + _GIB, available_bytes()
     if available is not None and needed + leave > available:
         raise MemoryError(
-            f"pixels={pixels}, budget={budget:g} needs about {_gib(needed)} and must leave {_gib(leave)}, "
-            f"got {_gib(available)} available; take fewer pixels"
+            f"pixels={pixels}, budget={budget:g} needs about {gib(needed)} and must leave {gib(leave)}, "
+            f"got {gib(available)} available; take fewer pixels"
         )
 
 
@@ -176,16 +177,15 @@ def _score(factors: Factors, layer: EmbeddedConv, row: int, col: int) -> float:
 
 def markdown(result: GrowthResult, machine: machines.Machine) -> str:
     """The page that the command prints."""
-    extension = f"{machine.extension}; commit {machine.commit or 'unknown'}"
     rows = [
-        ("blocks stored", f"{result.stored:,} ({_gib(result.weight_bytes)}, fp32)"),
+        ("blocks stored", f"{result.stored:,} ({gib(result.weight_bytes)}, fp32)"),
         ("entries of the dense matrices", f"{result.dense_entries:.3e}"),
         ("blocks scored", f"{result.scored:,}"),
         ("blocks moved", f"{result.moved:,}"),
-        ("peak of a step", _gib(result.step_peak_bytes)),
-        ("inputs and gradients kept for the growth", _gib(result.factor_bytes)),
-        ("the largest layer's values", _gib(result.largest_bytes)),
-        ("**peak of a step with a growth**", f"**{_gib(result.growth_peak_bytes)}**"),
+        ("peak of a step", gib(result.step_peak_bytes)),
+        ("inputs and gradients kept for the growth", gib(result.factor_bytes)),
+        ("the largest layer's values", gib(result.largest_bytes)),
+        ("**peak of a step with a growth**", f"**{gib(result.growth_peak_bytes)}**"),
         ("a step", f"{result.seconds_step:.2f} s"),
         ("the growth after it", f"{result.seconds_growth:.2f} s"),
         ("largest relative error of sampled scores", f"{result.worst_score:.1e}"),
@@ -195,17 +195,11 @@ def markdown(result: GrowthResult, machine: machines.Machine) -> str:
     lines = [
         f"# A growth of ResNet-18 at {result.pixels} pixels, `Grown({result.budget:g})`, batch {result.batch}",
         "",
-        f"{machine.cpu}, torch on {machine.threads} thread(s), {machine.memory_gb} GiB, {machine.system}, "
-        f"{machine.date[:10]}; torch {machine.versions['torch']}; {extension}. "
-        f"Load average at the start: {machine.load_average}.",
+        described(machine),
         "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), "",
         "All within bounds." if not wrong else "\n".join(f"**Wrong:** {line}" for line in wrong),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _gib(number: int) -> str:
-    return f"{number / _GIB:.3f} GiB"
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ from efcn_sparse.benchmarking.scale import ScaleResult
 
 def markdown(result: ScaleResult, machine: Machine) -> str:
     """The page that the command prints."""
-    extension = f"{machine.extension}; commit {machine.commit or 'unknown'}"
     optimiser = "FusedOptimizer(SGD)" if result.fused else "torch.optim.SGD"
     rows = [
         ("weights in the support", f"{result.weights:,}"),
@@ -30,9 +29,7 @@ def markdown(result: ScaleResult, machine: Machine) -> str:
     lines = [
         f"# ResNet-18 at {result.pixels} pixels as an eFCN, `Local()`, batch {result.batch}, {optimiser}",
         "",
-        f"{machine.cpu}, torch on {machine.threads} thread(s), {machine.memory_gb} GiB, {machine.system}, "
-        f"{machine.date[:10]}; torch {machine.versions['torch']}; {extension}. "
-        f"Load average at the start: {machine.load_average}.",
+        described(machine),
         "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), "",
         "Largest error of sampled units against dense rows and columns in fp64, relative to the sum of magnitudes:", "",
         "| layer | outputs | gradients of inputs | updated rows | the update itself |",
@@ -44,6 +41,15 @@ def markdown(result: ScaleResult, machine: Machine) -> str:
     wrong = result.wrong()
     lines += ["", "All within bounds." if not wrong else "\n".join(f"**Wrong:** {line}" for line in wrong)]
     return "\n".join(lines) + "\n"
+
+
+def described(machine: Machine) -> str:
+    """The machine, the versions and the commit, in a line."""
+    return (
+        f"{machine.cpu}, torch on {machine.threads} thread(s), {machine.memory_gb} GiB, {machine.system}, "
+        f"{machine.date[:10]}; torch {machine.versions['torch']}; {machine.extension}; "
+        f"commit {machine.commit or 'unknown'}. Load average at the start: {machine.load_average}."
+    )
 
 
 def gib(number: int) -> str:
