@@ -91,9 +91,9 @@ def _store(
             mask = tl.load(mask_index + block, mask=counts, other=-1)
             of_mask = masks + mask.to(tl.int64) * (HEIGHT * WIDTH) + inside_block
             counts = counts & (tl.load(of_mask, mask=counts & (mask >= 0), other=1) != 0)
-        acc = acc * alpha.to(acc.dtype)  # an fp64 factor would take every sum through the slow fp64 pipe
+        acc = acc * tl.full((), alpha, acc.dtype)  # not in fp64: its pipe is slow
         if ADD:
-            acc += tl.load(out + place, mask=counts, other=0.0).to(acc.dtype) * beta.to(acc.dtype)
+            acc += tl.load(out + place, mask=counts, other=0.0).to(acc.dtype) * tl.full((), beta, acc.dtype)
         tl.store(out + place, tl.where(counts, acc, 0.0).to(out.dtype.element_ty), mask=block >= 0)
 
 
@@ -121,7 +121,7 @@ def sum_stretches_kernel(
         mask = tl.load(mask_index + block, mask=counts, other=-1).to(tl.int64)
         kept = tl.load(masks + mask * (HEIGHT * WIDTH) + element, mask=counts & (mask >= 0), other=1)
         counts = counts & (kept != 0)
-    acc = acc * alpha.to(acc.dtype)
+    acc = acc * tl.full((), alpha, acc.dtype)
     if ADD:
-        acc += tl.load(out + at, mask=counts, other=0.0).to(acc.dtype) * beta.to(acc.dtype)
+        acc += tl.load(out + at, mask=counts, other=0.0).to(acc.dtype) * tl.full((), beta, acc.dtype)
     tl.store(out + at, tl.where(counts, acc, 0.0).to(out.dtype.element_ty), mask=inside)

@@ -187,9 +187,9 @@ def _finish(
         result = parts[part]
         if HAS_BIAS:
             result += tl.load(bias + out * stride_bias, mask=exists, other=0.0).to(acc.dtype)[None, :]
-        result = result * alpha.to(acc.dtype)  # an fp64 factor would take every sum through the slow fp64 pipe
+        result = result * tl.full((), alpha, acc.dtype)  # not in fp64: its pipe is slow
         places = y + m[:, None] * out_features + out[None, :]
         inside = (m < batch)[:, None] & exists[None, :]
         if ADD:
-            result += tl.load(places, mask=inside, other=0.0).to(acc.dtype) * beta.to(acc.dtype)
+            result += tl.load(places, mask=inside, other=0.0).to(acc.dtype) * tl.full((), beta, acc.dtype)
         tl.store(places, result.to(y.dtype.element_ty), mask=inside)
