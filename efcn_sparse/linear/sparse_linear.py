@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from efcn_sparse.linear.initialise import fan_in_of_stored, uniform_
 from efcn_sparse.linear.product import Product
@@ -114,6 +115,8 @@ class SparseLinear(nn.Module):
     def from_linear(cls, linear: nn.Linear, *, density: float, block_shape: tuple[int, int]) -> SparseLinear:
         """The layer that keeps the ``density`` share of blocks of ``linear`` with the largest norms.
 
+        ``requires_grad`` of weight and bias carries over.
+
         Example:
             >>> layer = SparseLinear.from_linear(torch.nn.Linear(64, 32), density=0.5, block_shape=(8, 8))
             >>> layer.pattern.nnz_blocks
@@ -121,6 +124,8 @@ class SparseLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+        if isinstance(linear, LazyModuleMixin):
+            raise ValueError("linear must have a weight, got a lazy one without; run it once first")
         weight = linear.weight.detach()
         pattern = strongest_blocks(weight, density=density, block_shape=block_shape)
         layer = cls(
@@ -128,21 +133,21 @@ class SparseLinear(nn.Module):
             bias=linear.bias is not None, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         with torch.no_grad():
-            layer.values.copy_(layer.pattern.gather(weight))
+            layer.values.copy_(layer.pattern.gather(weight)).requires_grad_(linear.weight.requires_grad)
             if layer.bias is not None:
-                layer.bias.copy_(linear.bias)
+                layer.bias.copy_(linear.bias).requires_grad_(linear.bias.requires_grad)
         return layer.train(linear.training)
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
-        """The dense :class:`torch.nn.Linear` that computes the same."""
+        """The dense :class:`torch.nn.Linear` that computes the same, with the same ``requires_grad``."""
         weight = self.pattern.to_dense(self.values)
         linear = nn.Linear(
             self.in_features, self.out_features, self.bias is not None, device="meta", dtype=weight.dtype
         ).to_empty(device=weight.device)
-        linear.weight.copy_(weight)
+        linear.weight.copy_(weight).requires_grad_(self.values.requires_grad)
         if self.bias is not None:
-            linear.bias.copy_(self.bias)
+            linear.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
         return linear.train(self.training)
 
     def weight_bsr(self) -> Tensor:

@@ -8,46 +8,53 @@ from typing import Any
 
 from torch import nn
 
+from efcn_sparse.linear.refusals import as_linear, is_linear, refusal, refuse, shared_parameter
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
 
-def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) -> nn.Module:
     """Replace, in place, every :class:`torch.nn.Linear` whose name matches a rule; the first match counts.
+
+    The ``Conv1D`` that GPT-2 of transformers has in place of Linears counts as one.
 
     Args:
         model: any module.
-        rules: shell-style name patterns to the arguments of :meth:`SparseLinear.from_linear`. A Linear that is
-            shared under several names stays shared.
+        rules: shell-style name patterns to the arguments of :meth:`SparseLinear.from_linear`, or to None to leave a
+            Linear as it is. A Linear that is shared under several names stays shared; ``requires_grad`` carries over.
 
     Returns:
         ``model``; if it is itself a Linear that matches, its replacement.
 
     Raises:
-        ValueError: a rule matches no Linear; nothing has been replaced then.
+        ValueError: a rule matches no Linear; or a Linear cannot be replaced without losing something: it shares a
+            parameter (tied embeddings), is lazy or parametrised, has hooks or a forward of its own. Nothing has been
+            replaced then.
 
     Example:
         >>> import efcn_sparse as es
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> es.sparsify(net, {"0": dict(density=0.1, block_shape=(8, 8))})[0].pattern.nnz_blocks
+        >>> es.sparsify(net, {"2": None, "*": dict(density=0.1, block_shape=(8, 8))})[0].pattern.nnz_blocks
         6
     """
     chosen: dict[str, Mapping[str, Any]] = {}
     unused = set(rules)
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             rule = next((rule for rule in rules if fnmatchcase(name, rule)), None)
             if rule is not None:
-                chosen[name] = rules[rule]
                 unused.discard(rule)
+                arguments = rules[rule]
+                if arguments is not None:
+                    chosen[name] = arguments
     if unused:
-        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        linears = [name for name, module in model.named_modules() if is_linear(module)]
         raise ValueError(f"rules must each match an nn.Linear, got {sorted(unused)} against {linears}")
     replaced: dict[int, SparseLinear] = {}
     for name, arguments in chosen.items():
-        linear = model.get_submodule(name)
-        if id(linear) not in replaced:
-            assert isinstance(linear, nn.Linear)
-            replaced[id(linear)] = SparseLinear.from_linear(linear, **arguments)
+        module = model.get_submodule(name)
+        if id(module) not in replaced:
+            _check_replaceable(model, name, module)
+            replaced[id(module)] = SparseLinear.from_linear(as_linear(module), **arguments)
     by_name = {name: replaced[id(model.get_submodule(name))] for name in chosen}
     for name, layer in by_name.items():
         if not name:
@@ -55,3 +62,11 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> nn.Mod
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     return model
+
+
+def _check_replaceable(model: nn.Module, name: str, module: nn.Module) -> None:
+    reason = refusal(module)
+    if reason is None and (shared := shared_parameter(model, module)):
+        reason = f"its {shared[0]} is shared with {shared[1]!r}"
+    if reason is not None:
+        raise refuse(name, module, reason)

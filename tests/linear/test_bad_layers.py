@@ -61,6 +61,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "weight must hold numbers, got a meta tensor of shape [6, 8]",
     ),
+    "from-a-lazy-one": (
+        _from(nn.LazyLinear(6)),
+        ValueError,
+        "linear must have a weight, got a lazy one without; run it once first",
+    ),
     "density-negative": (_from(nn.Linear(8, 6), density=-0.1), ValueError, "density must lie in [0, 1], got -0.1"),
     "block-negative": (
         _from(nn.Linear(8, 6), block_shape=(4, -4)),

@@ -91,3 +91,11 @@ def test_weight_is_the_dense_matrix_with_its_gradient() -> None:
     layer.weight.backward(cotangent)
     assert torch.equal(layer.values.grad, p.gather(cotangent))
     assert "weight" not in dict(layer.named_parameters())
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    linear = torch.nn.Linear(16, 8)
+    linear.weight.requires_grad_(False)
+    layer = es.SparseLinear.from_linear(linear, density=0.5, block_shape=(4, 4))
+    back = layer.to_linear()
+    assert [p.requires_grad for p in (layer.values, layer.bias, back.weight, back.bias)] == [False, True, False, True]

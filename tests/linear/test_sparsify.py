@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import efcn_sparse as es
 
@@ -90,6 +91,90 @@ def test_torchs_transformer_layers_keep_working(mode: str, rule: str) -> None:
     encoder.train()
     encoder(x).sum().backward()
     assert encoder.linear1.values.grad is not None
+
+
+class _Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def _tied() -> nn.Module:
+    net = nn.ModuleDict({"embedding": nn.Embedding(32, 16), "head": nn.Linear(16, 32)})
+    net["head"].weight = net["embedding"].weight
+    return net
+
+
+def _hooked() -> nn.Module:
+    net = nn.ModuleDict({"head": nn.Linear(16, 16)})
+    net["head"].register_forward_hook(lambda *_: None)
+    return net
+
+
+def _pruned() -> nn.Module:
+    linear = nn.Linear(16, 16)
+    prune.l1_unstructured(linear, "weight", 0.5)
+    return linear
+
+
+COMPUTED = "its weight is computed by a parametrisation (weight_norm, spectral_norm, pruning), not stored"
+REFUSED = {
+    "tied": (_tied, "(Linear): its weight is shared with 'embedding.weight'"),
+    "weight-norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), f"({{}}): {COMPUTED}"),
+    "old-spectral-norm": (lambda: nn.utils.spectral_norm(nn.Linear(16, 16)), f"(Linear): {COMPUTED}"),
+    "pruned": (_pruned, f"(Linear): {COMPUTED}"),
+    "lazy": (lambda: nn.LazyLinear(16), "(LazyLinear): a lazy module has no weight yet; run the model once first"),
+    "own-forward": (lambda: _Doubled(16, 16), "(_Doubled): its class has a forward of its own"),
+    "complex": (
+        lambda: nn.Linear(16, 16, dtype=torch.complex64),
+        "(Linear): its weight must be of a floating-point dtype",
+    ),
+    "hooked": (_hooked, "(Linear): its hooks would be lost"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_be_lost_is_refused_by_name(case: str) -> None:
+    make, reason = REFUSED[case]
+    module = make()
+    net = module if "head" in dict(module.named_children()) else nn.ModuleDict({"head": module})
+    net["tail"] = nn.Linear(16, 16)
+    before, kind = _kinds(net), type(net["head"]).__name__
+    with pytest.raises(ValueError, match="cannot sparsify") as error:
+        es.sparsify(net, {"tail": RULE, "*": RULE})
+    reason = reason.format(kind)
+    assert str(error.value) == (
+        f"cannot sparsify 'head' {reason}; the rule {{'head': None}} before the others leaves it as it is"
+    )
+    assert _kinds(net) == before
+    es.sparsify(net, {"head": None, "*": RULE})
+    assert isinstance(net["tail"], es.SparseLinear)
+    assert type(net["head"]).__name__ == kind
+
+
+def test_requires_grad_carries_over() -> None:
+    net = _net()
+    net["head"].requires_grad_(False)
+    es.sparsify(net, {"*": RULE})
+    assert {name for name, p in net.named_parameters() if not p.requires_grad} == {"head.values", "head.bias"}
+
+
+def test_conv1d_of_transformers() -> None:
+    class Conv1D(nn.Module):  # as in transformers.pytorch_utils: the weight is [in, out]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(16, 24)), nn.Parameter(torch.randn(24))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 24)
+
+    Conv1D.__module__ = "transformers.pytorch_utils"
+    torch.manual_seed(0)
+    conv, x = Conv1D(), torch.randn(2, 3, 16)
+    net = es.sparsify(nn.Sequential(conv), {"0": dict(density=1.0, block_shape=(8, 8))})
+    assert isinstance(net[0], es.SparseLinear)
+    torch.testing.assert_close(net(x), conv(x))
+    es.sparsify(nn.Sequential(conv), {"0": RULE})(x).sum().backward()
+    assert conv.weight.grad is None
 
 
 def test_a_rule_without_a_match_is_refused_and_nothing_changes() -> None:
