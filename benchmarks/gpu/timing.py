@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.capture import captured
+
 _WARM_UPS, _ROUNDS, _LEAST_FLUSH = 3, 11, 256 << 20
 _SHORT, _MIDDLE, _LONG = 2e-4, 1e-3, 2e-2  # seconds
 
@@ -105,11 +107,12 @@ class Clock:
         return time.perf_counter() - began
 
     def _captured(self, call: Callable[[], Any], repeats: int) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        def body() -> None:
             for _ in range(repeats):
                 self.flush()
                 call()
+
+        graph = captured(body, self.flush)
         graph.replay()
         return graph
 
