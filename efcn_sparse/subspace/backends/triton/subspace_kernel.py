@@ -35,7 +35,9 @@ def read_copies_kernel(
 
     difference_sum = tl.zeros((HEIGHT, WIDTH), dtype=tl.float64)
     square_sum = tl.zeros((HEIGHT, WIDTH), dtype=tl.float64)
-    for at in tl.range(begin, end, HEIGHT, num_stages=4):
+    # values of 16 bits wait in registers, and one stage more does not fit those
+    STAGES: tl.constexpr = 4 if values.dtype.element_ty.primitive_bitwidth > 16 else 3
+    for at in tl.range(begin, end, HEIGHT, num_stages=STAGES):
         copy = at + tl.arange(0, HEIGHT)
         there = copy < end
         block = tl.load(blocks_by_class + copy, mask=there, other=0).to(tl.int64)
