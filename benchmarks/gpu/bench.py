@@ -35,6 +35,7 @@ class Bench:
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no GPU")
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.benchmark = True  # the CNN at its best
         return cls("cuda", "triton", Clock(), False)
 
     def randn(self, *shape: int) -> Tensor:
@@ -47,6 +48,16 @@ class Bench:
         from benchmarks.gpu import ceilings
 
         return ceilings.measure(self)
+
+    def is_broken(self) -> bool:
+        """Whether the device no longer answers, or draws: an illegal access stays with the process."""
+        if self.dry:
+            return False
+        try:
+            torch.cuda.synchronize()
+            return float(torch.rand(2, device="cuda").sum()) > 2.0
+        except RuntimeError:
+            return True
 
     # -- memory ------------------------------------------------------------------------------------------------
 

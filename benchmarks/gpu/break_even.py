@@ -22,6 +22,8 @@ def break_even(found: Sequence[dict[str, Any]]) -> dict[Key, dict[str, tuple[str
         key = f"{case['out_features']}×{case['in_features']}", case["block"], case["batch"]
         for operation in OPERATIONS:
             one = case[operation]
+            if "failed" in one:
+                continue
             ratio = 1.0 / one["times_faster_than_dense"]
             points.setdefault(key, {}).setdefault(operation, []).append((case["density"], ratio))
     return {key: {op: _crossing(sorted(line)) for op, line in lines.items()} for key, lines in points.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.gpu.break_even import break_even
-from benchmarks.gpu.cases import BREAK_EVEN_GOAL, OPERATIONS, STEP_GOAL
+from benchmarks.gpu.cases import BREAK_EVEN_GOAL, GOALS, OPERATIONS, STEP_GOAL
 from benchmarks.gpu.protocol import Record
 
 _GIB, _MS = 1 << 30, 1e3
@@ -21,7 +21,7 @@ def markdown(records: Sequence[Record]) -> str:
     parts = [
         _head(by_kind), _suite(records), _products(by_kind.get("product", [])), _rivals(by_kind.get("rivals", [])),
         _steps(by_kind.get("step", [])), _layers(by_kind.get("layers", [])), _readings(by_kind.get("reading", [])),
-        _huge(by_kind.get("huge", [])), _left(records),
+        _huge(by_kind.get("huge", [])), _counters(by_kind.get("counters", [])), _left(records),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -56,17 +56,17 @@ def _products(found: Sequence[dict[str, Any]]) -> str:
         return ""
     rows = []
     for case in found:
-        cells = [
-            f"{case['out_features']}×{case['in_features']}",
-            case["block"],
-            f"{case['density']:.0%}",
-            case["batch"],
-        ]
+        size = f"{case['out_features']}×{case['in_features']}"
+        cells = [size, case["block"], f"{case['density']:.0%}", case["batch"]]
         for operation in OPERATIONS:
             one = case[operation]
+            if "failed" in one:
+                cells += ["failed", "", ""]
+                continue
             cells += [f"{1e6 * one['time']['seconds']:.0f}", f"**{one['fraction_of_dense_rate']:.2f}**",
                       f"{one['predicted_fraction']:.2f}"]  # fmt: skip
-        cells += [f"{case['forward']['goal']:.2f}", f"{max(case[op]['relative_error'] for op in OPERATIONS):.1e}"]
+        errors = [case[op]["relative_error"] for op in OPERATIONS if "failed" not in case[op]]
+        cells += [f"{GOALS[case['block']]:.2f}" if case["block"] in GOALS else "", f"{max(errors):.1e}"]
         rows.append(cells)
     heads = ["W", "block", "density", "N"]
     for name in ("forward", "dX", "dW"):
@@ -78,7 +78,8 @@ def _products(found: Sequence[dict[str, Any]]) -> str:
     ]
     return (
         "## Products\n\nbf16. Our rate over stored entries as a fraction of the rate of the dense product of the same "
-        "shape in the same process; beside it the work model's most. Errors: relative, against fp32.\n\n"
+        "shape, a full random matrix, the two taking turns; beside it the work model's most. Errors: relative, against "
+        "fp32. Break-even is with the dense product over the same zeros, which is a little faster.\n\n"
         + text
         + f"\n\nBreak-even density with the dense product (goal at blocks of 128: above {BREAK_EVEN_GOAL:.0%}):\n\n"
         + _table(["W", "block", "N", "forward", "dX", "dW"], points)
@@ -170,24 +171,41 @@ def _huge(found: Sequence[dict[str, Any]]) -> str:
     return "## Planned, and stepped if it fits\n\n" + _table(heads, rows) if rows else ""
 
 
+def _counters(found: Sequence[dict[str, Any]]) -> str:
+    rows, heads = [], ["of", "kernel"]
+    for case in found:
+        for one in case["kernels"]:
+            heads += [title for title in one if title not in (*heads, "stalls")]
+    for case in found:
+        for one in case["kernels"]:
+            cells = [_cell(one.get(title)) for title in heads]
+            rows.append([*cells, ", ".join(f"{why} {value:.1f}" for why, value in one.get("stalls", {}).items())])
+    text = "Of ncu, clocks left alone, L2 flushed. Stalls: warps waiting, for each instruction that is issued.\n\n"
+    return "## Counters\n\n" + text + _table([*heads, "stalls"], rows) if rows else ""
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else f"{value:.4g}"
+
+
 def _left(records: Sequence[Record]) -> str:
-    failed = [f"- {where}: {why[:300]}" for record in records for where, why in _failures(record["name"], record)]
+    failed = [f"- {where}: {why[:300]}" for record in records for where, why in failures(record["name"], record)]
     skipped = [f"- {record['name']}" for record in records if "not_run" in record]
     lines = ["## Failed", "", *(failed or ["Nothing."]), "", "## Not run, for want of time", ""]
     return "\n".join([*lines, *(skipped or ["Nothing."])])
 
 
-def _failures(where: str, found: Any) -> Iterator[tuple[str, str]]:
-    """Of a case as a whole, and of its parts."""
+def failures(where: str, found: Any) -> Iterator[tuple[str, str]]:
+    """Of a case as a whole, and of its parts: where, and why."""
     if isinstance(found, dict):
         if isinstance(found.get("failed"), str):
             yield where, found["failed"].replace("\n", " ")
         for key, part in found.items():
-            yield from _failures(where if key == "result" else f"{where}, {key}", part)
+            yield from failures(where if key == "result" else f"{where}, {key}", part)
     elif isinstance(found, list):
         for part in found:
             layer = f" {part['layer']}" if isinstance(part, dict) and "layer" in part else ""
-            yield from _failures(where + layer, part)
+            yield from failures(where + layer, part)
 
 
 def _density(found: tuple[str, float] | None) -> str:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import summary
 from benchmarks.gpu.page import markdown
 from benchmarks.gpu.protocol import Record
 from benchmarks.gpu.supervise import write_atomically
@@ -46,6 +47,10 @@ class Results:
     def page(self) -> str:
         """Markdown."""
         return markdown(self.records)
+
+    def summary(self) -> str:
+        """What is printed at the end."""
+        return summary.text(self.records)
 
     @property
     def failures(self) -> list[str]:

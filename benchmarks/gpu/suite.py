@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 _LAWS = tuple(f"tests/ops/test_{name}.py" for name in ("accuracy", "adjoint", "accumulation"))
 _ONLY_GPU, _AHEAD = "tests/triton/test_cuda.py", "tests/triton/test_compile_ahead.py"  # the latter asks for no GPU
 _NOT_THIS_BACKEND = "not reference- and not cpu-"
+_MOST_LOGGED = 3 << 20  # characters of a part
 _MOST_WORKERS = 12  # compiling takes longer than running
-_MARKED = re.compile(r"\b(FAILED|ERROR)\b")
-_PASSED = re.compile(r"\bPASSED\b")
+_MARKED = re.compile(r"^(\[gw\d+\].* |\S+::.* )(FAILED|ERROR)\b")
+_PASSED = re.compile(r"^(\[gw\d+\].* |\S+::.* )PASSED\b")
 CACHE = Path(tempfile.gettempdir()) / "efcn-sparse-triton"  # what one process compiled the next one finds
 
 
@@ -50,7 +51,8 @@ _DRY_TESTS = ("tests/triton/test_work.py",)
 
 def command(part: Part, dry: bool) -> list[str]:
     """The rows of the Triton backend, in several processes if pytest-xdist is there."""
-    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
+    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.at_once",
+              "--tb=short", "-rfE"]  # fmt: skip
     if dry:
         return [*pytest, *_DRY_TESTS]
     many = (
@@ -61,19 +63,22 @@ def command(part: Part, dry: bool) -> list[str]:
     return [*pytest, *many, "-k", _NOT_THIS_BACKEND, *part.tests]
 
 
-def run_all(dry: bool, seconds: float, add: Callable[[dict[str, Any]], None]) -> None:
-    """Every part, one after the other; ``add`` gets its record as soon as it is there."""
+def run_all(dry: bool, seconds: float, add: Callable[[dict[str, Any]], None], log: Path | None = None) -> None:
+    """Every part, one after the other; ``add`` gets its record as soon as it is there, ``log`` all that it printed."""
     deadline = time.monotonic() + seconds
     for part in PARTS:
-        add(run(part, dry, part.share * (deadline - time.monotonic())))
+        add(run(part, dry, part.share * (deadline - time.monotonic()), log=log))
 
 
-def run(part: Part, dry: bool, seconds: float, arguments: list[str] | None = None) -> dict[str, Any]:
+def run(
+    part: Part, dry: bool, seconds: float, arguments: list[str] | None = None, log: Path | None = None
+) -> dict[str, Any]:
     """The record of a part; a failed test is listed, and stops nothing.
 
     Args:
         seconds: it is ended after so long, and what it printed until then is kept.
         arguments: the command, that of ``command(part, dry)`` by default.
+        log: a file; what the tests print is added to it.
     """
     record: dict[str, Any] = {"name": part.name, "group": "suite"}
     if seconds <= 0:
@@ -88,6 +93,9 @@ def run(part: Part, dry: bool, seconds: float, arguments: list[str] | None = Non
         status, text = _ended(arguments or command(part, dry), environment, seconds)
     except OSError as error:
         return record | {"failed": f"{type(error).__name__}: {error}"}
+    if log is not None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{part.name}\n{text[-_MOST_LOGGED:]}\n")
     lines = text.strip().splitlines()
     failed = [line[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
     if status is None:  # there is no list of failures at the end: they are marked as they came
@@ -112,6 +120,11 @@ def _ended(command: list[str], environment: dict[str, str], seconds: float) -> t
     try:
         text, status = process.communicate(timeout=seconds)[0], process.returncode
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        text, status = process.communicate()[0], None
+        text, status = end(process), None
     return status, text.decode(errors="replace")
+
+
+def end(process: subprocess.Popen[Any]) -> Any:
+    """End a process that leads a session, and all that it started; what it printed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.capture import captured
 
-_WARM_UPS, _ROUNDS, _LEAST_FLUSH = 3, 11, 256 << 20
+_WARM_UPS, _SETTLING, _ROUNDS, _LEAST_FLUSH = 3, 2, 11, 256 << 20
 _SHORT, _MIDDLE, _LONG = 2e-4, 1e-3, 2e-2  # seconds
 
 
@@ -41,7 +41,8 @@ class Clock:
 
     Before each call the L2 is filled with a buffer that is *read*: one that is written would leave dirty lines, whose
     way back to memory the timed call would pay. Several calls with their flushes form one graph, the flushes alone
-    another; the time of a call is the difference of the two, so that the cost of launching a graph drops out.
+    another; the time of a call is the difference of the two, so that the cost of launching a graph drops out. What the
+    call leaves dirty in the L2 goes to memory during the next flush, and so counts as the call's.
     """
 
     def __init__(self) -> None:
@@ -59,20 +60,34 @@ class Clock:
         Raises:
             RuntimeError: it cannot be captured.
         """
-        roughly = self._warmed_up(call)
-        repeats = 8 if roughly < _SHORT else 3 if roughly < _MIDDLE else 1
-        rounds = _ROUNDS if roughly < _LONG else 5
-        graph, empty = self._captured(call, repeats), self._flushes(repeats)
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(rounds)]
-        for start, middle, end in events:
-            start.record()
-            empty.replay()
-            middle.record()
+        return self.time_together(call)[0]
+
+    def time_together(self, *calls: Callable[[], Any]) -> list[Timing]:
+        """The median times of calls that are compared: they take turns, so that all of them meet the same clocks.
+
+        Raises:
+            RuntimeError: one cannot be captured.
+        """
+        roughly = [self._warmed_up(call) for call in calls]
+        repeats = [8 if one < _SHORT else 3 if one < _MIDDLE else 1 for one in roughly]
+        graphs = [(self._flushes(n), self._captured(call, n)) for n, call in zip(repeats, calls, strict=True)]
+        rounds = _ROUNDS if max(roughly) < _LONG else 5
+        for _, graph in _SETTLING * graphs:
             graph.replay()
-            end.record()
+        events = [[[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in calls] for _ in range(rounds)]
+        for turn in events:
+            for (start, middle, end), (empty, graph) in zip(turn, graphs, strict=True):
+                start.record()
+                empty.replay()
+                middle.record()
+                graph.replay()
+                end.record()
         torch.cuda.synchronize()
-        found = [(m.elapsed_time(e) - s.elapsed_time(m)) * 1e-3 / repeats for s, m, e in events]
-        return _timing([max(seconds, 1e-9) for seconds in found], f"graph of {repeats}, L2 flushed")
+        timings = []
+        for number, n in enumerate(repeats):
+            took = [(m.elapsed_time(e) - s.elapsed_time(m)) * 1e-3 / n for s, m, e in (turn[number] for turn in events)]
+            timings.append(_timing([max(seconds, 1e-9) for seconds in took], f"graph of {n}, L2 flushed"))
+        return timings
 
     def time_eagerly(self, call: Callable[[], Any], rounds: int = 5) -> Timing:
         """The median time of ``call`` between two events, launched one by one, L2 not flushed: for whole steps."""
@@ -127,13 +142,16 @@ class DryClock(Clock):
     def __init__(self) -> None:
         pass
 
-    def time(self, call: Callable[[], Any]) -> Timing:
-        found = []
-        for _ in range(2):
-            began = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - began)
-        return _timing(found, "dry run")
+    def time_together(self, *calls: Callable[[], Any]) -> list[Timing]:
+        timings = []
+        for call in calls:
+            found = []
+            for _ in range(2):
+                began = time.perf_counter()
+                call()
+                found.append(time.perf_counter() - began)
+            timings.append(_timing(found, "dry run"))
+        return timings
 
     def time_eagerly(self, call: Callable[[], Any], rounds: int = 2) -> Timing:
         return self.time(call)

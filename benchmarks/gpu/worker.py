@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         for spec in specs(GROUPS, dry)
         if spec.name in wanted
     ]
-    return run_jobs(jobs, lambda: deadline - time.monotonic(), lambda: _is_broken(dry))
+    return run_jobs(jobs, lambda: deadline - time.monotonic(), bench.is_broken)
 
 
 def _measure(bench: Bench, spec: Spec) -> dict[str, Any]:
@@ -58,17 +58,6 @@ def _measure(bench: Bench, spec: Spec) -> dict[str, Any]:
         gc.collect()
         if not bench.dry and spec.group != "products":
             torch.cuda.empty_cache()
-
-
-def _is_broken(dry: bool) -> bool:
-    """Whether the device no longer answers: an illegal access stays with the process."""
-    if dry:
-        return False
-    try:
-        torch.cuda.synchronize()
-        return float(torch.ones(2, device="cuda").sum()) != 2.0
-    except RuntimeError:
-        return True
 
 
 if __name__ == "__main__":

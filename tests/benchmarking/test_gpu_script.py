@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import page, suite
+from benchmarks.gpu import page, suite, summary
 from benchmarks.gpu.break_even import break_even
 from benchmarks.gpu.cases import GROUPS, OPERATIONS, specs
 from benchmarks.gpu.protocol import NO_TIME, RESTART, run_jobs
@@ -37,6 +37,10 @@ def test_a_dry_run_goes_through(tmp_path: Path) -> None:
     for heading in ("Products", "Rivals", "Training steps", "Layers", "Subspace reading", "Failed"):
         assert f"\n## {heading}\n" in text
     assert "Its numbers say nothing" in text
+    assert done.stdout.endswith(summary.text(records) + "\n")  # what is printed last
+    assert " 0 not run for want of time" in done.stdout
+    assert "tests/triton/test_work.py" in (tmp_path / "suite.log").read_text()
+    assert not [path for path in tmp_path.rglob("*") if path.is_dir()]
     products = [record["result"] for record in records if record["group"] == "products"]
     assert all(0 < case[operation]["relative_error"] < 1e-2 for case in products for operation in OPERATIONS)
 
@@ -49,7 +53,7 @@ def test_names_are_distinct_and_the_important_comes_first() -> None:
     chosen = specs(["products"], dry=False)
     assert {spec.group for spec in chosen} == {"device", "products"}
     assert chosen[2].argument.batch == 8192
-    assert len(chosen) == 4 * 2 * 4 * 4 + 2 + 3
+    assert len(chosen) == 4 * 2 * 4 * 4 + 3 + 3
 
 
 WORKER = """
@@ -149,6 +153,40 @@ def test_failures_of_parts_are_on_the_page() -> None:
     ])  # fmt: skip
     assert "- layers: x, layers conv1: RuntimeError: no room" in text
     assert "- step: x, CNN: RuntimeError: out of memory" in text
+
+
+def _product(block: int, batch: int, failed: str = "") -> dict[str, Any]:
+    measured = {
+        "time": {"seconds": 1e-4}, "fraction_of_dense_rate": 0.9, "goal_met": True, "predicted_fraction": 0.5,
+        "times_faster_than_dense": 2.0, "relative_error": 1e-3,
+    }  # fmt: skip
+    case = {
+        "kind": "product",
+        "out_features": 4096,
+        "in_features": 4096,
+        "block": block,
+        "density": 0.1,
+        "batch": batch,
+    }
+    return case | {operation: {"failed": "wrong"} if operation == failed else measured for operation in OPERATIONS}
+
+
+def test_a_product_that_is_wrong_has_no_speed_and_its_case_keeps_the_rest() -> None:
+    record = {"name": "a product", "group": "products", "result": _product(128, 8192, failed="dw")}
+    text, short = page.markdown([record]), summary.text([record])
+    assert "- a product, dw: wrong" in text
+    assert "| **0.90** | 0.50 | failed |" in text
+    assert "a product, dw: wrong" in short
+    assert "0.90*(0.50) 100µs  FAILED" in short
+    assert "dw" not in break_even([record["result"]])["4096×4096", 128, 8192]
+
+
+def test_the_summary_is_short_whatever_happens() -> None:
+    failed = [{"name": f"case {i}", "group": "products", "failed": "no " * 400} for i in range(200)]
+    products = [{"name": f"p{i}", "group": "products", "result": _product(2**i, 8192)} for i in range(4, 8)] * 40
+    text = summary.text([*products, *failed])
+    assert len(text) <= summary.MOST
+    assert "products, N=8192" in text
 
 
 @pytest.mark.parametrize(
