@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.kernel import mean_bias, mean_kernel
+from efcn_sparse.embedding.kernel import KernelFacts, mean_bias, mean_kernel
 from efcn_sparse.embedding.low_rank import LowRankPart
 from efcn_sparse.embedding.moved_ties import moved_ties, off_local_blocks
 from efcn_sparse.embedding.support import Grown, Local, LowRank, Support
@@ -33,7 +33,8 @@ class EmbeddedConv(nn.Module):
     """A convolution whose weights are untied: a :class:`SparseLinear` from all input units to all output units.
 
     Inputs and outputs are those of the convolution, ``[N, C, *size]`` or ``[C, *size]``. Outputs are channels last in
-    memory, and inputs that are channels last are not copied. The bias is one number per output unit.
+    memory unless ``contiguous_output`` is set, and inputs that are channels last are not copied. The bias is one number
+    per output unit.
 
     Args:
         geometry: the convolution's sizes at the one input size that the layer takes.
@@ -47,6 +48,9 @@ class EmbeddedConv(nn.Module):
         ties: which kernel entry each stored weight copies.
         geometry, support: as given. With the support :class:`Grown`, off-local blocks may move, and a state dict in
             which they lie elsewhere can be loaded.
+        in_channels, out_channels, groups, kernel_size, stride, dilation: those of the convolution.
+        contiguous_output: whether outputs are copied into the memory format of a convolution's, for models that
+            ``view`` them as something else; False.
         low_rank: the off-local weights, where the support is :class:`LowRank`; else None.
         unread_kernel: ``[n]``: entries of the original kernel that only ever meet padding, and so have no copy, in
             the order of ``weight.flatten()``; None where there are none.
@@ -66,6 +70,7 @@ class EmbeddedConv(nn.Module):
 
     unread_kernel: Tensor | None
     low_rank: LowRankPart | None
+    contiguous_output: bool = False
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class EmbeddedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = geometry
+        geometry.describe(self)
         self.support = Local() if support is None else support
         if structure is None:
             shape = choose_block_shape(geometry, self.support) if block_shape is None else block_shape
@@ -97,6 +103,15 @@ class EmbeddedConv(nn.Module):
         unread = int((ties.counts == 0).sum())
         kernel = torch.zeros(unread, device=device, dtype=self.linear.values.dtype) if unread else None
         self.register_buffer("unread_kernel", kernel, persistent=unread > 0)
+
+    @property
+    def weight(self) -> KernelFacts:
+        """Shape, dtype and device of the kernel, for models that ask ``conv.weight.dtype``.
+
+        There are no numbers to it: those of the nearest kernel are in :meth:`to_conv`.
+        """
+        values = self.linear.values
+        return KernelFacts(self.geometry.kernel_shape, values.dtype, values.device)
 
     # -- conversion --------------------------------------------------------------------------------------------
 
@@ -212,6 +227,8 @@ class EmbeddedConv(nn.Module):
         if self.low_rank is not None:
             y = y + self.low_rank(units, self.linear)
         y = y.view(x.shape[0], *geometry.output_size, geometry.out_channels).movedim(-1, 1)
+        if self.contiguous_output:
+            y = y.contiguous()
         return y if batched else y.squeeze(0)
 
     def _new_low_rank(self, rank: int, device: torch.device, dtype: torch.dtype) -> LowRankPart:

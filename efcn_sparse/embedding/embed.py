@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.embedding.example_run import check_same_output, checked_example, undisturbed
+from efcn_sparse.embedding.example_run import check_same_output, checked_example, run_embedded
 from efcn_sparse.embedding.refusals import refuse
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.survey import survey
@@ -39,7 +39,8 @@ def embed(
             as it is; or ``dict(support=..., block_shape=(rows, cols))``.
 
     Returns:
-        The copy. A convolution that is shared under several names stays shared; ``requires_grad`` carries over.
+        The copy. A convolution that is shared under several names stays shared; ``requires_grad`` carries over. Its
+        feature maps are channels last in memory, unless the model cannot run on those (``x.view(n, -1)``).
 
     Law: ``embed(model, x)(x) == model(x)`` and ``unembed(embed(model, x))`` has the parameters of ``model``.
 
@@ -79,12 +80,7 @@ def embed(
             site.conv, geometry.input_size, rule.support, structure=structures[key]
         )
     twin = copy.deepcopy(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
-    try:
-        with undisturbed(twin):
-            got = twin(*example)
-    except Exception as error:
-        raise ValueError(f"the embedded copy must run on the example, got {type(error).__name__}: {error}") from error
-    check_same_output(expected, got)
+    check_same_output(expected, run_embedded(twin, EmbeddedConv, example))
     return twin
 
 

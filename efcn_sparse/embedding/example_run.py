@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +67,28 @@ def sizes_in_run(
             hook.remove()
 
 
+def run_embedded(twin: nn.Module, kind: type[nn.Module], example: tuple[Tensor, ...]) -> Any:
+    """The output of the embedded copy; where channels last stops it, its layers return contiguous feature maps.
+
+    Args:
+        kind: of the layers that have ``contiguous_output``.
+
+    Raises:
+        ValueError: the copy runs with neither.
+    """
+    layers: list[Any] = [module for module in twin.modules() if isinstance(module, kind)]
+    for contiguous in (False, True):
+        for layer in layers:
+            layer.contiguous_output = contiguous
+        try:
+            with undisturbed(twin):
+                return twin(*example)
+        except Exception as error:
+            failure = error
+    name = type(failure).__name__
+    raise ValueError(f"the embedded copy must run on the example, got {name}: {failure}") from failure
+
+
 def check_same_output(expected: Any, got: Any) -> None:
     """Raise ``ValueError`` unless two outputs of a model, tensors however nested, are equal up to rounding."""
     pairs = list(zip(_tensors(expected), _tensors(got), strict=False))
@@ -100,3 +123,5 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (Mapping, tuple, list)):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors(part)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        yield from _tensors([getattr(output, field.name) for field in dataclasses.fields(output)])

@@ -84,6 +84,11 @@ class ConvGeometry:
             dilation,
         )  # fmt: skip
 
+    def describe(self, module: nn.Module) -> None:
+        """Give ``module`` the attributes by which models ask a convolution's sizes."""
+        for name in ("in_channels", "out_channels", "groups", "kernel_size", "stride", "dilation"):
+            setattr(module, name, getattr(self, name))
+
     @property
     def output_size(self) -> tuple[int, ...]:
         """Spatial size of the output."""

@@ -1,11 +1,22 @@
-"""The nearest tied kernel and bias of untied weights: means over copies."""
+"""The kernel of untied weights: what can be asked of it, and the nearest tied one, the mean over copies."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from efcn_sparse.embedding.ties import Ties
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """What models ask a convolution's ``weight``, where there is no kernel any more: everything but its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
 
 
 def mean_kernel(values: Tensor, ties: Ties, unread: Tensor | None) -> Tensor:

@@ -52,8 +52,8 @@ def watch_step(
     model: nn.Module, example: tuple[Tensor, ...], planned: Plan, kind: OptimizerKind, fused: bool
 ) -> StepPrediction:
     """What the second step of the planned model holds and does; the first makes the optimiser's state."""
-    twin = meta_twin(model, planned).train()
     inputs = tuple(meta_copy(x) for x in example)
+    twin = meta_twin(model, planned, inputs).train()
     layers = [module for module in twin.modules() if isinstance(module, PlannedLinear)]
     trained = [layer.layer for layer in layers if layer.values.requires_grad]
     fusion = fused_cost(trained, kind) if fused else FusedCost()
@@ -99,12 +99,12 @@ def watch_step(
 
 def watch_reading(model: nn.Module, example: tuple[Tensor, ...], planned: Plan) -> int:
     """Bytes that the planned model takes to be evaluated without gradients, over what it holds; the inputs are in."""
-    twin = meta_twin(model, planned).eval()
+    inputs = tuple(meta_copy(x) for x in example)
+    twin = meta_twin(model, planned, inputs).eval()
     memory = LiveMemory()
     for tensor in (*twin.parameters(), *twin.buffers()):
         memory.follow(tensor)
     held = memory.held
-    inputs = tuple(meta_copy(x) for x in example)
     for tensor in inputs:
         memory.follow(tensor)
     with memory, torch.no_grad():

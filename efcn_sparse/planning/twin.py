@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding.conv import EmbeddedConv
+from efcn_sparse.embedding.example_run import run_embedded
 from efcn_sparse.embedding.plan import LayerPlan, Plan
 from efcn_sparse.planning.fused_cost import FusedCost
 from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
@@ -147,14 +148,21 @@ class PlannedConv(nn.Module):
         super().__init__()
         assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         self.geometry = layer.geometry
+        layer.geometry.describe(self)
+        self.contiguous_output = False
         self.linear = PlannedLinear(layer, conv.weight, conv.bias)
         self.low_rank = PlannedLowRank(layer, conv.weight.requires_grad) if layer.rank else None
 
     forward = EmbeddedConv.forward
+    weight = EmbeddedConv.weight
 
 
-def meta_twin(model: nn.Module, planned: Plan) -> nn.Module:
-    """A copy of ``model`` on the meta device whose planned convolutions are :class:`PlannedConv`."""
+def meta_twin(model: nn.Module, planned: Plan, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """A copy of ``model`` on the meta device whose planned convolutions are :class:`PlannedConv`.
+
+    Args:
+        inputs: on the meta device; the copy runs on them once, to find the memory format that it needs.
+    """
     memo: dict[int, Any] = {}
     for layer in planned.layers:
         conv = model.get_submodule(layer.name)
@@ -163,7 +171,9 @@ def meta_twin(model: nn.Module, planned: Plan) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(meta_copy(parameter), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = meta_copy(buffer)
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    run_embedded(twin, PlannedConv, inputs)
+    return twin
 
 
 def structure_bytes(planned: Plan) -> int:

@@ -1,6 +1,8 @@
 """Whole nets: everything that is no convolution stays as it is, and sharing stays sharing."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -36,6 +38,38 @@ class Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.first(torch.relu(self.again[0](torch.relu(self.first(input=x)))))
+
+
+class Viewed(nn.Module):
+    """The net of PyTorch's first tutorial, in small: feature maps become vectors by ``view``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, padding=1)
+        self.head = nn.Linear(6 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(torch.relu(self.first(x)), 2)
+        return self.head(torch.relu(self.second(x)).view(-1, 6 * 4 * 4))
+
+
+class AsksItsKernel(nn.Module):
+    """As the patch embeddings of vision transformers do; and returns a dataclass."""
+
+    @dataclass
+    class Output:
+        maps: Tensor
+        none: None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, (3, 2), stride=2, groups=2)
+
+    def forward(self, x: Tensor) -> "AsksItsKernel.Output":
+        kernel, conv = self.conv.weight, self.conv
+        zeros = torch.zeros(kernel.shape, dtype=kernel.dtype, device=kernel.device)
+        sizes = (conv.in_channels, conv.out_channels, conv.groups, *conv.kernel_size, *conv.stride, *conv.dilation)
+        return self.Output(conv(x.to(kernel.device, kernel.dtype)) + sum(sizes) + zeros.sum() + zeros.numel())
 
 
 class TwoInputs(nn.Module):
@@ -99,6 +133,24 @@ def test_a_shared_convolution_is_embedded_once() -> None:
     assert len(list(efcn.parameters())) == len(list(model.parameters())) == 2
     back = es.unembed(efcn)
     assert back.first is back.again[0]
+
+
+def test_feature_maps_are_contiguous_only_where_the_model_needs_it() -> None:
+    x = torch.randn(3, 3, 10, 10)
+    model = Viewed()
+    efcn = es.embed(model, x)
+    torch.testing.assert_close(efcn(x), model(x))
+    assert [efcn.first.contiguous_output, efcn.second.contiguous_output] == [True, True]
+    assert all(layer(x).is_contiguous() for layer in (efcn.first, copy.deepcopy(efcn).first))
+    plain = es.embed(nn.Sequential(nn.Conv2d(3, 4, 3)), x)
+    assert plain(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_model_may_ask_what_its_convolution_is() -> None:
+    model, x = AsksItsKernel(), torch.randn(2, 2, 5, 6)
+    efcn = es.embed(model, x)
+    torch.testing.assert_close(efcn(x).maps, model(x).maps)
+    assert efcn.double()(x).maps.dtype == torch.float64
 
 
 def test_other_modules_are_copies() -> None:

@@ -178,8 +178,7 @@ def test_the_way_out_works(name: str) -> None:
 BEHAVIOUR = {
     "weight used elsewhere": (
         WeightUsedElsewhere,
-        "the embedded copy must run on the example, "
-        "got AttributeError: 'EmbeddedConv' object has no attribute 'weight'",
+        "the embedded copy must run on the example, got AttributeError: 'KernelFacts' object has no attribute 'mean'",
     ),
     "no tensor": (NoTensor, "embed compares outputs, so the model must return tensors, got int"),
     "something else": (

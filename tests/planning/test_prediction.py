@@ -34,7 +34,19 @@ class Residual(nn.Module):
         return self.head(x.flatten(1))
 
 
-NETS = {"vanilla": (vanilla_cnn, (3, 32, 32)), "residual": (Residual, (3, 6, 6))}
+class Viewed(nn.Module):
+    """Needs feature maps that are contiguous, which the layers then copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))).view(-1, 16 * 64))
+
+
+NETS = {"vanilla": (vanilla_cnn, (3, 32, 32)), "residual": (Residual, (3, 6, 6)), "viewed": (Viewed, (3, 8, 8))}
 
 
 def _step(net: str, support: Support, optimizer: str, fused: bool) -> tuple[StepPrediction, nn.Module, Any, int]:
@@ -72,6 +84,7 @@ _CASES = [
     ("residual", LowRank(3, Dilated(1)), "adamw", True),
     ("residual", Local(), "adamw", False),
     ("residual", Local(), "sgd", True),
+    ("viewed", Local(), "adamw", False),
 ]
 
 
