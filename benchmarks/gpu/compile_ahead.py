@@ -137,6 +137,8 @@ def _signature(
         "alpha": "fp64",
         "beta": "fp64",
     }
+    if "stride_bias" in types:  # as at a launch, where Triton makes a constant of an argument that is 1
+        constants = constants | {"stride_bias": 1}
     types |= dict.fromkeys(constants, "constexpr")
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*_ALIGNED, *_ALIGNED_NUMBERS) if n in names}
     return types, {(names.index(name),): value for name, value in constants.items()}, aligned

@@ -10,7 +10,19 @@ import triton.language as tl
 @triton.constexpr_function
 def parts_of(rows, cols):
     """How many parts side by side a tile is stored in: 1, 2, 4 or 8."""
-    return 8 if rows * cols > 16384 else 2 if rows * cols > 8192 else 1
+    return 2 if rows * cols > 8192 else 1
+
+
+@triton.constexpr_function
+def parts_of_blocks(rows, cols, height, reads):
+    """The same for blocks: no part has rows of two of them, if 8 parts are enough for that.
+
+    Args:
+        height: rows of a block.
+        reads: whether more is read for each sum: a mask, or what it is added to.
+    """
+    least = 8 if reads and rows * cols > 16384 else parts_of(rows, cols)
+    return next((parts for parts in (1, 2, 4, 8) if parts >= least and height % (cols // parts) == 0), least)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from efcn_sparse.ops.structure import Structure
 
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 _SHORTEST_PIECE, _PROGRAMS_PER_PROCESSOR = 8, 2
+_LONGEST_STRETCH = 1 << 30  # the kernel counts its rows in 32 bits
 _SUMS_OF_A_PROGRAM, SUM_WARPS = 4096, 4  # more sums, each with its addresses, do not fit the registers
 
 
@@ -108,7 +109,7 @@ def stretches(problem: Problem, config: Config, programs: int) -> tuple[int, int
     if wanted == 0:
         wanted = _PROGRAMS_PER_PROCESSOR * problem.device.processors // max(1, programs)
         wanted = min(wanted, steps // _SHORTEST_PIECE)
-    each = -(-steps // min(max(1, wanted), steps))
+    each = min(-(-steps // min(max(1, wanted), steps)), _LONGEST_STRETCH // config.block_k)
     return -(-steps // each), each * config.block_k
 
 

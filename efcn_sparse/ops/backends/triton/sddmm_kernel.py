@@ -6,7 +6,7 @@ No ``from __future__ import annotations`` here: Triton reads the annotations the
 import triton
 import triton.language as tl
 
-from efcn_sparse.ops.backends.triton.parts import cut, parts_of
+from efcn_sparse.ops.backends.triton.parts import cut, parts_of_blocks
 
 
 # batches of every size run one binary
@@ -40,23 +40,29 @@ def sddmm_kernel(
     member, o = n // HEIGHT, n % HEIGHT
     inside_n = n < MEMBERS * HEIGHT
     row = tl.load(members + group * MEMBERS + member, mask=inside_n, other=-1)
-    r = row * HEIGHT + o
-    inside_n = inside_n & (row >= 0)
-    if RAGGED:
-        here_c, here_r = here & (c < in_features), inside_n & (r < out_features)
-    else:
-        here_c, here_r = here, inside_n
+    r = tl.where(row >= 0, row, 0) * HEIGHT + o
+    here_c = here & (c < in_features) if RAGGED else here
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
     begin = piece.to(tl.int64) * stretch
-    for k0 in range(0, tl.minimum(batch - begin, stretch), BLOCK_K):
-        k = begin + k0 + tl.arange(0, BLOCK_K)
-        inside_k = k < batch
-        tile_b = tl.load(b + k[None, :] * stride_b + c[:, None], mask=inside_k[None, :] & here_c[:, None], other=0.0)
-        tile_a = tl.load(a + k[:, None] * stride_a + r[None, :], mask=inside_k[:, None] & here_r[None, :], other=0.0)
+    left = tl.minimum(batch - begin, stretch).to(tl.int32)  # 64 bits would cost as much as the loads
+    k = tl.arange(0, BLOCK_K)
+    places_b = b + ((begin + k)[None, :] * stride_b + c[:, None])
+    places_a = a + ((begin + k)[:, None] * stride_a + r[None, :])
+    for k0 in range(0, left, BLOCK_K):
+        inside_k = k < left - k0
+        # where there is no block, numbers of another one are loaded, and their products are not stored
+        if RAGGED:
+            tile_b = tl.load(places_b, mask=inside_k[None, :] & (c < in_features)[:, None], other=0.0)
+            tile_a = tl.load(places_a, mask=inside_k[:, None] & (r < out_features)[None, :], other=0.0)
+        else:
+            tile_b = tl.load(places_b, mask=inside_k[None, :], other=0.0)
+            tile_a = tl.load(places_a, mask=inside_k[:, None], other=0.0)
         acc = tl.dot(tile_b, tile_a, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
+        places_b += tl.full((), BLOCK_K, tl.int64) * stride_b
+        places_a += tl.full((), BLOCK_K, tl.int64) * stride_a
 
-    PARTS: tl.constexpr = parts_of(BLOCK_M, BLOCK_N)
+    PARTS: tl.constexpr = parts_of_blocks(BLOCK_M, BLOCK_N, HEIGHT, MASKED or ADD)
     parts = cut(acc, BLOCK_M, BLOCK_N, PARTS)
     pieces += piece.to(tl.int64) * size_of_values
     for part in tl.static_range(PARTS):
@@ -76,8 +82,13 @@ def _store(
     """COLS columns of a tile from ``n0`` on, to ``out`` or, where the batch is cut, to ``pieces``."""
     n = n0 + tl.arange(0, COLS)
     member, o = n // HEIGHT, n % HEIGHT
-    which = (m // WIDTH)[:, None] * MEMBERS + member[None, :]
-    block = tl.load(entry_blocks + which, mask=here[:, None] & (n < MEMBERS * HEIGHT)[None, :], other=-1)
+    inside_n = (n < MEMBERS * HEIGHT)[None, :]
+    if HEIGHT % COLS == 0 or MEMBERS == 1:  # one member; a table of blocks in memory order would have to be transposed
+        which = m // WIDTH * MEMBERS + tl.minimum(n0 // HEIGHT, MEMBERS - 1)
+        block = tl.where(inside_n, tl.load(entry_blocks + which, mask=here, other=-1)[:, None], -1)
+    else:
+        which = (m // WIDTH)[:, None] * MEMBERS + member[None, :]
+        block = tl.load(entry_blocks + which, mask=here[:, None] & inside_n, other=-1)
     inside_block = o[None, :] * WIDTH + (m % WIDTH)[:, None]
     place = block.to(tl.int64) * (HEIGHT * WIDTH) + inside_block
     if SPLIT:
@@ -94,7 +105,9 @@ def _store(
         acc = acc * tl.full((), alpha, acc.dtype)  # not in fp64: its pipe is slow
         if ADD:
             acc += tl.load(out + place, mask=counts, other=0.0).to(acc.dtype) * tl.full((), beta, acc.dtype)
-        tl.store(out + place, tl.where(counts, acc, 0.0).to(out.dtype.element_ty), mask=block >= 0)
+        if RAGGED or MASKED:
+            acc = tl.where(counts, acc, 0.0)
+        tl.store(out + place, acc.to(out.dtype.element_ty), mask=block >= 0)
 
 
 @triton.jit

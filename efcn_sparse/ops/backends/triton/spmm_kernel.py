@@ -184,10 +184,10 @@ def _finish(
         row = tl.load(members + n // HEIGHT, mask=n < MEMBERS * HEIGHT, other=-1)
         out = row.to(tl.int64) * HEIGHT + n % HEIGHT
         exists = (row >= 0) & (out < out_features)
-        result = parts[part]
+        scale = tl.full((), alpha, acc.dtype)  # not in fp64: its pipe is slow
+        result = parts[part] * scale
         if HAS_BIAS:
-            result += tl.load(bias + out * stride_bias, mask=exists, other=0.0).to(acc.dtype)[None, :]
-        result = result * tl.full((), alpha, acc.dtype)  # not in fp64: its pipe is slow
+            result += (tl.load(bias + out * stride_bias, mask=exists, other=0.0).to(acc.dtype) * scale)[None, :]
         places = y + m[:, None] * out_features + out[None, :]
         inside = (m < batch)[:, None] & exists[None, :]
         if ADD:
