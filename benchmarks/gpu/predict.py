@@ -1,18 +1,23 @@
 """What the work model says of the benchmark patterns, before anything is measured.
 
-    python benchmarks/gpu/predict.py [--device h200] [--batch 8192] [--size 4096x4096] [--traffic] [--search]
-    python benchmarks/gpu/predict.py --net resnet18
+    python benchmarks/gpu/predict.py [--device h100 h200] [--batch 8192] [--size 4096x4096] [--traffic] [--programs]
+    python benchmarks/gpu/predict.py --net resnet18           # its layers
+    python benchmarks/gpu/predict.py --steps                  # whole training steps, CNN and eFCN
+    python benchmarks/gpu/predict.py --search                 # tiles that the model would prefer
 
 Runs anywhere. Schedules are made as on that GPU; times are the model's least times there, not measurements.
-``--traffic`` also follows which tiles the schedule finds in the L2, and so what it moves through memory (a minute).
-``--search`` lists, instead, tiles and super-rows that the model would prefer to those of the tuning table.
+``--ceilings`` takes rates that ``run.py`` measured, ``--l2`` another rate of the L2. ``--traffic`` also follows which
+tiles the schedule finds in the L2, and so what it moves through memory (a minute). ``--programs`` adds what programs
+cost beside their products, counted in the compiled kernels (needs Triton's tools for NVIDIA GPUs; a minute).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -30,8 +35,8 @@ from efcn_sparse.pattern import BlockPattern
 NAMES = {"forward": "spmm", "dx": "spmm_t", "dw": "sddmm"}
 SM90 = Device("sm90", 132, 227 * 1024)
 # bf16 and memory were measured on such GPUs; L2 is a lead
-H100 = work.Machine("H100", work.H200.flops, l2=work.H200.l2, memory=3.0e12)
-MACHINES = {"h200": work.H200, "h100": H100}
+H100 = work.Machine("H100", work.H200.flops | {16: 798e12}, l2=work.H200.l2, memory=3.0e12)
+MACHINES = {"h100": H100, "h200": work.H200}
 
 
 @dataclass(frozen=True)
@@ -89,26 +94,62 @@ def predict(
     )  # fmt: skip
 
 
-def table(machine: work.Machine, batch: int, size: tuple[int, int], with_traffic: bool) -> str:
-    """Markdown, for the patterns of that size with that batch."""
+def memory_allows(p: Prediction, machine: work.Machine) -> float:
+    """The most of the dense rate that a schedule could reach which moves each operand once."""
+    least = max(p.work.useful_flops / machine.flops[16], p.work.memory_bytes / machine.memory)
+    return p.work.useful_flops / least / machine.flops[16]
+
+
+def table(
+    machines: Sequence[work.Machine], batch: int, size: tuple[int, int], with_traffic: bool, with_programs: bool = False
+) -> str:
+    """Markdown, for the patterns of that size with that batch: for each machine the bound, and fractions of dense."""
     from benchmarks.gpu.traffic import hbm_bytes
 
     heads = ["block", "density", "operation", "tile", "rows joined", "useful GFLOP", "computed", "least MB"]
-    heads += [*(["HBM MB"] if with_traffic else []), "L2 MB", "bound by", "least µs", "of dense, at most", "goal",
-              "L2 TB/s for the goal"]  # fmt: skip
+    heads += [*(["HBM MB"] if with_traffic else []), "L2 MB"]
+    for machine in machines:
+        heads += [f"{machine.name}: bound by", "least µs", "memory allows", "of dense, at most",
+                  *(["with programs"] if with_programs else [])]  # fmt: skip
+    heads += ["goal", "L2 TB/s for the goal"]
     lines = [heads, ["---"] * len(heads)]
     for case in grid([size], [batch]):
         pattern = make_pattern(case)
         for operation in OPERATIONS:
-            p = predict(case, pattern, operation, machine)
+            p = predict(case, pattern, operation, machines[0])
             moved = [f"{hbm_bytes(p.problem, p.config) / 1e6:.0f}"] if with_traffic else []
-            lines.append([
+            cells = [
                 str(case.block), f"{case.density:.0%}", operation, tile_of(p.config), str(p.config.members),
                 f"{p.work.useful_flops / 1e9:.0f}", f"{p.work.flops / 1e9:.0f}", f"{p.work.memory_bytes / 1e6:.0f}",
-                *moved, f"{p.work.l2_bytes / 1e6:.0f}", p.bound, f"{1e6 * p.seconds:.0f}", f"{p.fraction:.2f}",
-                f"{GOALS[case.block]:.2f}", f"{p.l2_for_goal / 1e12:.1f}",
-            ])  # fmt: skip
+                *moved, f"{p.work.l2_bytes / 1e6:.0f}",
+            ]  # fmt: skip
+            for machine in machines:
+                p = predict(case, pattern, operation, machine, p.config)
+                cells += [p.bound, f"{1e6 * p.seconds:.0f}", f"{memory_allows(p, machine):.2f}", f"{p.fraction:.2f}",
+                          *([_with_programs(p, machine)] if with_programs else [])]  # fmt: skip
+            lines.append([*cells, f"{GOALS[case.block]:.2f}", f"{p.l2_for_goal / 1e12:.1f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _with_programs(p: Prediction, machine: work.Machine) -> str:
+    from benchmarks.gpu.tiles import refine
+
+    return f"{refine(p, machine).fraction:.2f}"
+
+
+def measured(path: Path) -> work.Machine:
+    """The ceilings that a run of ``run.py`` wrote; its L2 rate where it has one.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    records = {r["name"]: r.get("result") for r in json.loads(path.read_text(encoding="utf-8"))["records"]}
+    found, where = records.get("ceilings"), records.get("environment") or {}
+    if not found:
+        raise ValueError(f"{path} must have a record of ceilings")
+    rates = dict(work.H200.flops) | {16: found["flops"]}
+    name = f"{where.get('device', path.stem)}, measured"
+    return work.Machine(name, rates, l2=found["l2"] or work.H200.l2, memory=found["memory"])
 
 
 def tile_of(config: Config) -> str:
@@ -119,30 +160,50 @@ def tile_of(config: Config) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=sorted(MACHINES), default="h200")
+    parser.add_argument("--device", nargs="+", choices=sorted(MACHINES), default=list(MACHINES))
+    parser.add_argument("--ceilings", type=Path, nargs="+", metavar="RUN.json", help="measured ceilings, instead")
+    parser.add_argument("--l2", type=float, metavar="TB/s", help="in place of the lead, or of what was measured")
     parser.add_argument("--batch", type=int, default=8192, choices=sorted(BATCHES))
     sizes = {f"{out}x{inside}": (out, inside) for out, inside in SIZES}
     parser.add_argument("--size", choices=list(sizes), default="4096x4096")
     parser.add_argument("--traffic", action="store_true")
+    parser.add_argument("--programs", action="store_true")
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--steps", action="store_true", help="training steps of the nets, instead")
     parser.add_argument("--net", choices=[net.model for net in PREDICTED_NETS], help="the layers of this net, instead")
     options = parser.parse_args(arguments)
-    machine, size = MACHINES[options.device], sizes[options.size]
+    machines, size = [MACHINES[name] for name in options.device], sizes[options.size]
+    if options.ceilings:
+        machines = [measured(path) for path in options.ceilings]
+    if options.l2:
+        machines = [replace(machine, l2=options.l2 * 1e12) for machine in machines]
+    if options.steps:
+        from benchmarks.gpu.predict_steps import steps_table
+
+        print("\n".join(_ceilings(machine) for machine in machines), steps_table(machines, PREDICTED_NETS), sep="\n\n")
+        return 0
     if options.net:
         from benchmarks.gpu.predict_nets import net_table
 
         net = next(net for net in PREDICTED_NETS if net.model == options.net)
-        print(f"{machine.name}; {net}\n\n{net_table(machine, net)}")
+        for machine in machines:
+            print(f"{machine.name}; {net}\n\n{net_table(machine, net)}\n")
         return 0
     if options.search:
         from benchmarks.gpu.search import better
 
-        print(better(machine, options.batch, size))
+        print(better(machines[0], options.batch, size))
         return 0
-    print(f"{machine.name}: {machine.flops[16] / 1e12:.0f} TFLOP/s bf16, {machine.memory / 1e12:.1f} TB/s memory, "
-          f"{machine.l2 / 1e12:.1f} TB/s L2; W is {options.size}, N = {options.batch}\n")  # fmt: skip
-    print(table(machine, options.batch, size, options.traffic))
+    print(
+        "\n".join(_ceilings(machine) for machine in machines), f"; W is {options.size}, N = {options.batch}\n", sep=""
+    )
+    print(table(machines, options.batch, size, options.traffic, options.programs))
     return 0
+
+
+def _ceilings(machine: work.Machine) -> str:
+    return (f"{machine.name}: {machine.flops[16] / 1e12:.0f} TFLOP/s bf16, {machine.memory / 1e12:.1f} TB/s memory, "
+            f"{machine.l2 / 1e12:.1f} TB/s L2")  # fmt: skip
 
 
 if __name__ == "__main__":
