@@ -80,7 +80,8 @@ def watch_step(
             loss.backward()
             gradients = sum(p.grad.nbytes for p in twin.parameters() if p.grad is not None)
             if optimizer is not None:
-                optimizer.step()
+                with torch.device("cpu"):  # where Adam counts its steps, even under torch.device("meta")
+                    optimizer.step()
     state = optimizer.state.values() if optimizer is not None else ()
     return StepPrediction(
         inputs=input_bytes,
