@@ -17,8 +17,8 @@ REGISTER_LIMIT = {"sm80": 255, "sm90": 255, "sm100": 255, "gfx942": 512}
 
 @dataclass(frozen=True)
 class Binary:
-    """Tensor instructions of the wanted kind, registers of a thread, spilled bytes, shared memory of a program, and
-    asynchronous copies into shared memory.
+    """Tensor instructions of the wanted kind, registers of a thread, spilled bytes, shared memory of a program,
+    asynchronous copies into shared memory, and operations in fp64.
     """
 
     instructions: int
@@ -26,9 +26,10 @@ class Binary:
     spilled_bytes: int
     shared: int
     prefetches: int
+    doubles: int
 
 
-NOTHING = Binary(0, 0, 0, 0, 0)
+NOTHING = Binary(0, 0, 0, 0, 0, 0)
 
 
 def read(built: Any, arch: str, instruction: str) -> Binary:
@@ -41,7 +42,7 @@ def read(built: Any, arch: str, instruction: str) -> Binary:
         text = built.asm["amdgcn"]
         registers, spilled = (_number(rf"\.{key}:\s*(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count"))
         count = text.count(instruction) if instruction else 0
-        return Binary(count, registers, 4 * spilled, built.metadata.shared, 0)
+        return Binary(count, registers, 4 * spilled, built.metadata.shared, 0, len(re.findall(r"\bv_\w+_f64", text)))
     text = built.asm["ptx"]
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -50,7 +51,9 @@ def read(built: Any, arch: str, instruction: str) -> Binary:
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     stack, local, registers = (_number(rf"{key}:(\d+)", usage) for key in ("STACK", "LOCAL", "REG"))
     count = text.count(instruction) if instruction else 0
-    return Binary(count, registers, stack + local, built.metadata.shared, len(re.findall(r"cp\.async\.c[ag]", text)))
+    prefetches = len(re.findall(r"cp\.async\.c[ag]", text))
+    doubles = len(re.findall(r"^\s*(?!ld|st|mov)[a-z][\w.]*\.f64\b", text, re.MULTILINE))
+    return Binary(count, registers, stack + local, built.metadata.shared, prefetches, doubles)
 
 
 def _number(expression: str, text: str) -> int:

@@ -4,9 +4,9 @@
                                            [--summary | --json] [--limit N]
 
 No GPU is needed: Triton carries its compilers. A kernel passes if it multiplies with the tensor instruction of its
-architecture (fp32 in IEEE precision has none), keeps everything in registers, fits registers and shared memory, and
-loads its operands ahead of their use as deep as its stages say. ``--everything-on`` compiles the most that a kernel may
-have to do: masks, ragged edges, split rows, beta.
+architecture (fp32 in IEEE precision has none), keeps everything in registers, fits registers and shared memory,
+loads its operands ahead of their use as deep as its stages say, and makes no sum pass the slow fp64 pipe.
+``--everything-on`` compiles the most that a kernel may have to do: masks, ragged edges, split rows, beta.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ INSTRUCTIONS = {"sm80": "mma.sync", "sm90": "wgmma.mma_async", "sm100": "tcgen05
 EVERYTHING_ON = {"MASKED": True, "RAGGED": True, "SPLIT": True, "ADD": True}
 _TYPES = {16: "bf16", 32: "fp32", 64: "fp64"}
 _FLOATS = ("y", "x", "values", "bias", "out", "a", "b")
+_FACTORS = 4  # alpha and beta come in fp64, and are rounded once for each part of a tile
 _ALIGNED = (*_FLOATS, "pieces", "tasks", "members", "entry_cols", "entry_blocks")
 _ALIGNED_NUMBERS = ("stride_x", "stride_a", "stride_b", "in_features", "out_features")
 
@@ -56,6 +57,7 @@ class Compiled:
     spilled_bytes: int
     shared: int
     prefetches: int
+    doubles: int
     failed: str = ""
 
     def faults(self) -> list[str]:
@@ -73,6 +75,8 @@ class Compiled:
             found.append(f"{self.shared} bytes of shared memory")
         if self.arch.startswith("sm") and self.stages > 1 and not self.prefetches:
             found.append("operands are not loaded ahead")
+        if self.doubles > _FACTORS and self.dtype != "fp64" and self.operation in OPERATIONS:
+            found.append(f"{self.doubles} operations in fp64")
         return found
 
 
