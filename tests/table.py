@@ -52,6 +52,9 @@ def _no_triton() -> str | None:
     return triton.why_not(DEVICE, torch.float32)
 
 
+needs_triton = pytest.mark.skipif(_no_triton() is not None, reason=str(_no_triton()))  # for tests without a row
+
+
 def _no_extension() -> str | None:
     if GPU:
         return f"its kernels run on CPU tensors, and EFCN_TEST_DEVICE is {DEVICE!r}"

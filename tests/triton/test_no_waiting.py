@@ -19,7 +19,9 @@ from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
 from efcn_sparse.subspace.backends import triton as reading
 from efcn_sparse.subspace.backends.triton import launch as launch_reading
 from efcn_sparse.subspace.plan import plan_of
-from tests.table import DEVICE, FLOAT32, FLOAT64, pattern
+from tests.table import DEVICE, FLOAT32, FLOAT64, needs_triton, pattern
+
+pytestmark = needs_triton
 
 # what only allocates, or looks at memory in another way; and the sums that a reading ends with
 ALLOWED = {"aten::new_empty", "aten::unbind", "aten::select", "aten::slice", "aten::view", "aten::unsqueeze"}

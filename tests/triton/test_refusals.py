@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,12 @@ import torch
 
 import efcn_sparse as es
 from efcn_sparse.ops.backends import triton
-from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
+from efcn_sparse.ops.backends.triton import interpreter, launch_sddmm, launch_spmm, probe_kernel
 from efcn_sparse.ops.backends.triton.failure import launch_named
 from efcn_sparse.ops.backends.triton.tuning import Config
 from efcn_sparse.ops.select import reasons, resolve
 from efcn_sparse.subspace.backends.triton import launch as launch_reading
-from tests.table import GPU, pattern
+from tests.table import GPU, needs_triton, pattern
 
 
 @pytest.fixture
@@ -44,12 +45,22 @@ def test_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve.cache_clear()
 
 
+def test_an_interpreter_that_fails_is_told_with_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(probe_kernel, "count_kernel", _Broken())
+    expected = r"^Triton \S+ cannot interpret its kernels with NumPy \S+: out of resource: shared memory$"
+    assert re.match(expected, str(interpreter.why_not.__wrapped__()))
+    monkeypatch.setattr(interpreter, "why_not", interpreter.why_not.__wrapped__)
+    assert "cannot interpret" in str(triton.why_not("cpu", torch.float32))
+
+
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     reason = triton.why_not("cuda", torch.float32)
     assert reason == "triton is not installed: pip install efcn-sparse[triton]"
 
 
+@needs_triton
 def test_auto_never_interprets() -> None:
     assert resolve("auto", "cpu", torch.float32) in ("cpu", "reference")
     assert GPU or reasons("cpu", torch.float32)["triton"] is None
@@ -74,6 +85,7 @@ class _Broken:
         raise MemoryError("out of resource: shared memory")
 
 
+@needs_triton
 @pytest.mark.skipif(GPU, reason="kernels are replaced on the CPU; test_cuda.py has a launch that fails")
 def test_every_launch_names_kernel_shapes_and_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     p = pattern("square")

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.ops import laws
-from tests.table import DEVICE, Row, pattern
+from tests.table import DEVICE, Row, needs_triton, pattern
+
+pytestmark = needs_triton
 
 TILINGS = {
     "pairs-of-rows": dict(block_m=16, block_n=32, block_k=16, members=2, pieces=2, swizzle=3),

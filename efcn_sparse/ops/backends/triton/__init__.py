@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from efcn_sparse.ops.backends.triton import interpreter
 from efcn_sparse.ops.backends.triton.device import is_interpreting
 from efcn_sparse.ops.structure import Structure
 
@@ -30,7 +31,7 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install efcn-sparse[triton]"
     if is_interpreting():
-        return None
+        return interpreter.why_not()
     if device_type == "cpu":
         return (
             "its kernels run on GPUs; Triton interprets them on CPU tensors if TRITON_INTERPRET=1 is set at the start"
