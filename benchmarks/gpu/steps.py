@@ -14,6 +14,7 @@ from benchmarks.gpu import training
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import STEP_GOAL, Net
 from benchmarks.gpu.nets import CLASSES, images_of, make_cnn
+from benchmarks.gpu.sgd_inside import step_inside
 
 CNN = "CNN"
 
@@ -55,6 +56,10 @@ def _fused(model: nn.Module) -> torch.optim.Optimizer:
     return es.FusedOptimizer(model, training.sgd)
 
 
+def _inside(model: nn.Module) -> torch.optim.Optimizer:
+    return step_inside(model, training.sgd, training.LEARNING_RATE)
+
+
 def _release(model: nn.Module) -> None:
     """Free gradients, and give layers of a fused optimiser back to ordinary training."""
     for module in model.modules():
@@ -67,4 +72,5 @@ _VARIANTS: dict[str, tuple[torch.dtype, Callable[[nn.Module], torch.optim.Optimi
     "eFCN, fp32 weights": (torch.float32, _plain),
     "eFCN, fp32 weights, fused": (torch.float32, _fused),
     "eFCN, bf16 weights, fused": (torch.bfloat16, _fused),
+    "eFCN, bf16 weights, SGD inside dW": (torch.bfloat16, _inside),
 }

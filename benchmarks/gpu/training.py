@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.bench import Bench
 
-_LEARNING_RATE = 0.01
+LEARNING_RATE = 0.01
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """The paper's optimiser: no momentum, no weight decay."""
-    return torch.optim.SGD(parameters, lr=_LEARNING_RATE)
+    return torch.optim.SGD(parameters, lr=LEARNING_RATE)
 
 
 def measure(

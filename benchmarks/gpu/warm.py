@@ -76,7 +76,8 @@ def _calls(job: Job, device: Device) -> Iterator[Callable[[], None]]:
         if kind == "layers" or operation != "dw":
             yield _one(operation, pattern, case.batch, device, biased=kind == "step")
     if kind == "step":
-        yield _one("dw", pattern, case.batch, device, biased=False)
+        for beta in (0.0, 1.0):  # a gradient, and a step of SGD
+            yield _one("dw", pattern, case.batch, device, biased=False, beta=beta)
         for item in (4, 2):  # slices of the fused optimiser, for weights of fp32 and of bf16
             block_bytes = item * pattern.block_shape[0] * pattern.block_shape[1]
             most = max(WORKSPACE_BYTES["cuda"] // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
@@ -85,7 +86,14 @@ def _calls(job: Job, device: Device) -> Iterator[Callable[[], None]]:
 
 
 def _one(
-    operation: str, pattern: BlockPattern, batch: int, device: Device, *, biased: bool, stride: int | None = None
+    operation: str,
+    pattern: BlockPattern,
+    batch: int,
+    device: Device,
+    *,
+    biased: bool,
+    stride: int | None = None,
+    beta: float = 0.0,
 ) -> Callable[[], None]:
     from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
 
@@ -101,7 +109,7 @@ def _one(
         elif operation == "dx":
             launch_spmm.run(_empty(batch, inside), dy, values, None, structure, pattern.shape, True, 1.0, 0.0)
         else:
-            launch_sddmm.run(values, dy, x, structure, pattern.shape, 1.0, 0.0)
+            launch_sddmm.run(values, dy, x, structure, pattern.shape, 1.0, beta)
 
     return call
 
