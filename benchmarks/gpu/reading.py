@@ -38,7 +38,7 @@ def measure(bench: Bench, net: Net) -> dict[str, Any]:
     whole = bench.clock.time_eagerly(lambda: es.deviation(efcn))
     largest = max(layers, key=lambda layer: layer.linear.values.numel())
     values, plan = weight_blocks(largest)
-    run = resolve("auto", values.device.type, values.dtype)
+    run = resolve("auto", values.device, values.dtype)
     one = bench.clock.time_either_way(lambda: run.squares(values.contiguous(), plan))
     rate = bench.ceilings().memory
     fraction = values.nbytes / rate / one.seconds

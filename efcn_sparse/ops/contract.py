@@ -39,14 +39,14 @@ def _row_major(matrix: Tensor) -> Tensor:
 
 
 def _spmm_into(y, x, values, bias, structure, shape, transpose, alpha, beta, backend) -> None:
-    run = BACKENDS[resolve(backend, x.device.type, x.dtype)]
+    run = BACKENDS[resolve(backend, x.device, x.dtype)]
     if y.numel() == 0:
         return
     run.spmm(y, _row_major(x), values.contiguous(), bias, Structure.of(structure), shape, transpose, alpha, beta)
 
 
 def _sddmm_into(values, a, b, structure, shape, alpha, beta, backend) -> None:
-    run = BACKENDS[resolve(backend, a.device.type, a.dtype)]
+    run = BACKENDS[resolve(backend, a.device, a.dtype)]
     if values.numel() == 0:
         return
     if a.shape[0] == 0:  # a row of zeros: values are scaled, and cleared outside the support, as for any batch

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.select import reasons, resolve
+from efcn_sparse.ops.select import located, reasons, resolve
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -113,8 +113,8 @@ def explain(
     pattern, values, requested = _parts(layer_or_pattern)
     if dtype is None:
         dtype = torch.get_default_dtype() if values is None else values.dtype
-    where = torch.device(device) if device is not None else pattern.device
-    why_not = reasons(where.type, dtype)
+    where = located(device) if device is not None else pattern.device
+    why_not = reasons(where, dtype)
     can_run = requested == "auto" or why_not.get(requested, "") is None
     stored = pattern.nnz_blocks * pattern.block_shape[0] * pattern.block_shape[1]
     return Explanation(
@@ -124,7 +124,7 @@ def explain(
         dtype=dtype,
         device=where,
         requested=requested,
-        backend=resolve(requested, where.type, dtype) if can_run else None,
+        backend=resolve(requested, where, dtype) if can_run else None,
         reasons=why_not,
         blocks=pattern.nnz_blocks,
         masked_blocks=int((pattern.mask_index >= 0).sum()),

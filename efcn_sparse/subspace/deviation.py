@@ -118,7 +118,7 @@ def _squares(layer: EmbeddedConv, backend: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _read(values: Tensor, plan: Plan, backend: str) -> Tensor:
-    run = resolve(backend, values.device.type, values.dtype)
+    run = resolve(backend, values.device, values.dtype)
     return run.squares(values.contiguous(), plan)
 
 

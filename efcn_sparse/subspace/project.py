@@ -50,7 +50,7 @@ def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
     for layer in layers:
         bias = bias_blocks(layer)
         work += [weight_blocks(layer)] if bias is None or not tie else [weight_blocks(layer), bias]
-    runs = [resolve(backend, values.device.type, values.dtype) for values, _ in work]
+    runs = [resolve(backend, values.device, values.dtype) for values, _ in work]
     for run, (values, plan) in zip(runs, work, strict=True):
         _project_tensor(values, plan, tie, run)
     for layer in layers:

@@ -176,7 +176,7 @@ class Shares:
 
     def _tied(self, x: Tensor) -> Tensor:
         projected = self._view(x).clone(memory_format=torch.contiguous_format)
-        resolve("auto", x.device.type, x.dtype).project(projected, self._plan, True)
+        resolve("auto", x.device, x.dtype).project(projected, self._plan, True)
         return projected
 
     def _chunks(self, x: Tensor) -> list[tuple[slice, Tensor]]:

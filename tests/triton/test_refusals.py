@@ -37,11 +37,20 @@ def test_other_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("on_gpus_only")
 def test_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert triton.why_not("cuda", torch.float32) == "it needs compute capability 8.0 or more, this GPU has 7.5"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    assert triton.why_not("cuda", torch.float32) is None
-    assert resolve("auto", "cuda", torch.float32) == "triton"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index == 1 else (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
+    old, new = torch.device("cuda:0"), torch.device("cuda:1")
+    reason = "it needs compute capability 8.0 or more, cuda:0 (NVIDIA T4) has 7.5"
+    assert triton.why_not(old, torch.float32) == triton.why_not("cuda:0", torch.float32) == reason
+    assert triton.why_not(new, torch.float32) is None
+    assert triton.why_not("cuda:2", torch.float32) == "torch sees 2 GPUs, none is cuda:2"
+    assert resolve("auto", new, torch.float32) == "triton"  # beside a GPU that is too old
+    assert resolve("auto", old, torch.float32) == "reference"
+    with pytest.raises(
+        RuntimeError, match=r"backend 'triton' cannot run torch.float32 on cuda:0: it needs .*NVIDIA T4"
+    ):
+        resolve("triton", old, torch.float32)
     resolve.cache_clear()
 
 

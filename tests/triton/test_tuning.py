@@ -16,7 +16,7 @@ from efcn_sparse.ops.backends.triton.tuning import Case, Config, Row, config_for
 from efcn_sparse.ops.structure import Structure
 from tests.table import pattern
 
-CASE = Case("spmm", "sm90", 16, 64, 64, 8192, 0.1)
+CASE = Case("spmm", "sm90", 16, 64, 64, 2048, 0.1, 4096)
 
 
 @pytest.mark.parametrize("arch", ["sm80", "sm90", "sm100", "gfx942", "interpreter", "sm120", "gfx950"])
@@ -33,37 +33,43 @@ def test_the_nearest_row_is_taken() -> None:
         if row.case.arch != "interpreter":
             assert row.case.distance(row.case) == 0
             assert config_for(row.case) == next(r.config for r in table if r.case == row.case)
-    nearby = Case("spmm", "sm90", 16, 60, 70, 7000, 0.12)
+    nearby = Case("spmm", "sm90", 16, 60, 70, 2100, 0.12, 4000)
     assert config_for(nearby) == config_for(CASE)
 
 
 @pytest.mark.parametrize(
-    ("operation", "side", "batch", "density", "tile"),
+    ("operation", "side", "batch", "density", "rows", "tile"),
     [
-        ("spmm", 128, 8192, 0.05, (256, 128)),
-        ("spmm", 128, 8192, 0.5, (256, 128)),
-        ("spmm_t", 64, 8192, 0.25, (256, 128)),
-        ("spmm", 64, 8192, 0.5, (128, 256)),
-        ("spmm", 32, 8192, 0.1, (256, 128)),
-        ("spmm_t", 32, 8192, 0.25, (128, 256)),
-        ("spmm_t", 16, 8192, 0.5, (128, 256)),
-        ("spmm", 128, 1024, 0.1, (256, 128)),
-        ("sddmm", 128, 8192, 0.1, (256, 128)),
-        ("sddmm", 128, 8192, 0.5, (128, 128)),
-        ("sddmm", 16, 8192, 0.5, (128, 128)),
-        ("spmm", 128, 256, 0.1, (64, 128)),  # a matrix of 4096×4096: few programs, so small ones
-        ("spmm", 64, 256, 0.1, (128, 64)),
-        ("spmm", 64, 256, 0.003, (256, 128)),  # an early layer of a net at 224 pixels: many programs
-        ("spmm_t", 64, 256, 0.012, (256, 128)),
-        ("sddmm", 64, 256, 0.003, (256, 128)),
+        ("spmm", 128, 8192, 0.05, 4096, (256, 128)),
+        ("spmm", 128, 8192, 0.5, 4096, (256, 128)),
+        ("spmm_t", 64, 8192, 0.25, 4096, (256, 128)),
+        ("spmm", 64, 8192, 0.5, 4096, (128, 256)),
+        ("spmm", 32, 8192, 0.1, 4096, (256, 128)),
+        ("spmm_t", 32, 8192, 0.25, 4096, (128, 256)),
+        ("spmm_t", 16, 8192, 0.5, 4096, (128, 256)),
+        ("spmm", 128, 1024, 0.1, 16384, (256, 128)),
+        ("sddmm", 128, 8192, 0.1, 4096, (256, 128)),
+        ("sddmm", 128, 8192, 0.5, 4096, (128, 128)),
+        ("sddmm", 16, 8192, 0.5, 4096, (128, 128)),
+        ("spmm", 128, 256, 0.1, 4096, (64, 128)),  # few programs, so small ones
+        ("spmm", 64, 256, 0.1, 4096, (128, 64)),
+        ("spmm", 64, 256, 0.1, 1024, (64, 32)),  # fewer still
+        ("sddmm", 128, 256, 0.1, 1024, (64, 32)),
+        ("spmm", 64, 256, 0.003, 1 << 18, (256, 128)),  # an early layer of a net at 224 pixels: many programs
+        ("spmm_t", 64, 256, 0.012, 1 << 18, (256, 128)),
+        ("sddmm", 64, 256, 0.003, 1 << 18, (256, 128)),
+        ("spmm", 128, 256, 0.045, 50176, (256, 128)),  # ResNet-18's third and fourth stages
+        ("spmm_t", 128, 256, 0.14, 25088, (256, 128)),
+        ("sddmm", 128, 256, 0.14, 25088, (256, 128)),
     ],
 )  # fmt: skip
-def test_batch_and_density_choose_the_tile(
-    operation: str, side: int, batch: int, density: float, tile: tuple[int, int]
+def test_batch_density_and_size_choose_the_tile(
+    operation: str, side: int, batch: int, density: float, rows: int, tile: tuple[int, int]
 ) -> None:
-    rounded = 2.0 ** round(math.log2(density))  # as `plan.configure` asks
-    for asked in (density, rounded):
-        found = config_for(Case(operation, "sm90", 16, side, side, batch, asked))
+    results = density * rows**2 if operation == "sddmm" else rows
+    rounded = 2.0 ** round(math.log2(density)), 1 << round(math.log2(results))  # as `plan.configure` asks
+    for asked in ((density, int(results)), rounded):
+        found = config_for(Case(operation, "sm90", 16, side, side, batch, *asked))
         assert (found.block_m, found.block_n) == tile
 
 

@@ -2,7 +2,7 @@
 
 A backend is a module with
 
-- ``NAME``, and ``why_not(device_type, dtype) -> str | None``: the reason why it cannot run there, None if it can;
+- ``NAME``, and ``why_not(device, dtype) -> str | None``: the reason why it cannot run there, None if it can;
 - ``ONLY_BY_NAME``, if it likes: device types where it can run but ``"auto"`` passes it over;
 - ``spmm(y, x, values, bias, structure, shape, transpose, alpha, beta)``: y = alpha · (x Wᵀ + bias) + beta · y
   (x W with ``transpose``); y is not read when beta is 0;

@@ -14,10 +14,11 @@ NAME = "cpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """The reason why this backend cannot run there, None if it can."""
-    if device_type != "cpu":
-        return f"its kernels run on CPU tensors, not {device_type}"
+    kind = torch.device(device).type
+    if kind != "cpu":
+        return f"its kernels run on CPU tensors, not {kind}"
     if dtype not in _DTYPES:
         return f"it has no kernels for {dtype}"
     status = extension_status()

@@ -14,7 +14,7 @@ _CHUNK_ELEMENTS = 1 << 24
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """The reason why this backend cannot run there; it always can."""
     return None
 

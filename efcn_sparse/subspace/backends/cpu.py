@@ -11,9 +11,9 @@ from efcn_sparse.subspace.plan import Plan
 NAME = "cpu"
 
 
-def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """The reason why this backend cannot run there, None if it can."""
-    reason = operations.why_not(device_type, dtype)
+    reason = operations.why_not(device, dtype)
     if reason is None and not hasattr(torch.ops.efcn_sparse_cpu, "subspace_squares"):
         return "the compiled extension is older than this package: rebuild it"
     return reason

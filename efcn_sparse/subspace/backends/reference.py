@@ -15,7 +15,7 @@ NAME = "reference"
 _CHUNK_ELEMENTS = 1 << 22
 
 
-def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """The reason why this backend cannot run there; it always can."""
     return None
 

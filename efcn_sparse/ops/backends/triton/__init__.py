@@ -22,25 +22,29 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LEAST_CAPABILITY = (8, 0)
 
 
-def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """The reason why this backend cannot run there, None if it can."""
-    if device_type not in ("cuda", "cpu"):
-        return f"its kernels run on CUDA and ROCm GPUs, not {device_type}"
+    device = torch.device(device)
+    if device.type not in ("cuda", "cpu"):
+        return f"its kernels run on CUDA and ROCm GPUs, not {device.type}"
     if dtype not in _DTYPES:
         return f"it has no kernels for {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install efcn-sparse[triton]"
     if is_interpreting():
         return interpreter.why_not()
-    if device_type == "cpu":
+    if device.type == "cpu":
         return (
             "its kernels run on GPUs; Triton interprets them on CPU tensors if TRITON_INTERPRET=1 is set at the start"
         )
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    if not torch.version.hip and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-        found, least = torch.cuda.get_device_capability(), _LEAST_CAPABILITY
-        return f"it needs compute capability {least[0]}.{least[1]} or more, this GPU has {found[0]}.{found[1]}"
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        return f"torch sees {torch.cuda.device_count()} GPUs, none is {device}"
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        found, least = torch.cuda.get_device_capability(device), _LEAST_CAPABILITY
+        which = f"{device} ({torch.cuda.get_device_name(device)})"
+        return f"it needs compute capability {least[0]}.{least[1]} or more, {which} has {found[0]}.{found[1]}"
     return None
 
 

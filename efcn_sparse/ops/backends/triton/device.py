@@ -11,11 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class Device:
-    """Architecture, how many multiprocessors it has, and bytes of shared memory that a program may have."""
+    """Architecture, how many multiprocessors it has, bytes of shared memory that a program may have, and its name."""
 
     arch: str
     processors: int
     shared_memory: int
+    name: str = ""
 
 
 INTERPRETER = Device("interpreter", 1, 1 << 30)
@@ -40,6 +41,6 @@ def device_of(tensor: torch.Tensor) -> Device:
 def _device(index: int) -> Device:
     found = torch.cuda.get_device_properties(index)
     if torch.version.hip:
-        return Device(found.gcnArchName.split(":")[0], found.multi_processor_count, 65536)
+        return Device(found.gcnArchName.split(":")[0], found.multi_processor_count, 65536, found.name)
     shared = getattr(found, "shared_memory_per_block_optin", 99 * 1024)
-    return Device(f"sm{found.major}{found.minor}", found.multi_processor_count, shared)
+    return Device(f"sm{found.major}{found.minor}", found.multi_processor_count, shared, found.name)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from efcn_sparse.ops.backends.triton import schedule, work
 from efcn_sparse.ops.backends.triton.device import Device
+from efcn_sparse.ops.backends.triton.machines import machine_of
 from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.schedule import SpmmTasks, SuperRows
-from efcn_sparse.ops.backends.triton.tuning import Case, Config, bits_of, config_for, trimmed
+from efcn_sparse.ops.backends.triton.tuning import Case, Config, bits_of, config_for, forced, trimmed
 from efcn_sparse.ops.structure import Structure
 
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
@@ -48,21 +49,29 @@ class Problem(NamedTuple):
         )  # fmt: skip
 
 
+def case_of(problem: Problem) -> Case:
+    """What the table is asked for, in whole octaves: problems that are nearly alike are one case."""
+    rows, cols = problem.structure.crow_indices.numel() - 1, problem.structure.ccol_indices.numel() - 1
+    sizes = problem.sizes()
+    density = sizes.blocks / max(1, rows * cols)
+    results = sizes.blocks * sizes.height * sizes.width if problem.operation == "sddmm" else sizes.outputs
+    return Case(
+        problem.operation, problem.device.arch, bits_of(problem.dtype), problem.height, problem.width,
+        _octave(problem.batch), 2.0 ** round(math.log2(density)) if density else 0.0,
+        1 << round(math.log2(max(1, results))),
+    )  # fmt: skip
+
+
 def configure(problem: Problem) -> Config:
     """The table's configuration, with the size of super-rows settled, and stages that fit the shared memory.
 
     Raises:
         RuntimeError: no number of stages fits.
     """
-    rows, cols = problem.structure.crow_indices.numel() - 1, problem.structure.ccol_indices.numel() - 1
-    density = problem.structure.col_indices.numel() / max(1, rows * cols)
-    case = Case(
-        problem.operation, problem.device.arch, bits_of(problem.dtype), problem.height, problem.width,
-        _octave(problem.batch), 2.0 ** round(math.log2(density)) if density else 0.0,
-    )  # fmt: skip
-    config = config_for(case)
+    case = case_of(problem)
+    config = forced() or config_for(case)
     members = config.members or remembered(
-        problem.structure, ("members", case, config), lambda: _best_members(problem, config)
+        problem.structure, ("members", case, config, problem.device), lambda: _best_members(problem, config)
     )
     return _fitted(trimmed(config, problem.height, members), problem)
 
@@ -143,7 +152,7 @@ def _fitted(config: Config, problem: Problem) -> Config:
 def _best_members(problem: Problem, config: Config) -> int:
     sizes = work.candidates(problem.height, config.block_n)
     entries = {size: super_rows(problem, size).cols.numel() for size in sizes}
-    return work.best_members(problem.operation, problem.sizes(), entries, config)
+    return work.best_members(problem.operation, problem.sizes(), entries, config, machine_of(problem.device))
 
 
 def _octave(number: int) -> int:

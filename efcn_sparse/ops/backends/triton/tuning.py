@@ -1,6 +1,7 @@
 """Tile sizes as data: ``tuning.json``, the nearest row of it, and a user's own file before it.
 
-Nothing is ever timed here: rows are chosen ahead, by the work model (``benchmarks/gpu/predict.py --search``).
+Nothing is ever timed here: rows are chosen ahead, by the work model (``benchmarks/gpu/search.py``) or by measuring
+(``efcn-sparse tune``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import functools
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import torch
 
 OVERRIDE = "EFCN_TUNING"  # a file whose rows come before those of tuning.json
 OPERATIONS = ("spmm", "spmm_t", "sddmm")
-_TABLE = Path(__file__).with_name("tuning.json")
+TABLE = Path(__file__).with_name("tuning.json")
 _WIDTHS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16, torch.float16: 16}
 
 
@@ -64,6 +67,8 @@ class Case:
         bits: of an operand: 16, 32 or 64.
         height, width: of a block, along the outputs of the operation and along its inputs.
         batch, density: rows of x, and stored blocks over all blocks.
+        results: how many numbers the result has: outputs of one row of the batch, or for ``sddmm`` stored entries. Over
+            the tile's that is how many programs there are to fill the device. 0 in a row: it is for every size.
     """
 
     operation: str
@@ -73,16 +78,27 @@ class Case:
     width: int
     batch: int
     density: float
+    results: int = 0
 
     def distance(self, other: Case) -> float:
-        """How far ``other`` is: kind and operand first, then the block, the batch and the density, in octaves."""
+        """How far ``other`` is, in octaves: kind and operand first, the GPU, then block, batch, size and density."""
         if self.operation != other.operation or self.bits != other.bits:
             return math.inf
-        far = 100.0 if self.arch != other.arch else 0.0
         if (self.arch == "interpreter") != (other.arch == "interpreter"):
             return math.inf
+        far = 0.0 if self.arch == other.arch else 100.0 if family(self.arch) == family(other.arch) else 200.0
         sides = _octaves(self.height, other.height) + _octaves(self.width, other.width)
-        return far + sides + 0.5 * _octaves(self.batch, other.batch) + 0.25 * _octaves(self.density, other.density)
+        size = _octaves(self.results, other.results) if self.results and other.results else 0.0
+        amount = _octaves(self.batch, other.batch) + size
+        return far + sides + 0.5 * amount + 0.25 * _octaves(self.density, other.density)
+
+
+def family(arch: str) -> str:
+    """The GPU of the table that multiplies with the same instructions: GeForce's newest has those of ``"sm80"``."""
+    if arch.startswith("gfx"):
+        return "gfx942"
+    generation = arch.removeprefix("sm")[:-1]
+    return {"8": "sm80", "9": "sm90", "10": "sm100", "11": "sm100", "12": "sm80"}.get(generation, arch)
 
 
 def _octaves(one: float, other: float) -> float:
@@ -101,6 +117,24 @@ class Row:
 def bits_of(dtype: torch.dtype) -> int:
     """16, 32 or 64: rows of the table hold for every dtype of that size."""
     return _WIDTHS[dtype]
+
+
+_FORCED: list[Config] = []
+
+
+@contextmanager
+def only(config: Config) -> Iterator[None]:
+    """Inside, this is every case's configuration: for those who compare configurations, not for several threads."""
+    _FORCED.append(config)
+    try:
+        yield
+    finally:
+        _FORCED.pop()
+
+
+def forced() -> Config | None:
+    """The configuration of :func:`only`, None outside."""
+    return _FORCED[-1] if _FORCED else None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -124,7 +158,7 @@ def rows() -> tuple[Row, ...]:
 @functools.lru_cache(maxsize=8)
 def _rows(override: str) -> tuple[Row, ...]:
     own = read(Path(override)) if override else ()
-    return own + read(_TABLE)
+    return own + read(TABLE)
 
 
 def forget() -> None:
@@ -154,9 +188,19 @@ def read(path: Path) -> tuple[Row, ...]:
 
 
 def write(path: Path, table: tuple[Row, ...]) -> None:
-    """A file that :func:`read` reads."""
-    lines = [json.dumps({"case": asdict(r.case), "config": asdict(r.config), "source": r.source}) for r in table]
-    path.write_text('{"rows": [\n  ' + ",\n  ".join(lines) + "\n]}\n", encoding="utf-8")
+    """A file that :func:`read` reads, put in the place of the old one at once."""
+    lines = [json.dumps({"case": _told(r.case), "config": _told(r.config), "source": r.source}) for r in table]
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write('{"rows": [\n  ' + ",\n  ".join(lines) + "\n]}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _told(made: Any) -> dict[str, Any]:
+    """Its fields, but for those that are as usual."""
+    return {f.name: v for f, v in zip(fields(made), asdict(made).values(), strict=True) if v != f.default}
 
 
 def _made(kind: type[Any], given: dict[str, Any]) -> Any:

@@ -7,21 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from efcn_sparse.ops.backends.triton.machines import H200, Machine
 from efcn_sparse.ops.backends.triton.tuning import Config, trimmed
 
-
-@dataclass(frozen=True)
-class Machine:
-    """Ceilings: FLOP/s of the matrix units for operands of 16, 32 and 64 bits, and bytes/s of the two memories."""
-
-    name: str
-    flops: dict[int, float]
-    l2: float
-    memory: float
-
-
-# bf16 and memory as measured on this GPU; L2, and the other operands' rates (of the data sheet), are leads
-H200 = Machine("H200", {16: 790e12, 32: 395e12, 64: 60e12}, l2=5.5e12, memory=4.3e12)
+__all__ = ["H200", "Machine", "Shape", "Work", "best_members", "candidates", "sddmm_work", "spmm_work"]
 
 
 @dataclass(frozen=True)

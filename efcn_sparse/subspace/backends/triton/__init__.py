@@ -14,9 +14,9 @@ from efcn_sparse.subspace.plan import Plan
 NAME, ONLY_BY_NAME = operations.NAME, operations.ONLY_BY_NAME
 
 
-def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """The reason why this backend cannot run there, None if it can."""
-    return operations.why_not(device_type, dtype)
+    return operations.why_not(device, dtype)
 
 
 def squares(values: Tensor, plan: Plan) -> Tensor:
