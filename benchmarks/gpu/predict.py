@@ -8,7 +8,8 @@
 Runs anywhere. Schedules are made as on that GPU; times are the model's least times there, not measurements.
 ``--ceilings`` takes rates that ``run.py`` measured, ``--l2`` another rate of the L2. ``--traffic`` also follows which
 tiles the schedule finds in the L2, and so what it moves through memory (a minute). ``--programs`` adds what programs
-cost beside their products, counted in the compiled kernels (needs Triton's tools for NVIDIA GPUs; a minute).
+cost beside their products, counted in the compiled kernels (needs Triton's tools for NVIDIA GPUs; a minute). ``--tile``
+takes one tile for everything, with as many joined rows as then are best.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from benchmarks.gpu.cases import BATCHES, GOALS, OPERATIONS, PREDICTED_NETS, SIZES, Product, grid
 from efcn_sparse.ops.backends.triton import plan, work
 from efcn_sparse.ops.backends.triton.device import Device
-from efcn_sparse.ops.backends.triton.tuning import Config
+from efcn_sparse.ops.backends.triton.tuning import Config, trimmed
 from efcn_sparse.ops.structure import Structure
 from efcn_sparse.pattern import BlockPattern
 
@@ -101,7 +102,12 @@ def memory_allows(p: Prediction, machine: work.Machine) -> float:
 
 
 def table(
-    machines: Sequence[work.Machine], batch: int, size: tuple[int, int], with_traffic: bool, with_programs: bool = False
+    machines: Sequence[work.Machine],
+    batch: int,
+    size: tuple[int, int],
+    with_traffic: bool,
+    with_programs: bool = False,
+    tile: Config | None = None,
 ) -> str:
     """Markdown, for the patterns of that size with that batch: for each machine the bound, and fractions of dense."""
     from benchmarks.gpu.traffic import hbm_bytes
@@ -116,7 +122,8 @@ def table(
     for case in grid([size], [batch]):
         pattern = make_pattern(case)
         for operation in OPERATIONS:
-            p = predict(case, pattern, operation, machines[0])
+            config = None if tile is None else _joined(case, pattern, operation, machines[0], tile)
+            p = predict(case, pattern, operation, machines[0], config)
             moved = [f"{hbm_bytes(p.problem, p.config) / 1e6:.0f}"] if with_traffic else []
             cells = [
                 str(case.block), f"{case.density:.0%}", operation, tile_of(p.config), str(p.config.members),
@@ -129,6 +136,11 @@ def table(
                           *([_with_programs(p, machine)] if with_programs else [])]  # fmt: skip
             lines.append([*cells, f"{GOALS[case.block]:.2f}", f"{p.l2_for_goal / 1e12:.1f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _joined(case: Product, pattern: BlockPattern, operation: str, machine: work.Machine, tile: Config) -> Config:
+    configs = [trimmed(tile, case.block, size) for size in work.candidates(case.block, tile.block_n)]
+    return min(configs, key=lambda config: predict(case, pattern, operation, machine, config).seconds)
 
 
 def _with_programs(p: Prediction, machine: work.Machine) -> str:
@@ -168,6 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=list(sizes), default="4096x4096")
     parser.add_argument("--traffic", action="store_true")
     parser.add_argument("--programs", action="store_true")
+    parser.add_argument("--tile", metavar="MxNxK", help="in place of the tuned ones")
+    parser.add_argument("--stages", type=int, default=3, help="of --tile (default: 3)")
+    parser.add_argument("--warps", type=int, default=8, help="of --tile (default: 8)")
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--steps", action="store_true", help="training steps of the nets, instead")
     parser.add_argument("--net", choices=[net.model for net in PREDICTED_NETS], help="the layers of this net, instead")
@@ -197,7 +212,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         "\n".join(_ceilings(machine) for machine in machines), f"; W is {options.size}, N = {options.batch}\n", sep=""
     )
-    print(table(machines, options.batch, size, options.traffic, options.programs))
+    tile = None
+    if options.tile:
+        tile = Config(*map(int, options.tile.split("x")), warps=options.warps, stages=options.stages)
+    print(table(machines, options.batch, size, options.traffic, options.programs, tile))
     return 0
 
 

@@ -60,6 +60,13 @@ def test_the_table_has_every_case(capsys: pytest.CaptureFixture[str]) -> None:
             assert 0 < float(cells[place + 1]) <= float(cells[place]) + 0.01 <= 1.02
 
 
+def test_one_tile_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--device", "h200", "--tile", "64x32x16", "--batch", "256"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()[4:]
+    assert len(lines) == 4 * 4 * 3
+    assert {line.split("|")[4].strip() for line in lines} <= {"64×32×16", "64×16×16"}
+
+
 def test_ceilings_come_from_a_run_or_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.json"
     records = [
