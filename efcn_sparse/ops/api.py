@@ -13,9 +13,9 @@ from efcn_sparse.ops.checks import (
     check_backend,
     check_features,
     check_floating,
-    check_no_tangents,
     check_pattern,
 )
+from efcn_sparse.ops.transforms import sddmm_under_transforms, spmm_under_transforms, under_transforms
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -31,7 +31,8 @@ def spmm(
     beta: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Sparse × dense: ``x Wᵀ + bias``, or with ``transpose`` ``x W + bias``. Differentiable to any order.
+    """Sparse × dense: ``x Wᵀ + bias``, or with ``transpose`` ``x W + bias``. Differentiable to any order and
+    in both modes, and open to the transforms of :mod:`torch.func`.
 
     Args:
         x: ``[..., in_features]`` (``[..., out_features]`` with ``transpose``), any strides.
@@ -52,7 +53,6 @@ def spmm(
         ValueError: a shape or device does not fit.
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run here; or ``out`` was given where a gradient is needed.
-        NotImplementedError: an input carries a forward-mode tangent.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -74,11 +74,13 @@ def spmm(
         if tuple(bias.shape) != (out_features,):
             raise ValueError(f"bias must be [{out_features}], got {list(bias.shape)}")
         check_alike("bias", bias, "x", x, may_cast=out is None)
-    check_no_tangents(x=x, values=values, bias=bias)
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     if out is None:
         _check_scaling(alpha, beta)
-        y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
+        if under_transforms():
+            y = spmm_under_transforms(rows, values, bias, pattern, transpose, backend)
+        else:
+            y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
     _check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
     y = out if out.dim() == 2 else out.view(rows.shape[0], out_features)
@@ -99,7 +101,8 @@ def sddmm(
     beta: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Sampled dense × dense: ``aᵀ b`` at the stored blocks, summed over all leading dimensions. Differentiable.
+    """Sampled dense × dense: ``aᵀ b`` at the stored blocks, summed over all leading dimensions. Differentiable
+    as :func:`spmm` is.
 
     With ``a = dy`` and ``b = x`` this is the gradient of ``values``; with ``out=values``, ``alpha=-lr`` and
     ``beta = 1 - lr · weight_decay`` it is a step of SGD that never holds a gradient.
@@ -121,7 +124,6 @@ def sddmm(
         ValueError: a shape or device does not fit.
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run here; or ``out`` was given where a gradient is needed.
-        NotImplementedError: an input carries a forward-mode tangent.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -138,12 +140,13 @@ def sddmm(
     check_alike("b", b, "a", a, may_cast=out is None)
     if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"b must have the leading dimensions of a, {list(a.shape[:-1])}, got {list(b.shape[:-1])}")
-    check_no_tangents(a=a, b=b)
     batch = math.prod(a.shape[:-1])
     left = a if a.dim() == 2 else a.reshape(batch, pattern.shape[0])
     right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])
     if out is None:
         _check_scaling(alpha, beta)
+        if under_transforms():
+            return sddmm_under_transforms(left, right, pattern, backend)
         return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
     _check_out(out, pattern.values_shape, {"a": a, "b": b})
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)

@@ -23,15 +23,6 @@ def check_backend(backend: str) -> None:
         raise TypeError(f"backend must be a string, got {type(backend).__name__}")
 
 
-def check_no_tangents(**tensors: Tensor | None) -> None:
-    """Refuse forward-mode differentiation: torch would lose the tangents of an operator without a word."""
-    if torch.compiler.is_compiling():
-        return
-    for name, tensor in tensors.items():
-        if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"{name} has a forward-mode tangent, but the derivatives are reverse-mode only")
-
-
 def check_features(name: str, tensor: Tensor, features: int) -> None:
     if tensor.dim() == 0 or tensor.shape[-1] != features:
         raise ValueError(f"{name} must be [..., {features}], got {list(tensor.shape)}")

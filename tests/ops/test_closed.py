@@ -110,15 +110,3 @@ def test_only_the_wanted_gradient_is_computed(row: Row, wanted: str) -> None:
         y.backward(torch.ones_like(y))
     assert operators.seen == {"x": {"efcn_sparse::spmm"}, "values": {"efcn_sparse::sddmm"}, "bias": set()}[wanted]
     assert inputs[wanted].grad is not None
-
-
-@pytest.mark.parametrize("row", rows(FLOAT64))
-def test_forward_mode_is_refused_not_lost(row: Row) -> None:
-    p = SMALL["rectangular"]().to(row.device)
-    x, values = randn(3, p.shape[1], row=row, seed=1), randn(*p.values_shape, row=row, seed=2)
-    message = "values has a forward-mode tangent, but the derivatives are reverse-mode only"
-    with pytest.raises(NotImplementedError, match=message):
-        torch.func.jvp(lambda values: es.spmm(x, values, p, backend=row.backend), (values,), (values,))
-    a = randn(3, p.shape[0], row=row, seed=3)
-    with pytest.raises(NotImplementedError, match="a has a forward-mode tangent"):
-        torch.func.jvp(lambda a: es.sddmm(a, x, p, backend=row.backend), (a,), (a,))

@@ -1,0 +1,120 @@
+"""Under torch.func and forward-mode differentiation the operations are those of the dense matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+
+import efcn_sparse as es
+from tests.ops.inputs import randn
+from tests.table import FLOAT64, Row, pattern, rows
+
+P = "masked-ragged"
+ROWS = rows(FLOAT64, where=lambda backend: not backend.slow)  # what is transformed is not the backend
+Operation = Callable[..., Tensor]
+
+
+def _operands(row: Row) -> dict[str, Tensor]:
+    p = pattern(P, row.device)
+    return {
+        "x": randn(3, p.shape[1], row=row, seed=1),
+        "values": randn(*p.values_shape, row=row, seed=2),
+        "bias": randn(p.shape[0], row=row, seed=3),
+        "a": randn(3, p.shape[0], row=row, seed=4),
+    }
+
+
+def _operations(row: Row) -> tuple[dict[str, Operation], dict[str, Operation]]:
+    """Both operations, and spmm with the transpose, sparse and dense, as functions of their operands."""
+    p = pattern(P, row.device)
+    sparse: dict[str, Operation] = {
+        "spmm": lambda x, values, bias: es.spmm(x, values, p, bias=bias, backend=row.backend),
+        "transposed": lambda a, values: es.spmm(a, values, p, transpose=True, backend=row.backend),
+        "sddmm": lambda a, x: es.sddmm(a, x, p, backend=row.backend),
+    }
+    dense: dict[str, Operation] = {
+        "spmm": lambda x, values, bias: x @ p.to_dense(values).T + bias,
+        "transposed": lambda a, values: a @ p.to_dense(values),
+        "sddmm": lambda a, x: p.gather(a.T @ x),
+    }
+    return sparse, dense
+
+
+NAMES = {"spmm": ("x", "values", "bias"), "transposed": ("a", "values"), "sddmm": ("a", "x")}
+
+
+def _numbers(k: int) -> tuple[int, ...]:
+    return tuple(range(k))
+
+
+def _batched(f: Operation, arguments: tuple[Tensor, ...], which: int) -> Tensor:
+    in_dims = tuple(1 if k == which else None for k in _numbers(len(arguments)))
+    several = [torch.stack([t, 2 * t, t.cos()], 1) if k == which else t for k, t in enumerate(arguments)]
+    return vmap(f, in_dims=in_dims)(*several)
+
+
+TRANSFORMS: dict[str, Callable[[Operation, tuple[Tensor, ...]], Any]] = {
+    "grad": lambda f, a: grad(lambda *a: f(*a).sin().sum(), _numbers(len(a)))(*a),
+    "vjp": lambda f, a: vjp(f, *a)[1](f(*a).cos()),
+    "jvp": lambda f, a: jvp(f, a, tuple(t.cos() for t in a)),
+    "jvp of one": lambda f, a: jvp(lambda t: f(a[0], t, *a[2:]), (a[1],), (a[1].cos(),)),
+    "jacrev": lambda f, a: jacrev(lambda *a: f(*a).sum(-1), _numbers(len(a)))(*a),
+    "jacfwd": lambda f, a: jacfwd(lambda *a: f(*a)[:1, :2], _numbers(len(a)))(*a),
+    "hessian": lambda f, a: hessian(lambda st: f(st[0] * a[0], st[1] * a[1], *a[2:]).sin().sum())(a[0][0, :2]),
+    "grad of vmap": lambda f, a: grad(lambda *a: _batched(f, a, 0).sin().sum(), _numbers(len(a)))(*a),
+    "vmap of grad": lambda f, a: _batched(lambda *a: grad(lambda t: f(a[0], t, *a[2:]).sin().sum())(a[1]), a, 0),
+    "reverse over forward": lambda f, a: grad(
+        lambda t: jvp(lambda s: f(s, *a[1:]), (t,), (t.sin(),))[1].sin().sum()
+    )(a[0]),
+} | {f"vmap of {k}": lambda f, a, k=k: _batched(f, a, min(k, len(a) - 1)) for k in range(3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("operation", NAMES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_as_the_dense_matrix(row: Row, operation: str, transform: str) -> None:
+    sparse, dense = _operations(row)
+    arguments = tuple(_operands(row)[name] for name in NAMES[operation])
+    got = TRANSFORMS[transform](sparse[operation], arguments)
+    torch.testing.assert_close(got, TRANSFORMS[transform](dense[operation], arguments))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_forward_mode_without_torch_func(row: Row) -> None:
+    sparse, dense = _operations(row)
+    o = _operands(row)
+    with forward_ad.dual_level():
+        x, values = (forward_ad.make_dual(o[name], o[name].cos()) for name in ("x", "values"))
+        tangents = [forward_ad.unpack_dual(f["spmm"](x, values, o["bias"])).tangent for f in (sparse, dense)]
+    torch.testing.assert_close(*tangents)
+
+
+def test_a_layer_in_an_ensemble() -> None:
+    p = pattern(P)
+    layers = [es.SparseLinear(p.shape[1], p.shape[0], p, dtype=torch.float64) for _ in range(3)]
+    parameters, buffers = stack_module_state(layers)
+    x = torch.randn(3, 5, p.shape[1], dtype=torch.float64)
+    got = vmap(lambda parameters, x: functional_call(layers[0], (parameters, buffers), (x,)))(parameters, x)
+    torch.testing.assert_close(got, torch.stack([layer(rows) for layer, rows in zip(layers, x, strict=True)]))
+
+
+def test_gradients_of_each_sample_under_autocast() -> None:
+    p = pattern(P)
+    layer, x = es.SparseLinear(p.shape[1], p.shape[0], p), torch.randn(4, p.shape[1])
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional_call(layer, parameters, (x,)).float().square().sum()
+
+    got = vmap(grad(loss), in_dims=(None, 0))(dict(layer.named_parameters()), x)
+    for k in range(4):
+        layer.zero_grad()
+        loss(dict(layer.named_parameters()), x[k]).backward()
+        assert got["values"].dtype == torch.float32
+        torch.testing.assert_close(got["values"][k], layer.values.grad, rtol=2e-2, atol=2e-2)
