@@ -14,6 +14,9 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")  # asking torch which there are would break 
 def check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "a nested tensor" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
 

@@ -177,6 +177,17 @@ def test_conv1d_of_transformers() -> None:
     assert conv.weight.grad is None
 
 
+def test_padding_on_the_fast_path_of_torchs_encoder() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    encoder = es.sparsify(nn.TransformerEncoder(layer, 2), {"*": RULE})
+    x, padding = torch.randn(2, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    expected = encoder.train()(x, src_key_padding_mask=padding).detach()
+    with torch.no_grad():
+        got = encoder.eval()(x, src_key_padding_mask=padding)  # nested tensors between the layers
+    torch.testing.assert_close(got[~padding], expected[~padding])
+
+
 def test_a_rule_without_a_match_is_refused_and_nothing_changes() -> None:
     net = _net()
     before = _kinds(net)

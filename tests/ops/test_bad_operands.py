@@ -23,6 +23,21 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "x must be float64, float32, bfloat16 or float16, got torch.int64",
     ),
+    "x-sparse": (
+        lambda: es.spmm(X.to_sparse(), V, P),
+        TypeError,
+        "x must be a dense (strided) tensor, got torch.sparse_coo",
+    ),
+    "x-nested": (
+        lambda: es.spmm(torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged), V, P),
+        TypeError,
+        "x must be a dense (strided) tensor, got a nested tensor",
+    ),
+    "values-sparse": (
+        lambda: es.spmm(X, V.to_sparse(), P),
+        TypeError,
+        "values must be a dense (strided) tensor, got torch.sparse_coo",
+    ),
     "x-complex": (
         lambda: es.spmm(X.to(torch.complex64), V, P),
         TypeError,
