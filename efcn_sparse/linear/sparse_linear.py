@@ -23,6 +23,8 @@ class SparseLinear(nn.Module):
     ``values`` and ``bias`` are plain parameters, so any optimiser, clipping, ``state_dict`` and safetensors work.
     Entries of a stored block outside the support start at zero and get zero gradients, so they stay exactly zero
     under SGD with momentum and weight decay and under Adam. The pattern travels in the state dict.
+    :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``;
+    :func:`torch.func.functional_call` with values of one's own can stand in for it.
 
     Args:
         in_features, out_features: the sides of W; they must be those of ``pattern``.

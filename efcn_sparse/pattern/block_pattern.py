@@ -17,6 +17,7 @@ from efcn_sparse.pattern.checks import (
     checked_positions,
     index_device,
 )
+from efcn_sparse.pattern.draw import draw_blocks
 from efcn_sparse.pattern.walks import transposed_walk
 
 
@@ -211,9 +212,7 @@ class BlockPattern:
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"density must lie in [0, 1], got {density}")
         grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
-        device = generator.device if generator is not None else index_device()
-        flat = torch.randperm(grid[0] * grid[1], generator=generator, device=device)
-        flat = flat[: round(density * grid[0] * grid[1])]
+        flat = draw_blocks(grid[0] * grid[1], density, generator)
         return cls.from_blocks(flat // max(grid[1], 1), flat % max(grid[1], 1), shape, block_shape)
 
     # -- facts -------------------------------------------------------------------------------------------------

@@ -120,3 +120,28 @@ def test_given_arrays_are_copied() -> None:
         tensor.fill_(7)
     assert (p.crow_indices.tolist(), p.col_indices.tolist()) == ([0, 1], [0])
     assert (p.mask_index.tolist(), p.masks.tolist()) == ([0], [[[1, 0], [0, 1]]])
+
+
+def test_random_on_a_grid_too_large_to_shuffle() -> None:
+    def drawn() -> BlockPattern:
+        return BlockPattern.random((1 << 24, 1 << 24), (16, 16), 1e-8, torch.Generator().manual_seed(0))
+
+    p = drawn()
+    assert p.nnz_blocks == round(1e-8 * (1 << 40))
+    assert p == drawn()
+    for places in (p.rows_of_blocks(), p.col_indices):  # uniform: mean and standard deviation of 11,000 draws
+        share = places.double() / (1 << 20)
+        assert abs(float(share.mean()) - 1 / 2) < 0.02
+        assert abs(float(share.std()) - 12**-0.5) < 0.02
+
+
+def test_few_of_many_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from efcn_sparse.pattern import draw
+
+    monkeypatch.setattr(draw, "_MOST_SHUFFLED", 0)
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(10)
+    for _ in range(2000):
+        found = draw.draw_blocks(10, 0.5, generator)
+        assert found.unique().numel() == found.numel() == 5
+        counts[found] += 1
+    assert (counts - 1000).abs().max() < 120  # more than five standard deviations of 22.4
