@@ -29,15 +29,14 @@ import torch
 from benchmarks.gpu.cases import BATCHES, GOALS, OPERATIONS, PREDICTED_NETS, SIZES, Product, grid
 from efcn_sparse.ops.backends.triton import plan, work
 from efcn_sparse.ops.backends.triton.device import Device
+from efcn_sparse.ops.backends.triton.machines import H100, H200
 from efcn_sparse.ops.backends.triton.tuning import Config, trimmed
 from efcn_sparse.ops.structure import Structure
 from efcn_sparse.pattern import BlockPattern
 
 NAMES = {"forward": "spmm", "dx": "spmm_t", "dw": "sddmm"}
 SM90 = Device("sm90", 132, 227 * 1024)
-# bf16 and memory were measured on such GPUs; L2 is a lead
-H100 = work.Machine("H100", work.H200.flops | {16: 798e12}, l2=work.H200.l2, memory=3.0e12)
-MACHINES = {"h100": H100, "h200": work.H200}
+MACHINES = {"h100": H100, "h200": H200}
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,21 @@ def make_pattern(case: Product, device: str = "cpu") -> BlockPattern:
     return BlockPattern.random(shape, block, case.density, generator).to(device)
 
 
-def problem_of(case: Product, pattern: BlockPattern, operation: str) -> plan.Problem:
+def problem_of(case: Product, pattern: BlockPattern, operation: str, machine: work.Machine = H200) -> plan.Problem:
     """The problem as an H100 or H200 meets it, in bf16."""
-    structure = Structure.of(pattern.structure)
-    return plan.Problem(NAMES[operation], structure, case.block, case.block, case.batch, torch.bfloat16, SM90)
+    structure, device = Structure.of(pattern.structure), replace(SM90, name=machine.name)
+    return plan.Problem(NAMES[operation], structure, case.block, case.block, case.batch, torch.bfloat16, device)
 
 
 def predict(
     case: Product,
     pattern: BlockPattern,
     operation: str,
-    machine: work.Machine = work.H200,
+    machine: work.Machine = H200,
     config: Config | None = None,
 ) -> Prediction:
     """The prediction for the tuned configuration, or for another one."""
-    problem = problem_of(case, pattern, operation)
+    problem = problem_of(case, pattern, operation, machine)
     config = config or plan.configure(problem)
     entries = plan.super_rows(problem, config.members).cols.numel()
     count = work.sddmm_work if operation == "dw" else work.spmm_work

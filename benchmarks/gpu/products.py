@@ -13,6 +13,8 @@ from benchmarks.gpu.bench import Bench, relative_error
 from benchmarks.gpu.cases import GOALS, OPERATIONS, Product
 from benchmarks.gpu.predict import make_pattern, predict
 from efcn_sparse.ops import sddmm, spmm
+from efcn_sparse.ops.backends.triton.device import device_of
+from efcn_sparse.ops.backends.triton.machines import machine_of
 from efcn_sparse.pattern import BlockPattern
 
 TOLERANCE = 1e-2  # relative Frobenius distance in bf16
@@ -81,7 +83,7 @@ def measure(bench: Bench, case: Product) -> dict[str, Any]:
             "fraction_of_dense_rate": fraction, "goal": GOALS[case.block], "goal_met": fraction >= GOALS[case.block],
             "times_faster_than_dense": zeros.seconds / mine.seconds, "relative_error": error,
             "fraction_of_roofline": bench.ceilings().least_seconds(flops, moved) / mine.seconds,
-            "predicted_fraction": predict(case, pattern, operation).fraction,
+            "predicted_fraction": predict(case, pattern, operation, machine_of(device_of(x))).fraction,
         }  # fmt: skip
     if all("failed" in record[operation] for operation in OPERATIONS):
         raise RuntimeError(f"forward, dX and dW all fail, the first with {record['forward']['failed']}")

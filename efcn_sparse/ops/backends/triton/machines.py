@@ -20,7 +20,7 @@ class Machine:
 
 # bf16 and memory as measured on these two; L2, and the other operands' rates (of the data sheet), are leads
 H200 = Machine("H200", {16: 790e12, 32: 395e12, 64: 60e12}, l2=5.5e12, memory=4.3e12)
-H100 = Machine("H100", H200.flops, l2=H200.l2, memory=3.0e12)
+H100 = Machine("H100", H200.flops | {16: 798e12}, l2=H200.l2, memory=3.0e12)
 # leads altogether: nine tenths of the data sheets, and for L2 what has been published of such GPUs
 _LEADS = (
     Machine("A100", {16: 280e12, 32: 140e12, 64: 17e12}, l2=4.5e12, memory=1.7e12),
