@@ -18,7 +18,7 @@ REGISTER_LIMIT = {"sm80": 255, "sm90": 255, "sm100": 255, "gfx942": 512}
 @dataclass(frozen=True)
 class Binary:
     """Tensor instructions of the wanted kind, registers of a thread, spilled bytes, shared memory of a program,
-    asynchronous copies into shared memory, and operations in fp64.
+    asynchronous copies into shared memory, operations in fp64, and tiles fetched through a tensor descriptor.
     """
 
     instructions: int
@@ -27,9 +27,10 @@ class Binary:
     shared: int
     prefetches: int
     doubles: int
+    tiles_fetched: int
 
 
-NOTHING = Binary(0, 0, 0, 0, 0, 0)
+NOTHING = Binary(0, 0, 0, 0, 0, 0, 0)
 
 
 def read(built: Any, arch: str, instruction: str) -> Binary:
@@ -42,7 +43,8 @@ def read(built: Any, arch: str, instruction: str) -> Binary:
         text = built.asm["amdgcn"]
         registers, spilled = (_number(rf"\.{key}:\s*(\d+)", text) for key in ("vgpr_count", "vgpr_spill_count"))
         count = text.count(instruction) if instruction else 0
-        return Binary(count, registers, 4 * spilled, built.metadata.shared, 0, len(re.findall(r"\bv_\w+_f64", text)))
+        doubles = len(re.findall(r"\bv_\w+_f64", text))
+        return Binary(count, registers, 4 * spilled, built.metadata.shared, 0, doubles, 0)
     text = built.asm["ptx"]
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -53,7 +55,8 @@ def read(built: Any, arch: str, instruction: str) -> Binary:
     count = text.count(instruction) if instruction else 0
     prefetches = len(re.findall(r"cp\.async\.c[ag]", text))
     doubles = len(re.findall(r"^\s*(?!ld|st|mov)[a-z][\w.]*\.f64\b", text, re.MULTILINE))
-    return Binary(count, registers, stack + local, built.metadata.shared, prefetches, doubles)
+    fetched = text.count("cp.async.bulk.tensor")
+    return Binary(count, registers, stack + local, built.metadata.shared, prefetches, doubles, fetched)
 
 
 def _number(expression: str, text: str) -> int:

@@ -1,6 +1,7 @@
 """Every tuned configuration compiled for GPUs that need not be here, and what came out.
 
     python -m benchmarks.gpu.compile_ahead [--arch sm90 ...] [--kernels products plain] [--everything-on]
+                                           [--descriptors]
                                            [--summary | --json] [--limit N]
 
 No GPU is needed: Triton carries its compilers. A kernel passes if it multiplies with the tensor instruction of its
@@ -58,6 +59,8 @@ class Compiled:
     shared: int
     prefetches: int
     doubles: int
+    tiles_fetched: int
+    described: bool = False
     failed: str = ""
 
     def faults(self) -> list[str]:
@@ -73,8 +76,10 @@ class Compiled:
             found.append(f"{self.registers} registers")
         if self.shared > SHARED_LIMIT[self.arch]:
             found.append(f"{self.shared} bytes of shared memory")
-        if self.arch.startswith("sm") and self.stages > 1 and not self.prefetches:
+        if self.arch.startswith("sm") and self.stages > 1 and not (self.prefetches or self.tiles_fetched):
             found.append("operands are not loaded ahead")
+        if self.described and not self.tiles_fetched:
+            found.append("no tile is fetched through a descriptor")
         if self.doubles > _FACTORS and self.dtype != "fp64" and self.operation in OPERATIONS:
             found.append(f"{self.doubles} operations in fp64")
         return found
@@ -89,6 +94,8 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
     case, config = row.case, trimmed(row.config, row.case.height, members)
     kernel, constants = _constants(case.operation, case.bits, case.height, case.width, config)
     constants |= flags
+    if case.width % config.block_k:
+        constants |= {"DESCRIBED": False} if "DESCRIBED" in constants else {}
     target = (
         GPUTarget("hip", case.arch, 64) if case.arch.startswith("gfx") else GPUTarget("cuda", int(case.arch[2:]), 32)
     )
@@ -103,7 +110,7 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
     return Compiled(
         case.operation, case.arch, _TYPES[case.bits], f"{case.height}×{case.width}",
         f"{config.block_m}×{config.block_n}×{config.block_k}", members, config.warps, config.stages, instruction,
-        **asdict(binary), failed=failed,
+        **asdict(binary), described=constants.get("DESCRIBED", False), failed=failed,
     )  # fmt: skip
 
 
@@ -125,7 +132,9 @@ def _constants(operation: str, bits: int, height: int, width: int, config: Confi
     if operation == "sddmm":
         return sddmm_kernel, common
     steps = (1, height) if operation == "spmm_t" else (width, 1)
-    return spmm_kernel, common | dict(STEP_OUT=steps[0], STEP_IN=steps[1], SWIZZLE=config.swizzle, HAS_BIAS=True)
+    return spmm_kernel, common | dict(
+        STEP_OUT=steps[0], STEP_IN=steps[1], SWIZZLE=config.swizzle, HAS_BIAS=True, DESCRIBED=config.descriptors
+    )
 
 
 def _signature(
@@ -144,7 +153,10 @@ def _signature(
     if "stride_bias" in types:  # as at a launch, where Triton makes a constant of an argument that is 1
         constants = constants | {"stride_bias": 1}
     types |= dict.fromkeys(constants, "constexpr")
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*_ALIGNED, *_ALIGNED_NUMBERS) if n in names}
+    if constants.get("DESCRIBED"):
+        types["x"] = f"tensordesc<{kind}[{constants['BLOCK_M']}, {constants['BLOCK_K']}]>"
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*_ALIGNED, *_ALIGNED_NUMBERS)
+               if n in names and not types[n].startswith("tensordesc")}  # fmt: skip
     return types, {(names.index(name),): value for name, value in constants.items()}, aligned
 
 
@@ -235,16 +247,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernels", nargs="+", choices=("products", "plain"), default=["products"])
     parser.add_argument("--everything-on", action="store_true")
     parser.add_argument(
+        "--descriptors", action="store_true", help="x of SpMM through a tensor descriptor (sm90, sm100)"
+    )
+    parser.add_argument(
         "--limit", type=int, help="about this many products for each architecture, spread over the table"
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true")
     shape.add_argument("--summary", action="store_true", help="one line for each kind of kernel")
     options = parser.parse_args(arguments)
+    if options.descriptors and set(options.arch) - {"sm90", "sm100"}:
+        parser.error(f"--descriptors must be for sm90 or sm100, got {options.arch}")
+    flags: dict[str, Any] = EVERYTHING_ON if options.everything_on else {}
+    if options.descriptors:
+        flags = {"DESCRIBED": True} | (flags and flags | {"RAGGED": False})
     compiled: list[Compiled] = []
     if "products" in options.kernels:
-        compiled += compile_all(options.arch, options.limit, **(EVERYTHING_ON if options.everything_on else {}))
-        if options.everything_on:  # a batch that is cut leaves masks and beta to the sum of its stretches
+        compiled += compile_all(
+            options.arch, options.limit, ["spmm", "spmm_t"] if options.descriptors else OPERATIONS, **flags
+        )
+        if (
+            options.everything_on and not options.descriptors
+        ):  # a batch that is cut leaves masks and beta to the sum of its stretches
             compiled += compile_all(options.arch, options.limit, ["sddmm"], **(EVERYTHING_ON | {"SPLIT": False}))
     if "plain" in options.kernels:
         compiled += compile_plain(options.arch)

@@ -15,7 +15,7 @@ from efcn_sparse.ops.backends.triton import plan, tuning
 def tuned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes one configuration that of every case, whatever the table says."""
 
-    def use(**config: int) -> None:
+    def use(**config: int | bool) -> None:
         chosen = tuning.Config(**config)
         monkeypatch.setattr(plan, "config_for", lambda case: chosen)
 

@@ -18,6 +18,11 @@ class Device:
     shared_memory: int
     name: str = ""
 
+    @property
+    def fetches_tiles(self) -> bool:
+        """Whether it has an engine that copies tiles into shared memory by itself: Hopper and later."""
+        return not self.arch.startswith(("sm8", "gfx"))
+
 
 INTERPRETER = Device("interpreter", 1, 1 << 30)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.backends.triton import plan
+from efcn_sparse.ops.backends.triton import descriptors, plan
 from efcn_sparse.ops.backends.triton.device import device_of, must_widen
 from efcn_sparse.ops.backends.triton.failure import launch_named
 from efcn_sparse.ops.backends.triton.language import dtype_of_sums
@@ -62,15 +62,18 @@ def run(
     common = dict(
         HEIGHT=height, MEMBERS=config.members, HAS_BIAS=bias is not None, ADD=beta != 0.0, ACCUMULATE=sums,
     )  # fmt: skip
+    described = config.descriptors and descriptors.fits(x, width, config, problem.device)
+    tiles_of_x = descriptors.describe(x, config) if described else x
     with launch_named("spmm_kernel", config, x=x, values=values, y=y):
         spmm_kernel[(n_tasks * tiles_n * tiles_m,)](
-            y, x, values, given_bias, pieces, todo.tasks, rows.members, rows.cols, rows.blocks,
+            y, tiles_of_x, values, given_bias, pieces, todo.tasks, rows.members, rows.cols, rows.blocks,
             structure.mask_index, masks,
             batch, n_tasks, in_features, y.shape[1], x.stride(0), stride_bias, alpha, beta,
             WIDTH=width, STEP_OUT=steps[0], STEP_IN=steps[1],
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, SWIZZLE=config.swizzle,
             SPLIT=todo.slots > 0, MASKED=structure.mask_index.numel() > 0, RAGGED=in_features % width != 0,
-            PRECISION=plan.input_precision(x.dtype), num_warps=config.warps, num_stages=config.stages, **common,
+            PRECISION=plan.input_precision(x.dtype), DESCRIBED=described,
+            num_warps=config.warps, num_stages=config.stages, **common,
         )  # fmt: skip
     if todo.slots:
         sum_m, sum_n = plan.sum_tile(config)

@@ -105,5 +105,7 @@ def neighbours(problem: plan.Problem, config: Config) -> list[Config]:
         now = getattr(config, name)
         lower = [number for number in scale if number < now][-1:]
         higher = [number for number in scale if number > now][:1]
-        found += [replace(config, **{name: number}) for number in lower + higher]
+        found += [replace(config, **{name: number}) for number in lower + higher]  # type: ignore[arg-type]
+    if problem.operation != "sddmm" and problem.device.fetches_tiles:
+        found.append(replace(config, descriptors=not config.descriptors))
     return sorted(filter(lambda c: fits(problem, c), found), key=lambda c: expected_seconds(problem, c))

@@ -49,12 +49,13 @@ def spmm_kernel(
     MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SWIZZLE: tl.constexpr, SPLIT: tl.constexpr, MASKED: tl.constexpr, RAGGED: tl.constexpr,
     HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
+    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """``y[m, n]`` for the batch rows m of one tile and the outputs n of one super-row.
 
     HEIGHT and WIDTH are the sides of a block along y and along x, STEP_OUT and STEP_IN its strides in ``values``. The
     outputs of a super-row's MEMBERS lie side by side on the N axis, the columns of its entries one behind the other on
-    the K axis, so that neither has to be a power of two.
+    the K axis, so that neither has to be a power of two. DESCRIBED: x is a descriptor of tiles, not an address.
     """
     TILES_N: tl.constexpr = (MEMBERS * HEIGHT + BLOCK_N - 1) // BLOCK_N
     # programs that run together share tiles of x and of values
@@ -73,7 +74,8 @@ def spmm_kernel(
     slot = tl.load(tasks + task * 4 + 3)
 
     m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows_of_x = x + tl.where(m < batch, m, 0)[:, None] * stride_x
+    if not DESCRIBED:
+        rows_of_x = x + tl.where(m < batch, m, 0)[:, None] * stride_x
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     member, o = n // HEIGHT, n % HEIGHT
     inside_n = n < MEMBERS * HEIGHT
@@ -94,7 +96,9 @@ def spmm_kernel(
         here = k < entries * WIDTH
         if RAGGED:
             here = here & (c < in_features)
-        if RAGGED or WIDTH % BLOCK_K != 0:
+        if DESCRIBED:
+            a = x.load([tile_m * BLOCK_M, col * WIDTH + (step % (WIDTH // BLOCK_K)) * BLOCK_K])
+        elif RAGGED or WIDTH % BLOCK_K != 0:
             a = tl.load(rows_of_x + c[None, :], mask=here[None, :], other=0.0)
         else:
             a = tl.load(rows_of_x + c[None, :])

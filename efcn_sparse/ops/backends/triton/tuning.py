@@ -36,6 +36,8 @@ class Config:
         pieces: ``spmm``: the most entries of a task, 0: by the size of the device; ``sddmm``: the stretches of the
             batch, 0: by the size of the device.
         warps, stages: of Triton.
+        descriptors: ``spmm``: x is fetched by the copy engine (Hopper and later) through a tensor descriptor, where its
+            layout suits. No row of the table asks for it: whether it pays was not measured.
     """
 
     block_m: int
@@ -46,6 +48,7 @@ class Config:
     pieces: int = 0
     warps: int = 4
     stages: int = 3
+    descriptors: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_n", "block_k"):
@@ -55,6 +58,8 @@ class Config:
         for name, least in (("members", 0), ("swizzle", 1), ("pieces", 0), ("warps", 1), ("stages", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)!r}")
+        if not isinstance(self.descriptors, bool):
+            raise ValueError(f"descriptors must be true or false, got {self.descriptors!r}")
 
 
 @dataclass(frozen=True)
