@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "figures and one HTML page of a run directory",
     "doctor": "what embedding a model would store, without building it",
     "bench": "the rates of the kernels on this machine",
+    "tune": "time tiles of the GPU kernels and write the best to a tuning file",
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from efcn_sparse.ops.backends.triton import plan, tuning
 from efcn_sparse.ops.backends.triton.device import Device
+from efcn_sparse.ops.backends.triton.machines import machine_of
 from efcn_sparse.ops.backends.triton.plan import Problem, configure, stretches
 from efcn_sparse.ops.backends.triton.tuning import Case, Config, Row, config_for, read, rows, write
 from efcn_sparse.ops.structure import Structure
@@ -77,6 +78,39 @@ def test_tiles_are_larger_where_the_batch_is() -> None:
     few, many = (configure(_problem(Device("sm90", 132, 227 << 10), batch=batch)) for batch in (256, 8192))
     assert few.block_m < many.block_m
     assert plan.shared_memory(many, 2) <= 227 << 10
+
+
+@pytest.mark.parametrize("arch", ["sm86", "sm89", "sm120"])
+@pytest.mark.parametrize("operation", tuning.OPERATIONS)
+def test_gpus_without_rows_take_those_of_their_instructions(arch: str, operation: str) -> None:
+    for batch in (1, 256, 2048, 8192):  # sm90 has rows for 2048, and sm80 has none so near
+        nearest = config_for(Case(operation, arch, 16, 64, 64, batch, 0.1, 4096))
+        assert nearest in {row.config for row in rows() if row.case.arch == "sm80"}
+        fitted = configure(_problem(Device(arch, 128, 99 << 10), operation, batch))
+        assert plan.shared_memory(fitted, 2) <= 99 << 10
+    assert [tuning.family(a) for a in ("sm90", "sm100", "sm103", "sm110", "gfx950")] == [
+        "sm90", "sm100", "sm100", "sm100", "gfx942"
+    ]  # fmt: skip
+
+
+def test_a_row_without_a_size_is_for_every_size() -> None:
+    free = Case("spmm", "sm90", 16, 64, 64, 2048, 0.1)
+    assert CASE.distance(free) == free.distance(CASE) == 0
+    assert CASE.distance(Case("spmm", "sm90", 16, 64, 64, 2048, 0.1, 2 * 4096)) == 0.5
+
+
+def test_ceilings_are_those_of_the_device() -> None:
+    names = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200", "NVIDIA A100-SXM4-80GB": "A100", "": "H200"}
+    assert {name: machine_of(Device("sm90", 132, 227 << 10, name)).name for name in names} == names
+    assert machine_of(Device("sm89", 128, 99 << 10, "NVIDIA L4")).name == "GeForce"
+    assert machine_of(Device("sm103", 148, 227 << 10)).name == "B200"
+
+
+def test_one_configuration_for_everything_is_for_comparing_only() -> None:
+    problem, chosen = _problem(Device("sm90", 132, 227 << 10)), Config(32, 32, 16, members=1, stages=2)
+    with tuning.only(chosen):
+        assert configure(problem) == chosen
+    assert configure(problem) != chosen
 
 
 def test_sums_of_a_program_are_few() -> None:
