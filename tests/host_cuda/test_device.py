@@ -128,9 +128,9 @@ def test_a_checkpoint_is_loaded_onto_either_device(to: str) -> None:
     twin_optimiser.load_state_dict(saved["optimiser"])
     found, expected = _step(twin, twin_optimiser, x.to(to)), _step(net, optimiser, x)
     assert found.device.type == to
-    torch.testing.assert_close(found.cpu(), expected.cpu())
+    torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
     for one, other in zip(twin.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(one.cpu(), other.cpu())
+        torch.testing.assert_close(one.cpu(), other.cpu(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_is_read_projected_copied_and_taken_back() -> None:
@@ -172,6 +172,7 @@ def _refused() -> dict[str, tuple[Callable[[], Any], str]]:
     }
 
 
+@on_host
 @pytest.mark.parametrize("what", list(_refused()) if GPU else [])
 def test_the_device_refuses(what: str) -> None:
     call, message = _refused()[what]
