@@ -39,7 +39,7 @@ class Part:
 
 # the most telling first, since the first ones also compile
 PARTS = (
-    Part("suite: only on a GPU", (_ONLY_GPU,), 0.4),
+    Part("suite: only on a GPU", (_ONLY_GPU, "tests/host_cuda/test_device.py"), 0.4),
     Part("suite: laws of the products", _LAWS, 0.6),
     Part("suite: subspace", ("tests/subspace",), 0.6),
     Part(
