@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu import cases, ceilings, timing, worker
+from benchmarks.gpu import cases, ceilings, worker
+from efcn_sparse.benchmarking import gpu_clock
 from efcn_sparse.models import MODELS
 
 TINY = cases.Net("tiny", 8, 2)
@@ -42,7 +43,7 @@ def main() -> int:
     torch.set_num_threads(1)
     MODELS["tiny"] = _net
     cases._real = _tiny
-    timing._WARM_UPS, timing._ROUNDS, timing._LEAST_FLUSH = 1, 2, 1 << 12
+    gpu_clock._WARM_UPS, gpu_clock._ROUNDS, gpu_clock._LEAST_FLUSH = 1, 2, 1 << 12
     measured = ceilings.measure
     ceilings.measure = lambda bench: measured(dataclasses.replace(bench, dry=True))  # only its sizes depend on it
     sys.stdin = io.StringIO(json.dumps({"names": [spec.name for spec in _all()], "seconds": 600.0}))
