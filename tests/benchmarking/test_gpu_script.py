@@ -244,7 +244,8 @@ def test_the_suite_is_cut_off_and_what_it_printed_is_kept() -> None:
 
 def test_the_parts_of_the_suite_are_all_of_it_and_the_most_telling_comes_first() -> None:
     tests = [test for part in suite.PARTS for test in part.tests if not test.startswith("--ignore=")]
-    assert tests[:2] == ["tests/triton/test_cuda.py", "tests/ops/test_accuracy.py"]
+    assert tests[0] == "tests/triton/test_cuda.py"
+    assert suite.PARTS[1].tests[0] == "tests/ops/test_accuracy.py"
     assert {"tests/ops", "tests/triton", "tests/subspace"} <= set(tests)
     assert all((ROOT / test).exists() for test in tests)
     left_out = {test.removeprefix("--ignore=") for test in suite.PARTS[-1].tests if test.startswith("--ignore=")}
