@@ -13,7 +13,7 @@ from efcn_sparse.checkpoint.shard_file import Entry
 from efcn_sparse.checkpoint.state import place, tensors_of
 from efcn_sparse.checkpoint.stream import read_tensor
 from efcn_sparse.growth import adopt_patterns
-from efcn_sparse.growth.growable import Growable
+from efcn_sparse.growth.growable import is_growable
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.state import load_pattern
 
@@ -50,7 +50,7 @@ def targets_in(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, En
 
 def _take_patterns(model: nn.Module, entries: dict[str, Entry], targets: dict[str, Tensor], missing: list[str]) -> None:
     """Compare the pattern of each sparse layer with the checkpoint's, and take both out of what is to be copied."""
-    moving = {id(module.linear) for module in model.modules() if isinstance(module, Growable) and module.grows}
+    moving = {id(module.linear) for module in model.modules() if is_growable(module) and module.grows}
     for name, layer in model.named_modules(remove_duplicate=False):
         if not isinstance(layer, SparseLinear):
             continue
@@ -73,7 +73,7 @@ def adopt(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, Entry])
         ValueError: a pattern does not fit; nothing has changed then.
     """
     if isinstance(model, nn.Module):
-        moving = [name for name, module in model.named_modules() if isinstance(module, Growable) and module.grows]
+        moving = [name for name, module in model.named_modules() if is_growable(module) and module.grows]
         states = (_pattern_state(entries, f"{name}.linear." if name else "linear.") for name in moving)
         adopt_patterns(model, {key: tensor for state in states for key, tensor in state.items()})
 

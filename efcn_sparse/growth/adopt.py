@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
-from efcn_sparse.growth.growable import Growable, Parts, parts_of
+from efcn_sparse.growth.growable import Parts, is_growable, parts_of
 from efcn_sparse.growth.scores import flat_positions
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.state import read_pattern
@@ -75,7 +75,7 @@ def _layers(model: nn.Module) -> Iterator[_Found]:
     """Every sparse layer once; within a module that is built on its pattern, as that module."""
     seen: set[int] = set()
     for name, module in model.named_modules():
-        around = isinstance(module, Growable) and isinstance(getattr(module, "linear", None), SparseLinear)
+        around = is_growable(module) and isinstance(getattr(module, "linear", None), SparseLinear)
         linear = module.linear if around else module
         if isinstance(linear, SparseLinear) and id(linear) not in seen:
             seen.add(id(linear))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from efcn_sparse.pattern import BlockPattern
 Commit = Callable[[], None]
 
 
-@runtime_checkable
 class Growable(Protocol):
     """A module around a :class:`SparseLinear` that keeps something built on the pattern of it."""
 
@@ -41,6 +40,12 @@ class Growable(Protocol):
         """
 
 
+def is_growable(module: object) -> TypeGuard[Growable]:
+    """Whether a module is :class:`Growable`; from Python 3.12 on, isinstance of a protocol sees no submodules."""
+    members = ("linear", "grows", "movable_blocks", "follow_blocks")
+    return isinstance(module, nn.Module) and all(hasattr(module, member) for member in members)
+
+
 class Parts(NamedTuple):
     """A layer that may grow: where its weights are, which blocks may leave, and who must follow."""
 
@@ -65,7 +70,7 @@ def parts_of(layer: nn.Module) -> Parts:
         masked = layer.pattern.mask_index  # a masked block could not come back as it was: new blocks are whole
         whole = masked < 0 if masked.numel() else torch.ones(len(layer.values), dtype=torch.bool, device=masked.device)
         return Parts(layer, whole, lambda pattern, source: _nothing)
-    if isinstance(layer, Growable) and isinstance(layer, nn.Module):
+    if is_growable(layer):
         return Parts(layer.linear, layer.movable_blocks(), layer.follow_blocks)
     raise TypeError(f"layer must be a SparseLinear or an embedded convolution, got {type(layer).__name__}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from efcn_sparse.growth.factors import Factors, record_factors
-from efcn_sparse.growth.growable import Growable, parts_of
+from efcn_sparse.growth.growable import is_growable, parts_of
 from efcn_sparse.growth.regrow import Regrown, regrow
 from efcn_sparse.linear import SparseLinear
 
@@ -165,7 +165,7 @@ class Growth:
 
 def _growing(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
     """The layers that grow, by name."""
-    around = {name: module for name, module in model.named_modules() if isinstance(module, Growable)}
+    around = {name: module for name, module in model.named_modules() if is_growable(module)}
     if wanted is None:
         found: dict[str, nn.Module] = {name: module for name, module in around.items() if module.grows}  # type: ignore[misc]
         if not found:
