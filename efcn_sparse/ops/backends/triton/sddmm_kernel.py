@@ -51,12 +51,11 @@ def sddmm_kernel(
     places_a = a + ((begin + k)[:, None] * stride_a + r[None, :])
     for k0 in range(0, left, BLOCK_K):
         inside_k = k < left - k0
-        # where there is no block, numbers of another one are loaded, and their products are not stored
+        # past the last block nothing is fetched; for a missing row that of another is, and its products are not stored
+        tile_b = tl.load(places_b, mask=inside_k[None, :] & here_c[:, None], other=0.0)
         if RAGGED:
-            tile_b = tl.load(places_b, mask=inside_k[None, :] & (c < in_features)[:, None], other=0.0)
             tile_a = tl.load(places_a, mask=inside_k[:, None] & (r < out_features)[None, :], other=0.0)
         else:
-            tile_b = tl.load(places_b, mask=inside_k[None, :], other=0.0)
             tile_a = tl.load(places_a, mask=inside_k[:, None], other=0.0)
         acc = tl.dot(tile_b, tile_a, acc, input_precision=PRECISION, out_dtype=ACCUMULATE)
         places_b += tl.full((), BLOCK_K, tl.int64) * stride_b
