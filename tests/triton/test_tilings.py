@@ -20,7 +20,7 @@ TILINGS = {
     "stored-in-eighths": dict(block_m=256, block_n=128, block_k=64, members=8, pieces=1),
     "by-the-model": dict(block_m=64, block_n=128, block_k=16, members=0, pieces=0),
 }
-NAMES = ("masked-ragged", "odd-blocks", "unbalanced", "empty-rows-and-columns", "tall-blocks")
+NAMES = ("masked-ragged", "masked-partly", "odd-blocks", "unbalanced", "empty-rows-and-columns", "tall-blocks")
 ROW = Row("triton", DEVICE, torch.float32)
 
 
