@@ -92,14 +92,14 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
         flags: compile-time arguments of the kernel that differ from the plain case, such as ``MASKED=True``.
     """
     case, config = row.case, trimmed(row.config, row.case.height, members)
-    kernel, constants = _constants(case.operation, case.bits, case.height, case.width, config)
+    kernel, constants = constants_of(case.operation, case.bits, case.height, case.width, config)
     constants |= flags
     if case.width % config.block_k:
         constants |= {"DESCRIBED": False} if "DESCRIBED" in constants else {}
     target = (
         GPUTarget("hip", case.arch, 64) if case.arch.startswith("gfx") else GPUTarget("cuda", int(case.arch[2:]), 32)
     )
-    source = ASTSource(kernel, *_signature(kernel, constants, _TYPES[case.bits]))
+    source = ASTSource(kernel, *signature_of(kernel, constants, _TYPES[case.bits]))
     exact = case.bits == 32 and constants["PRECISION"] == "ieee"
     instruction = "" if exact else _instruction(case.arch, case.bits)
     try:
@@ -123,7 +123,8 @@ def _instruction(arch: str, bits: int) -> str:
     return "mma" if bits == 32 else INSTRUCTIONS[arch]
 
 
-def _constants(operation: str, bits: int, height: int, width: int, config: Config) -> tuple[Any, dict[str, Any]]:
+def constants_of(operation: str, bits: int, height: int, width: int, config: Config) -> tuple[Any, dict[str, Any]]:
+    """The kernel of an operation, and its compile-time arguments in the plain case."""
     common = dict(
         HEIGHT=height, WIDTH=width, MEMBERS=config.members, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         BLOCK_K=config.block_k, SPLIT=False, MASKED=False, RAGGED=False, ADD=False,
@@ -137,9 +138,10 @@ def _constants(operation: str, bits: int, height: int, width: int, config: Confi
     )
 
 
-def _signature(
+def signature_of(
     kernel: Any, constants: dict[str, Any], kind: str
 ) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
+    """Types, constants and alignments of its arguments, as at a launch."""
     names = kernel.arg_names
     types = dict.fromkeys(names, "i32")
     types |= dict.fromkeys((name for name in _FLOATS if name in types), f"*{kind}")

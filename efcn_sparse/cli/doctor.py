@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
+from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
 from efcn_sparse.planning.sizes import parse_size
 
 if TYPE_CHECKING:
     from torch import nn
 
     from efcn_sparse.planning.budget import Step, StepPlanner
-
-_INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224", "resnet50": "3,224,224"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"one of {', '.join(_INPUTS)}, or package.module:function, a callable that returns an nn.Module",
+        help=f"one of {', '.join(INPUTS)}, or package.module:function, a callable that returns an nn.Module",
     )
     parser.add_argument(
         "--input", metavar="C,H,W", help="size of one input without the batch (default: that of the named model)"
@@ -77,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     checked_optimizer(args.optimizer or "sgd")
     batch, picture = _batch(args), _picture(args.picture)
     budget = None if args.budget is None else parse_size("--budget", args.budget)
-    factory = _factory(args.model)
-    size = _input_size(args.input or _INPUTS.get(args.model))
+    factory = factory_of(args.model)
+    size = input_size(args.input or INPUTS.get(args.model))
     dtype = getattr(torch, args.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"--dtype must be a floating-point dtype of torch, got {args.dtype!r}")
@@ -152,37 +147,6 @@ def _picture(text: str | None) -> Path | None:
     if not path.parent.is_dir():
         raise ValueError(f"--picture must be in a folder that exists, got {text!r}")
     return path
-
-
-def _input_size(text: str | None) -> list[int]:
-    if text is None:
-        raise ValueError("--input must be given for a model of your own, such as --input 3,224,224")
-    size = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split(",")]
-    if min(size) < 1:
-        raise ValueError(f"--input must be integers of at least 1 with commas between, got {text!r}")
-    return size
-
-
-def _factory(name: str) -> Callable[[], Any]:
-    from efcn_sparse.models import MODELS
-
-    if name in MODELS:
-        return MODELS[name]
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise ValueError(f"MODEL must be one of {', '.join(MODELS)} or package.module:function, got {name!r}")
-    sys.path.insert(0, os.getcwd())  # so that a file of one's own is found, as with python -m
-    try:
-        found: Any = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"MODEL must name something that can be imported, got {name!r}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise ValueError(f"MODEL must name a callable, got {name!r}, a {type(found).__name__}")
-    return found
 
 
 def _check_model(name: str, model: nn.Module) -> None:

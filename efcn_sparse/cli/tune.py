@@ -105,15 +105,15 @@ def _patterns(args: argparse.Namespace) -> list[tuple[str, Any]]:
     import torch
     from torch import nn
 
-    from efcn_sparse.cli.doctor import _INPUTS, _factory, _input_size
+    from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
     from efcn_sparse.embedding import plan
     from efcn_sparse.pattern import BlockPattern
 
     if args.target == "grid":
         return list(_grid())
-    factory = _factory(args.target)
+    factory = factory_of(args.target, "TARGET")
     with torch.device("meta"):
-        model = None if args.target not in _INPUTS else factory()
+        model = None if args.target not in INPUTS else factory()
     if model is None:
         model = factory()
     if isinstance(model, BlockPattern):
@@ -123,7 +123,7 @@ def _patterns(args: argparse.Namespace) -> list[tuple[str, Any]]:
     layers = [(name, layer.pattern) for name, layer in model.named_modules() if _is_sparse(layer)]
     if layers:
         return layers
-    size = _input_size(args.input or _INPUTS.get(args.target))
+    size = input_size(args.input or INPUTS.get(args.target))
     planned = plan(model.to("meta"), torch.empty(1, *size, device="meta"))
     if not planned.layers:
         raise ValueError(f"TARGET must have sparse layers or convolutions, got none in {args.target}")

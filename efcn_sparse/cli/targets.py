@@ -1,0 +1,52 @@
+"""Models that commands are asked about: by name, or as ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224", "resnet50": "3,224,224"}
+
+
+def input_size(text: str | None) -> list[int]:
+    """The sides in ``C,H,W``.
+
+    Raises:
+        ValueError: there are none, or they are no sizes.
+    """
+    if text is None:
+        raise ValueError("--input must be given for a model of your own, such as --input 3,224,224")
+    size = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split(",")]
+    if min(size) < 1:
+        raise ValueError(f"--input must be integers of at least 1 with commas between, got {text!r}")
+    return size
+
+
+def factory_of(name: str, argument: str = "MODEL") -> Callable[[], Any]:
+    """What makes the model of that name, or of ``package.module:function``.
+
+    Raises:
+        ValueError: there is no such function; the message calls it ``argument``.
+    """
+    from efcn_sparse.models import MODELS
+
+    if name in MODELS:
+        return MODELS[name]
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f"{argument} must be one of {', '.join(MODELS)} or package.module:function, got {name!r}")
+    sys.path.insert(0, os.getcwd())  # so that a file of one's own is found, as with python -m
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{argument} must name something that can be imported, got {name!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise ValueError(f"{argument} must name a callable, got {name!r}, a {type(found).__name__}")
+    return found
