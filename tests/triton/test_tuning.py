@@ -28,6 +28,11 @@ def test_there_is_a_row_for_every_case(arch: str, operation: str, bits: int) -> 
         assert isinstance(config_for(Case(operation, arch, bits, side, 2 * side, batch, 0.0)), Config)
 
 
+def test_no_row_hides_another() -> None:
+    cases = [row.case for row in tuning.rows()]
+    assert len(set(cases)) == len(cases)
+
+
 def test_the_nearest_row_is_taken() -> None:
     table = rows()
     for row in table:
