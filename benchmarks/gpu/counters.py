@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,9 @@ def main() -> int:
     for case in PRODUCTS:
         pattern, values, _ = operands(bench, case.block, case.out_features, case.in_features, case.density)
         x, dy = bench.randn(case.batch, case.in_features), bench.randn(case.batch, case.out_features)
-        listened_to(lambda: spmm(x, values, pattern, backend="triton"))  # noqa: B023
-        listened_to(lambda: spmm(dy, values, pattern, transpose=True, backend="triton"))  # noqa: B023
-        listened_to(lambda: sddmm(dy, x, pattern, backend="triton"))  # noqa: B023
+        listened_to(partial(spmm, x, values, pattern, backend="triton"))
+        listened_to(partial(spmm, dy, values, pattern, transpose=True, backend="triton"))
+        listened_to(partial(sddmm, dy, x, pattern, backend="triton"))
     full = bench.randn(PRODUCTS[0].out_features, PRODUCTS[0].in_features)
     listened_to(lambda: x @ full.T)
     return 0

@@ -9,13 +9,13 @@ import triton.language as tl
 
 @triton.constexpr_function
 def parts_of(rows, cols):
-    """How many parts side by side a tile is stored in: 1, 2, 4 or 8."""
+    """How many parts side by side a tile is stored in: 1 or 2."""
     return 2 if rows * cols > 8192 else 1
 
 
 @triton.constexpr_function
 def parts_of_blocks(rows, cols, height, reads):
-    """The same for blocks: no part has rows of two of them, if 8 parts are enough for that.
+    """The same for blocks, up to 8: no part has rows of two of them, if that is enough.
 
     Args:
         height: rows of a block.
