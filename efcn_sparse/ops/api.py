@@ -113,7 +113,8 @@ def sddmm(
         pattern: which blocks are wanted.
         backend: ``"auto"``, or the name of a backend, which is then used or refused.
         alpha, beta, out: with ``out`` given, ``out ← alpha · result + beta · out`` in place, without gradient; entries
-            outside the support become zero.
+            outside the support become zero. ``out`` has the dtype of ``a``, or is fp32 where that has 16 bits: sums are
+            then stored as they are, without a rounding to 16 bits.
 
     Returns:
         ``[nnz_blocks, block_rows, block_cols]``, zero outside the support; ``out`` if it was given.
@@ -148,7 +149,7 @@ def sddmm(
         if under_transforms():
             return sddmm_under_transforms(left, right, pattern, backend)
         return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
-    _check_out(out, pattern.values_shape, {"a": a, "b": b})
+    _check_out(out, pattern.values_shape, {"a": a, "b": b}, may_be_fp32=True)
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
     _mark_written(out)
     return out
@@ -159,7 +160,9 @@ def _check_scaling(alpha: float, beta: float) -> None:
         raise ValueError(f"alpha and beta need out to accumulate into, got alpha={alpha}, beta={beta} and out=None")
 
 
-def _check_out(out: Tensor, shape: tuple[int, ...], inputs: dict[str, Tensor | None]) -> None:
+def _check_out(
+    out: Tensor, shape: tuple[int, ...], inputs: dict[str, Tensor | None], *, may_be_fp32: bool = False
+) -> None:
     check_floating("out", out)
     if tuple(out.shape) != shape:
         raise ValueError(f"out must be {list(shape)}, got {list(out.shape)}")
@@ -167,7 +170,7 @@ def _check_out(out: Tensor, shape: tuple[int, ...], inputs: dict[str, Tensor | N
         raise ValueError(f"out must be contiguous, got strides {list(out.stride())}")
     given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
     for name, tensor in given.items():
-        check_alike("out", out, name, tensor, may_cast=False)
+        check_alike("out", out, name, tensor, may_cast=False, may_be_fp32=may_be_fp32)
         check_apart("out", out, name, tensor)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (out, *given.values())):
         raise RuntimeError("out is written in place without gradient: call under torch.no_grad()")

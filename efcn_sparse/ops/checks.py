@@ -31,12 +31,16 @@ def check_features(name: str, tensor: Tensor, features: int) -> None:
         raise ValueError(f"{name} must be [..., {features}], got {list(tensor.shape)}")
 
 
-def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor, *, may_cast: bool = True) -> None:
-    """One device for both; one dtype too, unless autocast will see to that."""
+def check_alike(
+    name: str, tensor: Tensor, other_name: str, other: Tensor, *, may_cast: bool = True, may_be_fp32: bool = False
+) -> None:
+    """One device for both; one dtype too, unless autocast sees to that, or ``tensor`` may be fp32 beside 16 bits."""
     if tensor.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
-    if tensor.dtype != other.dtype and not (may_cast and _autocast_unites(tensor, other)):
-        raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+    widens = may_be_fp32 and tensor.dtype == torch.float32 and other.dtype.itemsize == 2
+    if tensor.dtype != other.dtype and not widens and not (may_cast and _autocast_unites(tensor, other)):
+        alternative = " or torch.float32" if may_be_fp32 and other.dtype.itemsize == 2 else ""
+        raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}{alternative}, got {tensor.dtype}")
 
 
 def _autocast_unites(tensor: Tensor, other: Tensor) -> bool:

@@ -9,7 +9,7 @@ import efcn_sparse as es
 from tests import oracle
 from tests.ops import laws
 from tests.ops.inputs import randn, random_values
-from tests.table import FLOAT32, FLOAT64, PATTERNS, Row, pattern, rows
+from tests.table import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, PATTERNS, Row, pattern, rows
 
 SCALINGS = ((1.0, 0.0), (1.0, 1.0), (-0.5, 0.75), (0.0, 2.0))
 
@@ -49,6 +49,54 @@ def test_sddmm_into_values_is_a_step_of_sgd_with_weight_decay(row: Row) -> None:
             es.sddmm(dy, x, p, out=fused, alpha=-lr, beta=1 - lr * decay, backend=row.backend)
     torch.testing.assert_close(fused, stepped.detach())
     assert bool((fused[~oracle.support_of(p)] == 0).all())
+
+
+@pytest.mark.parametrize("row", rows(BFLOAT16, FLOAT16))
+@pytest.mark.parametrize("name", PATTERNS)
+def test_16_bits_accumulate_into_fp32(row: Row, name: str) -> None:
+    p = pattern(name, row.device)
+    wide = row._replace(dtype=FLOAT32)
+    for batch in (0, 7, 301):
+        a, b = randn(batch, p.shape[0], row=row, seed=3), randn(batch, p.shape[1], row=row, seed=4)
+        old = random_values(p, wide, seed=12, outside=0.0)
+        for alpha, beta in SCALINGS:
+            out = random_values(p, wide, seed=12) if beta else torch.full_like(old, float("nan"))
+            assert es.sddmm(a, b, p, out=out, alpha=alpha, beta=beta, backend=row.backend) is out
+            expected = oracle.accumulated(oracle.sddmm(a, b, p), alpha, beta, old)
+            oracle.assert_accurate(out, expected, "sddmm into fp32")  # by the bound of fp32
+
+
+@pytest.mark.parametrize("row", rows(BFLOAT16, FLOAT16))
+def test_only_sddmm_takes_a_wider_out_and_only_fp32(row: Row) -> None:
+    p = pattern("square", row.device)
+    x, dy = randn(5, p.shape[1], row=row, seed=1), randn(5, p.shape[0], row=row, seed=2)
+    values = random_values(p, row)
+    other = BFLOAT16 if row.dtype == FLOAT16 else FLOAT16
+    for dtype in (FLOAT64, other):
+        with pytest.raises(
+            TypeError, match=rf"^out must have the dtype of a, {row.dtype} or torch.float32, got {dtype}"
+        ):
+            es.sddmm(dy, x, p, out=values.to(dtype), backend=row.backend)
+    with pytest.raises(TypeError, match=rf"^out must have the dtype of x, {row.dtype}, got torch.float32"):
+        es.spmm(x, values, p, out=dy.float(), backend=row.backend)
+    with pytest.raises(TypeError, match=rf"^out must have the dtype of a, torch.float32, got {row.dtype}"):
+        es.sddmm(dy.float(), x.float(), p, out=values, backend=row.backend)
+
+
+@pytest.mark.parametrize("row", rows(BFLOAT16))
+def test_fp32_out_under_autocast_and_without_data(row: Row) -> None:
+    p = pattern("masked-ragged", row.device)
+    x, dy = randn(5, p.shape[1], row=row, seed=1), randn(5, p.shape[0], row=row, seed=2)
+    plain = torch.zeros(p.values_shape, device=row.device)
+    under = plain.clone()
+    es.sddmm(dy, x, p, out=plain, beta=1.0, backend=row.backend)
+    with torch.autocast(row.device, FLOAT16):
+        es.sddmm(dy, x, p, out=under, beta=1.0, backend=row.backend)
+    assert torch.equal(under, plain)
+    torch.library.opcheck(
+        torch.ops.efcn_sparse.sddmm_, (plain, dy, x, p.structure, p.shape, 1.0, 1.0, row.backend),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("row", rows(FLOAT32))
