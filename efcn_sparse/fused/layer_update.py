@@ -33,6 +33,8 @@ class Cut(NamedTuple):
 class LayerUpdate:
     """Steps of a torch optimiser over the slices of one layer's values, from the two factors of their gradient."""
 
+    keeps_cast = False
+
     def __init__(
         self, name: str, layer: SparseLinear, make: MakeOptimizer, storage: Storage, workspace: Workspace
     ) -> None:

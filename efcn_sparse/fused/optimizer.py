@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.fused.inside import InsideUpdate
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
 from efcn_sparse.fused.product import UpdatingProduct
 from efcn_sparse.fused.refusals import refuse_sharded
@@ -33,13 +34,20 @@ class FusedOptimizer(torch.optim.Optimizer):
             then happen in :meth:`step`: gradients are computed twice, and the layers' inputs are held until then.
         precision: ``"native"``; ``"master"``: the optimiser steps fp32 copies of the values; ``"stochastic"``: bf16
             values are rounded stochastically from an fp32 result, without copies.
+        inside: step the values inside the product that would form their gradient, with neither gradient nor workspace.
+            For plain ``torch.optim.SGD`` only: no momentum, no ``max_norm``, native precision; rate and weight decay
+            are read at each step (a captured CUDA graph keeps those of its capture). Under autocast fp32 values take
+            the step in fp32, and their 16-bit copy is held from forward to backward.
 
     Slices and state follow the blocks when :func:`regrow` moves them.
 
-    Law: the values after a step are those of the same optimiser unfused, bit by bit on one backend.
+    Law: the values after a step are those of the same optimiser unfused, bit by bit on one backend. With ``inside``
+    they are ``(1 - lr · weight_decay) · values - lr · dyᵀ x`` rounded once, sums in fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: the model has no sparse layer that trains or a sharded one, or an argument is out of range.
+        ValueError: the model has no sparse layer that trains or a sharded one, or an argument is out of range; or
+            ``inside`` cannot be (in backward too, where settings changed).
+        TypeError: ``inside`` with another optimiser than ``torch.optim.SGD``.
         RuntimeError: (in backward) a layer was used twice, or values moved since this was made; (in forward) the model
             runs inside ``DistributedDataParallel``, which could not average the gradients.
         NotImplementedError: a gradient scaler is used, whose scale the update cannot know; bf16 needs none.
@@ -62,11 +70,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         *,
         max_norm: float | None = None,
         precision: str = "native",
+        inside: bool = False,
     ) -> None:
         if precision not in STORAGE:
             raise ValueError(f"precision must be one of {sorted(STORAGE)}, got {precision!r}")
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {max_norm}")
+        if inside and max_norm is not None:
+            raise ValueError(f"max_norm must be None for steps inside, which know no gradient, got {max_norm}")
+        if inside and precision != "native":
+            raise ValueError(f"precision must be 'native' for steps inside, got {precision!r}")
         layers = {
             name: module
             for name, module in model.named_modules()
@@ -83,8 +96,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._layers, self._max_norm = layers, max_norm
         self._rest = make(rest) if rest else None
         self._workspace = Workspace()
-        self._updates = {
-            name: LayerUpdate(name, layer, make, STORAGE[precision](), self._workspace)
+        self._updates: dict[str, LayerUpdate | InsideUpdate] = {
+            name: InsideUpdate(name, layer, make)
+            if inside
+            else LayerUpdate(name, layer, make, STORAGE[precision](), self._workspace)
             for name, layer in layers.items()
         }
         self._factors: list[tuple[LayerUpdate, Tensor, Tensor]] = []
@@ -100,7 +115,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         update = self._updates[name]
 
         def take(a: Tensor, b: Tensor) -> None:
-            if self._max_norm is None:
+            if isinstance(update, InsideUpdate) or self._max_norm is None:
                 update.step(a, b)
             else:
                 update.check_place()

@@ -40,6 +40,7 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
 MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "plain": lambda net: _sgd(net.parameters()),
     "fused": lambda net: es.FusedOptimizer(net, _sgd),
+    "inside": lambda net: es.FusedOptimizer(net, lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=1e-3), inside=True),
     "fused, clipped": lambda net: es.FusedOptimizer(net, _sgd, max_norm=0.5),
     "adamw, fused": lambda net: es.FusedOptimizer(net, lambda p: torch.optim.AdamW(p, capturable=True)),
 }
@@ -67,7 +68,7 @@ def test_a_step_waits_for_nothing(name: str, autocast: bool) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("name", ["fused", "adamw, fused"])
+@pytest.mark.parametrize("name", ["fused", "inside", "adamw, fused"])
 def test_a_graph_of_a_fused_step_is_the_step(name: str) -> None:
     nets = [_net(), _net()]
     eager, captured = (MAKERS[name](net) for net in nets)
