@@ -1,13 +1,14 @@
 """Every tuned configuration compiled for GPUs that need not be here, and what came out.
 
     python -m benchmarks.gpu.compile_ahead [--arch sm90 ...] [--kernels products plain] [--everything-on]
-                                           [--descriptors]
+                                           [--descriptors | --fp32-out]
                                            [--summary | --json] [--limit N]
 
 No GPU is needed: Triton carries its compilers. A kernel passes if it multiplies with the tensor instruction of its
 architecture (fp32 in IEEE precision has none), keeps everything in registers, fits registers and shared memory,
 loads its operands ahead of their use as deep as its stages say, and makes no sum pass the slow fp64 pipe.
 ``--everything-on`` compiles the most that a kernel may have to do: masks, ragged edges, split rows, beta.
+``--fp32-out`` compiles 16-bit SDDMM added to an fp32 output, as mixed precision needs it for a step inside.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from efcn_sparse.ops.backends.triton.tuning import OPERATIONS, Config, Row, rows
 
 INSTRUCTIONS = {"sm80": "mma.sync", "sm90": "wgmma.mma_async", "sm100": "tcgen05.mma", "gfx942": "v_mfma"}
 EVERYTHING_ON = {"MASKED": True, "RAGGED": True, "SPLIT": True, "ADD": True}
+FP32_OUT = {"ADD": True}
 _TYPES = {16: "bf16", 32: "fp32", 64: "fp64"}
 _FLOATS = ("y", "x", "values", "bias", "out", "a", "b")
 _FACTORS = 4  # alpha and beta come in fp64, and are rounded once for each part of a tile
@@ -85,10 +87,11 @@ class Compiled:
         return found
 
 
-def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
+def compile_row(row: Row, members: int, *, out: str = "", **flags: Any) -> Compiled:
     """The kernel of a row of the tuning table, for super-rows of that size.
 
     Args:
+        out: the type of SDDMM's output, where it is not that of the operands.
         flags: compile-time arguments of the kernel that differ from the plain case, such as ``MASKED=True``.
     """
     case, config = row.case, trimmed(row.config, row.case.height, members)
@@ -99,7 +102,8 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
     target = (
         GPUTarget("hip", case.arch, 64) if case.arch.startswith("gfx") else GPUTarget("cuda", int(case.arch[2:]), 32)
     )
-    source = ASTSource(kernel, *signature_of(kernel, constants, _TYPES[case.bits]))
+    kind = _TYPES[case.bits]
+    source = ASTSource(kernel, *signature_of(kernel, constants, kind, out))
     exact = case.bits == 32 and constants["PRECISION"] == "ieee"
     instruction = "" if exact else _instruction(case.arch, case.bits)
     try:
@@ -108,7 +112,7 @@ def compile_row(row: Row, members: int, **flags: Any) -> Compiled:
     except RuntimeError as error:
         binary, failed = NOTHING, f"does not compile: {error}"
     return Compiled(
-        case.operation, case.arch, _TYPES[case.bits], f"{case.height}×{case.width}",
+        case.operation, case.arch, f"{kind} → {out}" if out else kind, f"{case.height}×{case.width}",
         f"{config.block_m}×{config.block_n}×{config.block_k}", members, config.warps, config.stages, instruction,
         **asdict(binary), described=constants.get("DESCRIBED", False), failed=failed,
     )  # fmt: skip
@@ -139,12 +143,14 @@ def constants_of(operation: str, bits: int, height: int, width: int, config: Con
 
 
 def signature_of(
-    kernel: Any, constants: dict[str, Any], kind: str
+    kernel: Any, constants: dict[str, Any], kind: str, out: str = ""
 ) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
     """Types, constants and alignments of its arguments, as at a launch."""
     names = kernel.arg_names
     types = dict.fromkeys(names, "i32")
     types |= dict.fromkeys((name for name in _FLOATS if name in types), f"*{kind}")
+    if out:
+        types["out"] = f"*{out}"
     types |= dict.fromkeys(("tasks", "members", "entry_cols", "entry_blocks", "mask_index"), "*i32")
     types |= {
         "pieces": "*fp64" if kind == "fp64" else "*fp32",
@@ -203,7 +209,11 @@ def _found(c: Compiled) -> str:
 
 
 def compile_all(
-    archs: list[str], limit: int | None = None, operations: Sequence[str] = OPERATIONS, **flags: Any
+    archs: list[str],
+    limit: int | None = None,
+    operations: Sequence[str] = OPERATIONS,
+    bits: Sequence[int] = tuple(_TYPES),
+    **flags: Any,
 ) -> list[Compiled]:
     """Each row for each of those architectures, with super-rows of the smallest and the largest size it may get."""
     compiled = []
@@ -211,7 +221,7 @@ def compile_all(
         jobs = [
             (row, members)
             for row in rows()
-            if row.case.arch == arch and row.case.operation in operations
+            if row.case.arch == arch and row.case.operation in operations and row.case.bits in bits
             for members in ([row.config.members] if row.config.members else _sizes(row))
         ]
         distinct = {}
@@ -248,9 +258,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", choices=sorted(INSTRUCTIONS), default=list(INSTRUCTIONS))
     parser.add_argument("--kernels", nargs="+", choices=("products", "plain"), default=["products"])
     parser.add_argument("--everything-on", action="store_true")
-    parser.add_argument(
-        "--descriptors", action="store_true", help="x of SpMM through a tensor descriptor (sm90, sm100)"
-    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--descriptors", action="store_true", help="x of SpMM through a tensor descriptor (sm90, sm100)")
+    kind.add_argument("--fp32-out", action="store_true", help="16-bit SDDMM added to an fp32 output, and nothing else")
     parser.add_argument(
         "--limit", type=int, help="about this many products for each architecture, spread over the table"
     )
@@ -264,7 +274,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.descriptors:
         flags = {"DESCRIBED": True} | (flags and flags | {"RAGGED": False})
     compiled: list[Compiled] = []
-    if "products" in options.kernels:
+    if options.fp32_out:
+        for more in (flags | FP32_OUT, *([flags | FP32_OUT | {"SPLIT": False}] if flags else [])):
+            compiled += compile_all(options.arch, options.limit, ["sddmm"], [16], out="fp32", **more)
+    elif "products" in options.kernels:
         compiled += compile_all(
             options.arch, options.limit, ["spmm", "spmm_t"] if options.descriptors else OPERATIONS, **flags
         )

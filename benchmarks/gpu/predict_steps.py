@@ -29,6 +29,8 @@ WEIGHT_BYTES: Mapping[str, int] = {
     # cast 4 → 2 for the products, gradient 2 → 4, update: weight and gradient read, weight written
     "fp32 weights": 6 + 6 + 12,
     "fp32 weights, fused": 6 + 6 + 6 + 12,  # cast once more for dX
+    # cast 4 → 2 once for forward and dX; weight read and written in fp32, where a bf16 gradient would have been written
+    "fp32 weights, SGD inside dW": 6 + 8 - 2,
     "bf16 weights, fused": 6,
     # bf16 weights read once more, and written where the gradient would have been: what sddmm does with beta
     "bf16 weights, SGD inside dW": 2,

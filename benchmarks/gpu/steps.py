@@ -14,7 +14,6 @@ from benchmarks.gpu import training
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import STEP_GOAL, Net
 from benchmarks.gpu.nets import CLASSES, images_of, make_cnn
-from benchmarks.gpu.sgd_inside import step_inside
 
 CNN = "CNN"
 
@@ -57,7 +56,7 @@ def _fused(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _inside(model: nn.Module) -> torch.optim.Optimizer:
-    return step_inside(model, training.sgd, training.LEARNING_RATE)
+    return es.FusedOptimizer(model, training.sgd, inside=True)
 
 
 def _release(model: nn.Module) -> None:
@@ -71,6 +70,7 @@ def _release(model: nn.Module) -> None:
 _VARIANTS: dict[str, tuple[torch.dtype, Callable[[nn.Module], torch.optim.Optimizer]]] = {
     "eFCN, fp32 weights": (torch.float32, _plain),
     "eFCN, fp32 weights, fused": (torch.float32, _fused),
+    "eFCN, fp32 weights, SGD inside dW": (torch.float32, _inside),
     "eFCN, bf16 weights, fused": (torch.bfloat16, _fused),
     "eFCN, bf16 weights, SGD inside dW": (torch.bfloat16, _inside),
 }

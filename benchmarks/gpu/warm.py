@@ -76,8 +76,9 @@ def _calls(job: Job, device: Device) -> Iterator[Callable[[], None]]:
         if kind == "layers" or operation != "dw":
             yield _one(operation, pattern, case.batch, device, biased=kind == "step")
     if kind == "step":
-        for beta in (0.0, 1.0):  # a gradient, and a step of SGD
-            yield _one("dw", pattern, case.batch, device, biased=False, beta=beta)
+        yield _one("dw", pattern, case.batch, device, biased=False)
+        for dtype in (_DTYPE, torch.float32):  # a step of SGD inside, for weights of both kinds
+            yield _one("dw", pattern, case.batch, device, biased=False, beta=1.0, stored=dtype)
         for item in (4, 2):  # slices of the fused optimiser, for weights of fp32 and of bf16
             block_bytes = item * pattern.block_shape[0] * pattern.block_shape[1]
             most = max(WORKSPACE_BYTES["cuda"] // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
@@ -94,11 +95,12 @@ def _one(
     biased: bool,
     stride: int | None = None,
     beta: float = 0.0,
+    stored: torch.dtype = _DTYPE,
 ) -> Callable[[], None]:
     from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
 
     structure, (out, inside) = Structure.of(pattern.structure), pattern.shape
-    values = _empty(*pattern.values_shape)
+    values = _empty(*pattern.values_shape).to(stored)
     dy, x = _empty(batch, stride or out)[:, :out], _empty(batch, inside)
 
     def call() -> None:

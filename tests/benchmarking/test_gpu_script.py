@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -11,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-import efcn_sparse as es
-from benchmarks.gpu import page, suite, summary, training
+from benchmarks.gpu import page, suite, summary
 from benchmarks.gpu.break_even import break_even
 from benchmarks.gpu.cases import GROUPS, OPERATIONS, specs
 from benchmarks.gpu.protocol import NO_TIME, RESTART, run_jobs
 from benchmarks.gpu.results import Results
-from benchmarks.gpu.sgd_inside import step_inside
 from benchmarks.gpu.supervise import supervise
 
 ROOT = Path(__file__).parents[2]
@@ -158,26 +153,6 @@ def test_failures_of_parts_are_on_the_page() -> None:
     ])  # fmt: skip
     assert "- layers: x, layers conv1: RuntimeError: no room" in text
     assert "- step: x, CNN: RuntimeError: out of memory" in text
-
-
-def test_a_step_inside_the_gradients_kernel_is_a_step_of_sgd() -> None:
-    generator = torch.Generator().manual_seed(0)
-    patterns = [es.BlockPattern.random(shape, (8, 8), 0.5, generator) for shape in ((32, 24), (16, 32))]
-    layers = [es.SparseLinear(p.shape[1], p.shape[0], p) for p in patterns]
-    plain = nn.Sequential(layers[0], nn.ReLU(), layers[1])
-    inside = copy.deepcopy(plain)
-    before = layers[0].values.detach().clone()
-    optimizers = [training.sgd(plain.parameters()), step_inside(inside, training.sgd, training.LEARNING_RATE)]
-    for _ in range(3):
-        x, wanted = torch.randn(5, 24), torch.randn(5, 16)
-        for model, optimizer in zip((plain, inside), optimizers, strict=True):
-            optimizer.zero_grad()
-            (model(x) - wanted).square().mean().backward()
-            optimizer.step()
-    for one, other in zip(plain.parameters(), inside.parameters(), strict=True):
-        torch.testing.assert_close(other, one)
-    assert not torch.equal(inside[0].values, before)
-    assert inside[0].values.grad is None
 
 
 def _product(block: int, batch: int, failed: str = "") -> dict[str, Any]:
