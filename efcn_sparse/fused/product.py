@@ -72,6 +72,8 @@ class UpdatingProduct:
     def __call__(self, x: Tensor) -> Tensor:
         refuse_data_parallel(self._name)
         layer, copy = self._layer, None
+        if not layer.values.requires_grad:  # frozen since: a torch optimiser would leave them alone too
+            return spmm(x, layer.values, layer.pattern, bias=layer.bias, backend=layer.backend)
         if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))  # as the operation would, but saved as it is multiplied
             if self._update.keeps_cast and layer.values.dtype == torch.float32:

@@ -214,6 +214,19 @@ def test_the_leak_is_recorded_as_ever_and_models_may_move() -> None:
     assert inside[0].values.grad is None
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_frozen_values_stay(inside: bool) -> None:
+    model = net()
+    optimizer = es.FusedOptimizer(model, decaying, inside=inside)
+    model[2].values.requires_grad_(False)
+    before = [model[0].values.detach().clone(), model[2].values.detach().clone()]
+    x, y = batch_of(0)
+    nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    assert not torch.equal(model[0].values, before[0])
+    assert torch.equal(model[2].values, before[1])
+
+
 def test_a_layer_used_twice_is_refused_by_name() -> None:
     layer = es.SparseLinear(64, 64, es.BlockPattern.dense((64, 64), (16, 16))).to(DEVICE)
     model = nn.Sequential(layer, nn.Tanh(), layer)
