@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from efcn_sparse.training.cifar import load_hub_images
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.digits import digits
@@ -24,19 +26,20 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
         ModuleNotFoundError: scikit-learn or datasets is missing; the message names the extra.
     """
     preset = PRESETS[config.preset]
-    if not preset.hub_name:
-        if config.data is not None:
-            raise ValueError(f"data must be left out for the preset {config.preset}, got {config.data!r}")
-        images = digits(seed)
-    else:
-        images = load_hub_images(
-            config.data,
-            hub_name=preset.hub_name,
-            label=preset.label,
-            image_shape=preset.image_shape,
-            classes=preset.classes,
-            download=download,
-        )
+    with torch.device("cpu"):  # images are read and drawn there, whatever the default device is
+        if not preset.hub_name:
+            if config.data is not None:
+                raise ValueError(f"data must be left out for the preset {config.preset}, got {config.data!r}")
+            images = digits(seed)
+        else:
+            images = load_hub_images(
+                config.data,
+                hub_name=preset.hub_name,
+                label=preset.label,
+                image_shape=preset.image_shape,
+                classes=preset.classes,
+                download=download,
+            )
     return images.limited(config.train_limit, config.test_limit).to(config.device)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,7 @@ BlockShapes = Mapping[str, tuple[int, int]]
 def build_cnn(preset: str, seed: int) -> nn.Module:
     """The preset's CNN with the initial weights that ``seed`` gives."""
     chosen = PRESETS[preset]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("cnn", seed))
+    with _drawing("cnn", seed):
         cnn = chosen.build(chosen.classes)
     return cnn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -30,8 +30,7 @@ def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -
     An entry that would read zero padding does not exist, so the fan-in of every unit is the whole input.
     """
     model = _embed(build_cnn(preset, seed), preset, Full(), block_shapes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed("fcn", seed))
+    with _drawing("fcn", seed):
         for module in model.modules():
             if isinstance(module, EmbeddedConv):
                 module.linear.reset_parameters()
@@ -60,6 +59,14 @@ def build_like(arm: str, preset: str, seed: int, block_shapes: BlockShapes | Non
     return cnn if arm in (CNN, CONTROL) else embed_as(arm, cnn, preset, block_shapes)
 
 
+@contextlib.contextmanager
+def _drawing(purpose: str, seed: int) -> Iterator[None]:
+    """On the CPU whatever the default device is; the caller's generators, those of GPUs too, stay as they are."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(derived_seed(purpose, seed))  # torch.manual_seed reseeds every GPU as well
+        yield
+
+
 def _embed(cnn: nn.Module, preset: str, support: Support, block_shapes: BlockShapes | None) -> nn.Module:
     layers = {name: dict(support=support, block_shape=shape) for name, shape in (block_shapes or {}).items()}
     return embed(cnn, example_input(preset), support=support, layers=layers)
@@ -68,4 +75,4 @@ def _embed(cnn: nn.Module, preset: str, support: Support, block_shapes: BlockSha
 def example_input(preset: str) -> Tensor:
     """Two images' worth of noise, always the same, of the preset's shape."""
     shape = (2, *PRESETS[preset].image_shape)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(derived_seed("example")))
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(derived_seed("example")), device="cpu")

@@ -106,6 +106,7 @@ def _settled(config: RelaxConfig) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.device("cpu"),  # whatever the default device is
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         ):
             yield

@@ -21,5 +21,5 @@ def derived_seed(purpose: str, *numbers: int) -> int:
 
 def order_of_epoch(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which ``count`` images are shown in an epoch: int64 ``[count]``, the same for every arm."""
-    generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
-    return torch.randperm(count, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(derived_seed("order", seed, epoch))
+    return torch.randperm(count, generator=generator, device="cpu")
