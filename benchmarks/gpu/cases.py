@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OPERATIONS = ("forward", "dx", "dw")
-GROUPS = ("suite", "products", "rivals", "nets")
+GROUPS = ("suite", "products", "rivals", "nets", "tuning")
 GOALS = {128: 0.85, 64: 0.70, 32: 0.45, 16: 0.25}  # least fraction of the rate of the dense product of that shape
 BREAK_EVEN_GOAL = 0.60  # at blocks of 128, most densities below this must be faster than dense
 STEP_GOAL = 1.5  # most: eFCN step / CNN step
@@ -84,10 +84,13 @@ def _real() -> list[Spec]:
         *(Spec(f"step: {net}", "nets", "step", 15, net) for net in small),
         Spec(f"step: {large}", "nets", "step", 60, large),
         *(Spec(f"rivals: {case}", "rivals", "rivals", 5, case) for case in _rivals(8192)),
+        *_alternatives(square),
         *(Spec(f"layers: {net}", "nets", "layers", 10, net) for net in (*small, large)),
+        Spec(f"alternatives: {large}", "tuning", "alternatives", 60, large),
         Spec(f"reading: {large}", "nets", "reading", 25, large),
         *_products([case for case in first if case.out_features != 4096]),
         Spec("huge: resnet50 at 224 pixels, N=64", "nets", "huge", 60, Net("resnet50", 224, 64)),
+        *_alternatives([case for batch in rest for case in batch if case.batch == 256 and case.out_features == 4096]),
         *_products([case for batch in rest for case in batch]),
         *(Spec(f"rivals: {case}", "rivals", "rivals", 5, case) for case in _rivals(1024)),
     ]
@@ -95,6 +98,12 @@ def _real() -> list[Spec]:
 
 def _products(cases: Sequence[Product]) -> list[Spec]:
     return [Spec(f"product: {case}", "products", "product", 3, case) for case in cases]
+
+
+def _alternatives(cases: Sequence[Product]) -> list[Spec]:
+    """Those of a density together: blocks of 128 at 10% say the most."""
+    ordered = sorted(cases, key=lambda case: (0.10, 0.25, 0.05, 0.50).index(case.density))
+    return [Spec(f"alternatives: {case}", "tuning", "alternatives", 4, case) for case in ordered]
 
 
 def _rivals(batch: int) -> list[Product]:
@@ -110,4 +119,5 @@ def _dry() -> list[Spec]:
         Spec(f"layers: {net}", "nets", "layers", 1, net),
         Spec(f"reading: {net}", "nets", "reading", 1, net),
         Spec("huge: vanilla", "nets", "huge", 1, net),
+        *_alternatives([Product(16, 64, 32, 0.25, 16)]),
     ]

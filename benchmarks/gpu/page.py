@@ -21,7 +21,8 @@ def markdown(records: Sequence[Record]) -> str:
     parts = [
         _head(by_kind), _suite(records), _products(by_kind.get("product", [])), _rivals(by_kind.get("rivals", [])),
         _steps(by_kind.get("step", [])), _layers(by_kind.get("layers", [])), _readings(by_kind.get("reading", [])),
-        _huge(by_kind.get("huge", [])), _counters(by_kind.get("counters", [])), _left(records),
+        _huge(by_kind.get("huge", [])), _alternatives(by_kind.get("alternatives", [])),
+        _counters(by_kind.get("counters", [])), _left(records),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -171,6 +172,39 @@ def _huge(found: Sequence[dict[str, Any]]) -> str:
     return "## Planned, and stepped if it fits\n\n" + _table(heads, rows) if rows else ""
 
 
+def _alternatives(found: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for one in (one for case in found for one in case["operations"]):
+        if "absent" in one:
+            return f"## Other tiles\n\nNot here: {one['absent']}."
+        title = [one["of"], one["operation"]]
+        if "failed" in one:
+            rows.append([*title, "failed", *[""] * 7])
+            continue
+        fractions = [f"{one[key]:.2f}" if key in one else "–" for key in ("fraction_before", "fraction_after")]
+        gain, mark = f"{one['before'] / one['after']:.2f}", "**" if "row" in one else ""
+        rows.append([*title, f"{1e6 * one['before']:.0f}", fractions[0], f"{1e6 * one['after']:.0f}", fractions[1],
+                     mark + gain + mark, one["best"], f"{one['tried']}" + ("" if one["finished"] else ", cut short"),
+                     len(one["left_out"])])  # fmt: skip
+    if not rows:
+        return ""
+    heads = [
+        "of",
+        "operation",
+        "table's tile, µs",
+        "of dense",
+        "best, µs",
+        "of dense",
+        "gain",
+        "best",
+        "tried",
+        "left out",
+    ]
+    text = "Each tile's result was compared with that of the table's; the two times and the dense product took turns. "
+    text += "Bold: a row of the tuning file that this run wrote.\n\n"
+    return "## Other tiles\n\n" + text + _table(heads, rows)
+
+
 def _counters(found: Sequence[dict[str, Any]]) -> str:
     rows, heads = [], ["of", "kernel"]
     for case in found:
@@ -204,8 +238,12 @@ def failures(where: str, found: Any) -> Iterator[tuple[str, str]]:
             yield from failures(where if key == "result" else f"{where}, {key}", part)
     elif isinstance(found, list):
         for part in found:
-            layer = f" {part['layer']}" if isinstance(part, dict) and "layer" in part else ""
-            yield from failures(where + layer, part)
+            names = (
+                [str(part[key]) for key in ("layer", "of", "operation") if key in part]
+                if isinstance(part, dict)
+                else []
+            )
+            yield from failures(" ".join([where, *names]), part)
 
 
 def _density(found: tuple[str, float] | None) -> str:

@@ -35,10 +35,14 @@ class Results:
         write_atomically(self._path("json"), self.json())
         print(f"{time.monotonic() - self._began:6.1f} s  {record['name']}: {_outcome(record)}", flush=True)
 
-    def finish(self) -> tuple[Path, Path]:
-        """Write the page, and both names."""
+    def finish(self) -> tuple[Path, ...]:
+        """Write the page, and a tuning file if there are rows for one; the names of all files."""
         write_atomically(self._path("md"), self.page())
-        return self._path("json"), self._path("md")
+        paths = [self._path("json"), self._path("md")]
+        if rows := tuning_rows(self.records):
+            paths.append(self._directory / f"{self._slug}-tuning.json")
+            write_atomically(paths[-1], '{"rows": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n]}\n")
+        return tuple(paths)
 
     def json(self) -> str:
         """All records."""
@@ -65,6 +69,16 @@ class Results:
 
     def _path(self, ending: str) -> Path:
         return self._directory / f"{self._slug}.{ending}"
+
+
+def tuning_rows(records: list[Record]) -> list[dict[str, Any]]:
+    """Rows of a tuning file that were found: for each case the first, which is that of the more important pattern."""
+    rows: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for one in record.get("result", {}).get("operations", []):
+            if "row" in one:
+                rows.setdefault(json.dumps(one["row"]["case"]), one["row"])
+    return list(rows.values())
 
 
 def _outcome(record: Record) -> str:

@@ -1,10 +1,11 @@
 """Everything that needs a GPU, in one go: the tests on it, then all measurements, the most important first.
 
-    python benchmarks/gpu/run.py [--minutes 9] [--only suite products rivals nets] [--profile] [--results DIR]
+    python benchmarks/gpu/run.py [--minutes 9] [--only suite products rivals nets tuning] [--profile] [--results DIR]
 
 Needs torch and Triton, and pytest for the tests; no network, no installed package, no compiled extension. Writes
-``<device>-<date>.json`` after every case, ``.md`` at the end, and what the tests print to ``suite.log``. What does not
-fit the time is listed as not run. While the tests run, the kernels of the measurements are compiled on all cores.
+``<device>-<date>.json`` after every case, ``.md`` and ``-tuning.json`` (tiles that were faster than the table's) at
+the end, and what the tests print to ``suite.log``. What does not fit the time is listed as not run. While the tests
+run, the kernels of the measurements are compiled on all cores.
 ``--dry-run`` goes through all of it on a CPU with tiny shapes, to see that it does; its numbers say nothing.
 """
 

@@ -12,7 +12,7 @@ from benchmarks.gpu.page import failures
 from benchmarks.gpu.protocol import Record
 
 MOST = 11_000  # characters
-_FAILED_TESTS, _FAILED, _SLOWEST = 12, 15, 8
+_FAILED_TESTS, _FAILED, _SLOWEST, _GAINS = 12, 15, 8, 16
 Found = Sequence[dict[str, Any]]
 
 
@@ -27,7 +27,7 @@ def text(records: Sequence[Record], most: int = MOST) -> str:
         *_head(by_kind), *_suite(records), *_first_products(products), *_other_products(products),
         *_break_even(products), *_steps(by_kind.get("step", [])), *_rivals(by_kind.get("rivals", [])),
         *_layers(by_kind.get("layers", [])), *_readings(by_kind.get("reading", [])),
-        *counter_lines(by_kind.get("counters", [])), *_left(records),
+        *_alternatives(by_kind.get("alternatives", [])), *counter_lines(by_kind.get("counters", [])), *_left(records),
     ]  # fmt: skip
     whole = "\n".join(line[:220] for line in lines)
     return whole if len(whole) <= most else whole[: most - 4] + " ..."
@@ -145,6 +145,17 @@ def _readings(found: Found) -> Iterator[str]:
     for case in found:
         whole, largest = case["fraction_of_memory"], case["largest_layer"]["fraction_of_memory"]
         yield f"subspace reading of {case['model']}: {whole:.2f} of memory speed, largest layer {largest:.2f}"
+
+
+def _alternatives(found: Found) -> Iterator[str]:
+    all_of = [one for case in found for one in case["operations"] if "before" in one]
+    gained = sorted((one for one in all_of if "row" in one), key=lambda one: one["after"] / one["before"])
+    if all_of:
+        yield f"-- other tiles: {len(gained)} of {len(all_of)} operations have a faster one; the largest gains"
+    for one in gained[:_GAINS]:
+        rate = f", of dense {one['fraction_before']:.2f} → {one['fraction_after']:.2f}" if "goal" in one else ""
+        yield (f"{one['of']} {one['operation']}: {one['before'] / one['after']:.2f}×{rate}; {one['best']} "
+               f"(table: {one['present']})")  # fmt: skip
 
 
 def counter_lines(found: Found) -> Iterator[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -41,8 +42,11 @@ def jobs(groups: Sequence[str], dry: bool = False) -> list[Job]:
     """Parts of the cases, the most important first; of equal kernels whoever comes first compiles the one."""
     found: list[Job] = []
     for spec in specs(groups, dry):
-        if spec.kind == "product":
+        if isinstance(spec.argument, Product) and spec.kind in ("product", "alternatives"):
             found += [(spec.kind, spec.argument, operation) for operation in OPERATIONS]
+        elif spec.kind == "alternatives":
+            layers = range(_layers(spec))
+            found += [(spec.kind, spec.argument, (layer, op)) for layer, op in itertools.product(layers, OPERATIONS)]
         elif spec.kind in ("step", "layers"):
             found += [(spec.kind, spec.argument, number) for number in range(_layers(spec))]
     return found
@@ -62,6 +66,9 @@ def _layers(spec: Spec) -> int:
 
 def _calls(job: Job, device: Device) -> Iterator[Callable[[], None]]:
     kind, case, part = job
+    if kind == "alternatives":
+        yield from _alternatives(case, part, device)
+        return
     if kind == "product":
         from benchmarks.gpu.predict import make_pattern
 
@@ -84,6 +91,30 @@ def _calls(job: Job, device: Device) -> Iterator[Callable[[], None]]:
             most = max(WORKSPACE_BYTES["cuda"] // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
             for cut in row_slices(pattern, most):
                 yield _one("dw", cut.pattern, case.batch, device, biased=False, stride=pattern.shape[0])
+
+
+def _alternatives(case: Product | Net, part: Any, device: Device) -> Iterator[Callable[[], None]]:
+    from benchmarks.gpu.alternatives import configs
+    from benchmarks.gpu.nets import distinct_layers
+    from benchmarks.gpu.predict import NAMES, make_pattern
+    from efcn_sparse.ops.backends.triton import plan, tuning
+
+    if isinstance(case, Product):
+        pattern, operation = make_pattern(case), part
+    else:
+        pattern, operation = distinct_layers(case)[part[0]][0].pattern, part[1]
+    height, width = pattern.block_shape[::-1] if operation == "dx" else pattern.block_shape
+    problem = plan.Problem(
+        NAMES[operation], Structure.of(pattern.structure), height, width, case.batch, _DTYPE, device
+    )  # fmt: skip
+    call = _one(operation, pattern, case.batch, device, biased=False)
+
+    def with_it(config: tuning.Config) -> None:
+        with tuning.only(config):
+            call()
+
+    for config in configs(problem):
+        yield functools.partial(with_it, config)
 
 
 def _one(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import environment, huge, layers, products, reading, rivals, steps
+from benchmarks.gpu import alternatives, environment, huge, layers, products, reading, rivals, steps
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import GROUPS, Spec, specs
 from benchmarks.gpu.protocol import Job, run_jobs
@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[Bench, Any], dict[str, Any]]] = {
     "step": steps.measure,
     "reading": reading.measure,
     "huge": huge.measure,
+    "alternatives": alternatives.measure,
 }
 
 

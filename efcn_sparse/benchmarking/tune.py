@@ -26,7 +26,7 @@ from efcn_sparse.pattern import BlockPattern
 MEASURED = "measured on "
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-12}
 _HOPELESS = 1.5  # times the model's best: not tried
-_WORTH_A_ROW = 0.98  # of the present time
+WORTH_A_ROW = 0.98  # of the present time
 
 
 class Wanted(NamedTuple):
@@ -40,7 +40,10 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Found:
-    """What tuning one case found: times in seconds, and the candidates that were left out, with the reason."""
+    """What tuning one case found: times in seconds, and the candidates that were left out, with the reason.
+
+    ``times`` has those that were timed, the present one among them.
+    """
 
     case: Case
     before: float
@@ -49,6 +52,7 @@ class Found:
     tried: int
     failed: list[str] = field(default_factory=list)
     finished: bool = True
+    times: dict[Config, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def tune(
         RuntimeError: the configuration that is used at present fails.
     """
     deadline, done = time.monotonic() + seconds, []
-    mark = f"{MEASURED}{_device_name(device)}"
-    jobs = list(_distinct(wanted, device))
+    mark = device_mark(device)
+    jobs = list(problems_of(wanted, device))
     for number, (one, problem) in enumerate(jobs, 1):
         case = plan.case_of(problem)
         table = tuning.read(output) if output.exists() else ()
@@ -100,13 +104,20 @@ def tune(
         for reason in found.failed:
             tell(f"    {reason}")
         if found.finished or found.after < found.before:
-            source = f"{mark}: {1e6 * found.after:.1f} µs, before {1e6 * found.before:.1f}"
-            if not found.finished:
-                source = f"cut short, {source}"
-            row = Row(case, _for_the_table(problem, found.config), source)
-            tuning.write(output, (*(other for other in table if other.case != case), row))
+            tuning.write(output, (*(other for other in table if other.case != case), row_of(problem, found, mark)))
             tuning.forget()
     return done
+
+
+def row_of(problem: plan.Problem, found: Found, mark: str) -> Row:
+    """What a tuning file keeps; ``mark`` says where it was measured."""
+    source = f"{mark}: {1e6 * found.after:.1f} µs, before {1e6 * found.before:.1f}"
+    return Row(found.case, _for_the_table(problem, found.config), source if found.finished else f"cut short, {source}")
+
+
+def device_mark(device: str) -> str:
+    """What the source of a row begins with that was measured here."""
+    return f"{MEASURED}{torch.cuda.get_device_name() if device == 'cuda' else 'the interpreter, a dry run'}"
 
 
 def tune_one(
@@ -118,7 +129,7 @@ def tune_one(
     known: Sequence[Config] = (),
 ) -> Found:
     """The best configuration for one operation: of ``known`` and the model's tiles, then step by step from there."""
-    call = _call(one, problem)
+    call = call_of(one, problem)
     present = plan.configure(problem)
     with tuning.only(present):
         expected = call().double()
@@ -159,14 +170,15 @@ def tune_one(
             break
         attempt(config)
     best = min(times, key=lambda config: times[config])
-    if times[best] < _WORTH_A_ROW * before:
+    if times[best] < WORTH_A_ROW * before:
         found.config, found.after = best, times[best]
     found.tried = len(times)
+    found.times = {config: seconds for config, seconds in times.items() if seconds < float("inf")}
     return found
 
 
-def _distinct(wanted: Iterable[Wanted], device: str) -> Iterator[tuple[Wanted, plan.Problem]]:
-    """Each operation of each pattern, the first one of those that the table cannot tell apart."""
+def problems_of(wanted: Iterable[Wanted], device: str) -> Iterator[tuple[Wanted, plan.Problem]]:
+    """Each operation of each pattern, on ``device``; of those that the table cannot tell apart the first."""
     seen = set()
     for one in wanted:
         pattern = one.pattern.to(device)
@@ -181,7 +193,8 @@ def _distinct(wanted: Iterable[Wanted], device: str) -> Iterator[tuple[Wanted, p
                 yield one._replace(pattern=pattern), problem
 
 
-def _call(one: Wanted, problem: plan.Problem) -> Callable[[], Tensor]:
+def call_of(one: Wanted, problem: plan.Problem) -> Callable[[], Tensor]:
+    """The operation on random operands, the same ones at each call and in each process."""
     pattern, device, dtype = one.pattern, one.pattern.device, one.dtype
     out_features, in_features = pattern.shape
     generator = torch.Generator(device).manual_seed(1906)
@@ -215,7 +228,3 @@ def _check_device(problem: plan.Problem, error: Exception) -> None:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[-200:]
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "the interpreter, a dry run"

@@ -76,7 +76,7 @@ def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return y if config is not None and config.block_m == 64 else y + 0.1
 
     monkeypatch.setattr(tune, "spmm", wrong)
-    one, problem = next(tune._distinct(_wanted(), "cpu"))
+    one, problem = next(tune.problems_of(_wanted(), "cpu"))
     found = tune.tune_one(one, problem, _Pretended(), time.monotonic() + 1e6, EFFORT)
     assert found.config.block_m == 64
     assert any("from the present one's" in reason for reason in found.failed)
@@ -90,7 +90,7 @@ def test_nothing_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
 
 
 def test_a_case_that_is_cut_short_is_done_again() -> None:
-    one, problem = next(tune._distinct(_wanted(), "cpu"))
+    one, problem = next(tune.problems_of(_wanted(), "cpu"))
     found = tune.tune_one(one, problem, _Pretended(), time.monotonic(), EFFORT)
     assert (found.finished, found.tried, found.config) == (False, 1, plan.configure(problem))
 

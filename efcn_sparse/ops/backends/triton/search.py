@@ -20,6 +20,9 @@ _SWIZZLES = (1, 2, 4, 8, 16, 32)
 _MEMBERS = (1, 2, 4, 8, 16)
 _PIECES = {"spmm": (0, 8, 16, 32, 64, 128, 256), "sddmm": (0, 1, 2, 4, 8, 16, 32)}
 _ACCUMULATORS = 128  # 32-bit registers of a thread that may hold sums; the rest are operands and addresses
+_RATES_OF_L2 = (1.0, 1.5, 2.0)  # times the lead: what it is decides between large tiles and many programs
+_TILES_FOR_A_RATE = 4
+_OVERHEAD = 1024  # bytes of shared memory that each program costs
 
 
 def expected_seconds(problem: plan.Problem, config: Config, machine: Machine | None = None) -> float:
@@ -88,6 +91,37 @@ def starts(problem: plan.Problem, depth: int, most: int) -> list[Config]:
     """The ``most`` tiles that the model prefers, the best first."""
     distinct = dict.fromkeys(tiles(problem, depth))
     return sorted(distinct, key=lambda config: expected_seconds(problem, config))[:most]
+
+
+def alternatives(problem: plan.Problem, present: Config, most: int) -> list[Config]:
+    """Configurations beside ``present`` that may be the fastest, whatever the L2 turns out to give.
+
+    The tiles that the model prefers for several rates of the L2, each also in so few stages that two programs fit a
+    multiprocessor; then what is one step away from ``present``. All of it is known before anything is measured, so that
+    it can be compiled ahead.
+    """
+    found: dict[Config, None] = {}
+    machine = machine_of(problem.device)
+    distinct = list(dict.fromkeys(tiles(problem, present.block_k)))
+    for scale in _RATES_OF_L2:
+        rated = replace(machine, l2=scale * machine.l2)
+        by_time = sorted(distinct, key=lambda config: expected_seconds(problem, config, rated))
+        for config in by_time[:_TILES_FOR_A_RATE]:
+            found |= dict.fromkeys((config, _in_pairs(problem, config)))
+    found |= dict.fromkeys(neighbours(problem, present))
+    found.pop(present, None)
+    return list(found)[:most]
+
+
+def _in_pairs(problem: plan.Problem, config: Config) -> Config:
+    """In the most stages that leave room for a second program."""
+    room = (problem.device.shared_memory + _OVERHEAD) // 2 - _OVERHEAD
+    fit = (
+        replace(config, stages=stages)
+        for stages in range(config.stages, 1, -1)
+        if plan.shared_memory(replace(config, stages=stages), problem.dtype.itemsize) <= room
+    )
+    return next(fit, config)
 
 
 def neighbours(problem: plan.Problem, config: Config) -> list[Config]:

@@ -194,7 +194,7 @@ def read(path: Path) -> tuple[Row, ...]:
 
 def write(path: Path, table: tuple[Row, ...]) -> None:
     """A file that :func:`read` reads, put in the place of the old one at once."""
-    lines = [json.dumps({"case": _told(r.case), "config": _told(r.config), "source": r.source}) for r in table]
+    lines = [json.dumps(told(row)) for row in table]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "w", encoding="utf-8") as file:
         file.write('{"rows": [\n  ' + ",\n  ".join(lines) + "\n]}\n")
@@ -203,7 +203,12 @@ def write(path: Path, table: tuple[Row, ...]) -> None:
     beside.replace(path)
 
 
-def _told(made: Any) -> dict[str, Any]:
+def told(row: Row) -> dict[str, Any]:
+    """A row as it stands in a file."""
+    return {"case": _fields(row.case), "config": _fields(row.config), "source": row.source}
+
+
+def _fields(made: Any) -> dict[str, Any]:
     """Its fields, but for those that are as usual."""
     return {f.name: v for f, v in zip(fields(made), asdict(made).values(), strict=True) if v != f.default}
 
