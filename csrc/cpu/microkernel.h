@@ -5,6 +5,7 @@
 #include <ATen/native/CPUBlas.h>
 
 #include "plain_product.h"
+#include "segments.h"
 
 namespace efcn_sparse::cpu {
 
@@ -78,6 +79,18 @@ struct Product<double> {
   }
   static void release() {}
 };
+
+// C [m, n] (+)= sum over segments of A [m, k] B [k, n], see segments.h.
+template <typename Operand>
+void sum_segments(int64_t m, int64_t n, const Segment<Operand>* segments, int64_t count, int64_t lda,
+                  const Operand* panel, int64_t ldb, typename Product<Operand>::Sum* c, int64_t ldc, bool add) {
+  if constexpr (std::is_same_v<Operand, at::BFloat16>) {
+    if (const auto kernel = segments_kernel()) return kernel(m, n, segments, count, lda, panel, ldb, c, ldc, add);
+  }
+  for (int64_t s = 0; s < count; ++s)
+    Product<Operand>::run(m, n, segments[s].k, segments[s].a, lda, panel + segments[s].panel_row * ldb, ldb, c, ldc,
+                          add || s > 0);
+}
 
 // Calls kernel(stored type tag, operand type tag) for a tensor's dtype on this machine.
 template <typename Kernel>

@@ -80,7 +80,8 @@ class SampledProduct {
       for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
         const int64_t rows = std::min(kBatchChunk, padded_batch_ - m);
         const Operand* b = in_place_ ? b_ + m * ldb_ + j * walk_.in_side : b_ + (j * padded_batch_ + m) * ldb_;
-        Product<Operand>::run(height, std::min(kRunWidth, width - w), rows, space.left.data() + m, ld_left_,
+        const Segment<Operand> segment{space.left.data() + m, rows, 0};
+        sum_segments<Operand>(height, std::min(kRunWidth, width - w), &segment, 1, ld_left_,
                               b + w * Product<Operand>::k_multiple, ldb_, space.sums.data() + w, width, m > 0);
       }
     }
@@ -109,9 +110,11 @@ class SampledProduct {
       pack_panel(right, width, false, width, batch_, space.paired.data());
       right = space.paired.data();
     }
-    for (int64_t m = 0; m < padded_batch_; m += kBatchChunk)
-      Product<Operand>::run(height, width, std::min(kBatchChunk, padded_batch_ - m), space.left.data() + m, ld_left_,
-                            right + m * width, width, space.sums.data(), width, m > 0);
+    for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
+      const Segment<Operand> segment{space.left.data() + m, std::min(kBatchChunk, padded_batch_ - m), 0};
+      sum_segments<Operand>(height, width, &segment, 1, ld_left_, right + m * width, width, space.sums.data(), width,
+                            m > 0);
+    }
     for (int64_t column = 0; k < last; ++k) {
       const int64_t extent = walk_.in_extent(walk_.neighbours[k]);
       write(k, height, extent, space.sums.data() + column, width);

@@ -6,22 +6,17 @@
 
 #include "pack.h"
 #include "schedule.h"
+#include "store.h"
 
 namespace efcn_sparse::cpu {
 namespace {
 
 constexpr int64_t kBatchRows = 512;       // rows of the batch in one task
 constexpr int64_t kMinBatchRows = 64;     // less than this is not worth another packing of the weights
+constexpr int64_t kTogether = 128;        // columns of y that a task writes, at least, where block rows are lower
 constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
 constexpr int64_t kSegmentK = 320;        // K of one product
 constexpr int64_t kDirectK = 48;          // runs at least this long are read from x in place
-
-// Consecutive columns of x, and where their weights lie in the panel.
-template <typename Operand>
-struct Segment {
-  const Operand* a;
-  int64_t lda, k, panel_row;
-};
 
 // How the micro-kernel reads the activations: x itself, column panels of x that all rows share, or the columns of one
 // block row side by side, where blocks are so narrow that a product per block would mostly load and store its sums.
@@ -66,11 +61,14 @@ class Multiplication {
     int64_t rows = std::min(kBatchRows, batch);
     while (rows > kMinBatchRows && walk_.rows * ((batch + rows - 1) / rows) < 4 * threads) rows /= 2;
     const int64_t groups = (batch + rows - 1) / rows;
-    share_tasks(walk_.rows * groups, [&](auto&& next) {
+    int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
+    while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
+    const int64_t strips = (walk_.rows + together - 1) / together;
+    share_tasks(strips * groups, [&](auto&& next) {
       Workspace space;
       for (int64_t task = next(); task >= 0; task = next()) {
-        const int64_t first = task / walk_.rows * rows;
-        block_row(task % walk_.rows, first, std::min(batch, first + rows), space);
+        const int64_t first = task / strips * rows, i = task % strips * together;
+        block_rows(i, std::min(walk_.rows, i + together), first, std::min(batch, first + rows), space);
       }
       Product<Operand>::release();
     });
@@ -81,21 +79,27 @@ class Multiplication {
     std::vector<Operand> panel, block, gathered;
     std::vector<Sum> sums, bias;
     std::vector<Segment<Operand>> segments;
+    int64_t lda;  // of all segments
   };
 
-  void block_row(int64_t i, int64_t first, int64_t last, Workspace& space) const {
-    const int64_t n = walk_.out_extent(i), rows = last - first;
-    space.sums.resize(std::max<size_t>(space.sums.size(), rows * n));
+  // Block rows [begin, end) of the result side by side, so that whole cache lines of y are written.
+  void block_rows(int64_t begin, int64_t end, int64_t first, int64_t last, Workspace& space) const {
+    const int64_t width = (end - 1 - begin) * walk_.out_side + walk_.out_extent(end - 1), rows = last - first;
+    space.sums.resize(std::max<size_t>(space.sums.size(), rows * width));
+    for (int64_t i = begin; i < end; ++i)
+      sum_block_row(i, first, rows, space.sums.data() + (i - begin) * walk_.out_side, width, space);
+    write(begin * walk_.out_side, width, first, rows, space);
+  }
+
+  void sum_block_row(int64_t i, int64_t first, int64_t rows, Sum* sums, int64_t ld, Workspace& space) const {
+    const int64_t n = walk_.out_extent(i), end = walk_.starts[i + 1];
     bool add = false;
-    for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1];) {
-      k = pack(k, walk_.starts[i + 1], first, rows, n, space);
-      for (const auto& segment : space.segments) {
-        const Operand* b = space.panel.data() + segment.panel_row * n;
-        Product<Operand>::run(rows, n, segment.k, segment.a, segment.lda, b, n, space.sums.data(), n, add);
-        add = true;
-      }
+    for (int64_t k = walk_.starts[i]; k < end; add = true) {
+      k = pack(k, end, first, rows, n, space);
+      sum_segments<Operand>(rows, n, space.segments.data(), space.segments.size(), space.lda, space.panel.data(), n,
+                            sums, ld, add);
     }
-    write(i, first, rows, n, add ? space.sums.data() : nullptr, space);
+    for (int64_t m = 0; !add && m < rows; ++m) std::fill_n(sums + m * ld, n, Sum(0));
   }
 
   // Packs blocks [k, end) as far as the panel reaches; returns the first block that is left.
@@ -105,6 +109,7 @@ class Multiplication {
     space.panel.resize(std::max<size_t>(space.panel.size(), blocks * width_ * n));
     space.block.resize(elements);
     space.segments.clear();
+    space.lda = reading_ == Reading::kPanels ? width_ : ldx_;
     int64_t panel_row = 0;
     for (; k < last; ++k) {
       const int64_t block = walk_.block(k), extent = walk_.in_extent(walk_.neighbours[k]);
@@ -126,12 +131,12 @@ class Multiplication {
                       std::vector<Segment<Operand>>& segments) const {
     const int64_t j = walk_.neighbours[k], extent = round_up(walk_.in_extent(j), Product<Operand>::k_multiple);
     if (reading_ == Reading::kPanels) {
-      segments.push_back({panel_data_ + (j * batch_ + first) * width_, width_, extent, panel_row});
+      segments.push_back({panel_data_ + (j * batch_ + first) * width_, extent, panel_row});
     } else if constexpr (std::is_same_v<Stored, Operand>) {
       if (k > begin && walk_.neighbours[k - 1] == j - 1 && segments.back().k + extent <= kSegmentK) {
         segments.back().k += extent;
       } else {
-        segments.push_back({x_ + first * ldx_ + j * walk_.in_side, ldx_, extent, panel_row});
+        segments.push_back({x_ + first * ldx_ + j * walk_.in_side, extent, panel_row});
       }
     }
   }
@@ -152,22 +157,21 @@ class Multiplication {
       for (; column % multiple != 0; ++column)
         for (int64_t m = 0; m < rows; ++m) space.gathered[m * width + column] = Operand(0);
     }
-    space.segments.push_back({space.gathered.data(), width, width, 0});
+    space.segments.push_back({space.gathered.data(), width, 0});
+    space.lda = width;
   }
 
-  // y = alpha (sums + bias) + beta y for one tile; sums is null where a row of W is empty.
-  void write(int64_t i, int64_t first, int64_t rows, int64_t n, const Sum* sums, Workspace& space) const {
+  // y = alpha (sums + bias) + beta y for columns [begin, begin + n) of some rows.
+  void write(int64_t begin, int64_t n, int64_t first, int64_t rows, Workspace& space) const {
     space.bias.assign(n, Sum(0));
     if (bias_ != nullptr)
-      for (int64_t j = 0; j < n; ++j) space.bias[j] = static_cast<Sum>(bias_[i * walk_.out_side + j]);
+      for (int64_t j = 0; j < n; ++j) space.bias[j] = static_cast<Sum>(bias_[begin + j]);
     const Sum* __restrict bias = space.bias.data();
     for (int64_t m = 0; m < rows; ++m) {
-      Stored* __restrict out = y_ + (first + m) * ldy_ + i * walk_.out_side;
-      const Sum* __restrict sum = sums + (sums == nullptr ? 0 : m * n);
-      if (sums == nullptr) {
-        for (int64_t j = 0; j < n; ++j) out[j] = scaled(bias[j], out[j]);
-      } else if (alpha_ == Sum(1) && beta_ == Sum(0)) {
-        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + bias[j]);
+      Stored* __restrict out = y_ + (first + m) * ldy_ + begin;
+      const Sum* __restrict sum = space.sums.data() + m * n;
+      if (alpha_ == Sum(1) && beta_ == Sum(0)) {
+        store_sums(sum, bias, n, out);
       } else {
         for (int64_t j = 0; j < n; ++j) out[j] = scaled(sum[j] + bias[j], out[j]);
       }

@@ -1,0 +1,134 @@
+#include "segments.h"
+
+#if defined(__x86_64__)
+#include <ATen/Version.h>
+#include <cpuid.h>
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+namespace efcn_sparse::cpu {
+namespace {
+
+#define EFCN_TARGET __attribute__((target("avx512f,avx512bf16")))
+
+using Operand = at::BFloat16;
+
+constexpr int kLanes = 16, kMostVectors = 4;
+// 32 registers hold the sums of a tile, its row of B and a pair of A; 24 sums are enough to hide the latency.
+constexpr int kSums = 24;
+
+// The next segment's rows arrive while this one's are multiplied: no prefetcher guesses which columns of x come next.
+template <int Rows>
+inline void fetch(const Segment<Operand>& next, int64_t row, int64_t lda) {
+  constexpr int64_t kLine = 64 / sizeof(Operand);
+  const Operand* a = next.a + row * lda;
+  if (lda == next.k) {  // rows that lie together
+    for (int64_t e = 0; e < Rows * lda; e += kLine) __builtin_prefetch(a + e);
+  } else {
+    for (int r = 0; r < Rows; ++r)
+      for (int64_t e = 0; e < next.k; e += kLine) __builtin_prefetch(a + r * lda + e);
+  }
+}
+
+EFCN_TARGET inline __m512bh pair_at(const Operand* a) {
+  int pair;
+  std::memcpy(&pair, a, sizeof(pair));
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+
+// C [Rows, 16 Vectors] of one tile; `tail` has the columns of the last vector that exist.
+template <int Rows, int Vectors>
+EFCN_TARGET void tile(const Segment<Operand>* segments, int64_t count, int64_t row, int64_t lda, const Operand* panel,
+                      int64_t ldb, float* c, int64_t ldc, bool add, __mmask16 tail) {
+  constexpr __mmask16 kAll = 0xffff;
+  __m512 sums[Rows][Vectors];
+#pragma GCC unroll 24
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  for (int64_t s = 0; s < count; ++s) {
+    if (s + 1 < count) fetch<Rows>(segments[s + 1], row, lda);
+    // every eighth row has a pointer: one for each row would not fit the registers
+    const Operand *a = segments[s].a + row * lda, *a8 = a + 8 * lda, *a16 = a + 16 * lda;
+    const Operand* b = panel + segments[s].panel_row * ldb;
+    for (int64_t k = 0; k < segments[s].k; k += 2, b += 2 * ldb) {
+      __m512bh right[Vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
+        right[v] = (__m512bh)_mm512_maskz_loadu_epi32(v + 1 < Vectors ? kAll : tail, b + v * 2 * kLanes);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        const __m512bh left = pair_at((r < 8 ? a : r < 16 ? a8 : a16) + r % 8 * lda);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+      }
+      a += 2, a8 += 2, a16 += 2;
+    }
+  }
+#pragma GCC unroll 24
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const __mmask16 exists = v + 1 < Vectors ? kAll : tail;
+      float* out = c + r * ldc + v * kLanes;
+      const __m512 before = add ? _mm512_maskz_loadu_ps(exists, out) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(out, exists, _mm512_add_ps(sums[r][v], before));
+    }
+}
+
+using Tile = decltype(&tile<1, 1>);
+
+template <int Vectors, int... Rows>
+constexpr auto tiles_of(std::integer_sequence<int, Rows...>) {
+  return std::array<Tile, sizeof...(Rows)>{&tile<Rows + 1, Vectors>...};
+}
+
+// All rows of some columns, in tiles that are as equal as can be: in a small last one sums would wait for each other.
+template <int Vectors>
+void strip(int64_t m, const Segment<Operand>* segments, int64_t count, int64_t lda, const Operand* panel, int64_t ldb,
+           float* c, int64_t ldc, bool add, __mmask16 tail) {
+  constexpr int kRows = kSums / Vectors;
+  static constexpr auto kTiles = tiles_of<Vectors>(std::make_integer_sequence<int, kRows>{});
+  const int64_t number = (m + kRows - 1) / kRows;
+  for (int64_t t = 0, row = 0; t < number; ++t) {
+    const int64_t rows = (m - row + number - t - 1) / (number - t);
+    kTiles[rows - 1](segments, count, row, lda, panel, ldb, c + row * ldc, ldc, add, tail);
+    row += rows;
+  }
+}
+
+void sum_in_tiles(int64_t m, int64_t n, const Segment<Operand>* segments, int64_t count, int64_t lda,
+                  const Operand* panel, int64_t ldb, float* c, int64_t ldc, bool add) {
+  static constexpr decltype(&strip<1>) kStrips[kMostVectors] = {&strip<1>, &strip<2>, &strip<3>, &strip<4>};
+  for (int64_t j = 0; j < n; j += kMostVectors * kLanes) {
+    const int64_t columns = std::min<int64_t>(n - j, kMostVectors * kLanes), vectors = (columns + kLanes - 1) / kLanes;
+    const auto tail = static_cast<__mmask16>((1u << (columns - (vectors - 1) * kLanes)) - 1);
+    kStrips[vectors - 1](m, segments, count, lda, panel + 2 * j, ldb, c + j, ldc, add, tail);
+  }
+}
+
+bool has_amx() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1) != 0;
+}
+
+}  // namespace
+
+SumSegments segments_kernel() {
+  static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && !has_amx() &&
+                           at::get_cpu_capability() == "AVX512";
+  return here ? &sum_in_tiles : nullptr;
+}
+
+}  // namespace efcn_sparse::cpu
+#else
+namespace efcn_sparse::cpu {
+
+SumSegments segments_kernel() { return nullptr; }
+
+}  // namespace efcn_sparse::cpu
+#endif

@@ -1,0 +1,56 @@
+"""Every size of a register tile of the CPU kernels: rows and vectors of it, its last columns, panels that are added."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from efcn_sparse import BlockPattern
+from tests.ops import laws
+from tests.table import BFLOAT16, FLOAT32, Row, rows
+
+CPU = rows(BFLOAT16, FLOAT32, where=lambda backend: backend.name == "cpu")
+SIDES = (1, 15, 16, 17, 32, 40, 48, 64, 65, 112, 130)
+BATCHES = (*range(1, 26), 31, 47, 49)
+
+
+def _pattern(height: int, width: int, rows: int, cols: int) -> BlockPattern:
+    generator = torch.Generator().manual_seed(height + width)
+    return BlockPattern.random((rows * height, cols * width), (height, width), 0.6, generator)
+
+
+@pytest.mark.parametrize("row", CPU)
+@pytest.mark.parametrize("side", SIDES)
+def test_every_width(row: Row, side: int) -> None:
+    for width in (2, 9, 16):
+        for batch in (7, 26):
+            laws.spmm_is_dense(row, _pattern(side, width, 3, 4), batch=batch, transpose=False, bias=True)
+            laws.spmm_is_dense(row, _pattern(width, side, 4, 3), batch=batch, transpose=True, bias=False)
+            laws.sddmm_is_dense(row, _pattern(side, width, 3, 4), batch=batch)
+            laws.sddmm_is_dense(row, _pattern(width, side, 4, 3), batch=batch)
+
+
+@pytest.mark.parametrize("row", CPU)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_height(row: Row, batch: int) -> None:
+    for side in (8, 24, 36, 52):  # one to four vectors
+        laws.spmm_is_dense(row, _pattern(side, 8, 3, 5), batch=batch, transpose=False, bias=True)
+        laws.sddmm_is_dense(row, _pattern(batch, side, 2, 3), batch=33)
+
+
+@pytest.mark.parametrize("row", CPU)
+@pytest.mark.parametrize("side", [16, 64, 112])
+def test_rows_longer_than_a_panel(row: Row, side: int) -> None:
+    long = BlockPattern.dense((side, 6000), (side, 24))
+    laws.spmm_is_dense(row, long, batch=29, transpose=False, bias=True)
+    laws.spmm_is_dense(row, long.transposed(), batch=29, transpose=True, bias=False)
+
+
+@pytest.mark.parametrize("row", CPU)
+def test_block_rows_side_by_side(row: Row) -> None:
+    """Some are empty, the last one is ragged, and there are more than one task takes."""
+    mask = torch.rand(70, 9, generator=torch.Generator().manual_seed(5)) < 0.3
+    mask[::7] = False
+    pattern = BlockPattern.from_mask(mask, (8, 16), shape=(557, 141))
+    for transpose in (False, True):
+        laws.spmm_is_dense(row, pattern, batch=130, transpose=transpose, bias=True)
