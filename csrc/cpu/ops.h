@@ -12,6 +12,7 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
           at::TensorList structure, at::IntArrayRef shape, bool transpose, double alpha, double beta);
 
 // values [nnz, rows, cols] = alpha * (a [N, out]^T b [N, in] at the stored blocks) + beta * values, 0 off the support.
+// values has the dtype of a and b, or is float32 and they have 16 bits.
 void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
            at::IntArrayRef shape, double alpha, double beta);
 

@@ -13,14 +13,15 @@ namespace {
 constexpr int64_t kBatchChunk = 256;  // rows of the batch in one product
 constexpr int64_t kRunWidth = 64;     // columns computed together
 
-template <typename Stored, typename Operand>
+// `Result` is the dtype of values: that of a and b, or of the sums.
+template <typename Stored, typename Operand, typename Result>
 class SampledProduct {
  public:
   using Sum = typename Product<Operand>::Sum;
 
   SampledProduct(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, const Walk& walk, const Masks& masks,
                  double alpha, double beta)
-      : walk_(walk), masks_(masks), values_(values.mutable_data_ptr<Stored>()), a_(a.const_data_ptr<Stored>()),
+      : walk_(walk), masks_(masks), values_(values.mutable_data_ptr<Result>()), a_(a.const_data_ptr<Stored>()),
         lda_(a.stride(0)), batch_(a.size(0)), padded_batch_(round_up(batch_, Product<Operand>::k_multiple)),
         ld_left_(padded_batch_ + 64 / sizeof(Operand)),  // one cache line more: no power of two
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
@@ -125,9 +126,9 @@ class SampledProduct {
 
   void write(int64_t block, int64_t height, int64_t width, const Sum* sums, int64_t ld) const {
     const int64_t elements = walk_.out_side * walk_.in_side;
-    Stored* out = values_ + block * elements;
+    Result* out = values_ + block * elements;
     const uint8_t* mask = masks_.of(block);
-    if constexpr (std::is_same_v<Stored, Sum>) {
+    if constexpr (std::is_same_v<Result, Sum>) {
       const bool plain = alpha_ == Sum(1) && beta_ == Sum(0) && mask == nullptr;
       if (plain && height == walk_.out_side && width == walk_.in_side && ld == width)
         return static_cast<void>(std::memcpy(out, sums, elements * sizeof(Sum)));
@@ -137,17 +138,17 @@ class SampledProduct {
       for (int64_t w = 0; w < inside; ++w) {
         Sum result = alpha_ * sums[h * ld + w];
         if (beta_ != Sum(0)) result += beta_ * static_cast<Sum>(out[w]);
-        out[w] = static_cast<Stored>(result);
+        out[w] = static_cast<Result>(result);
       }
-      for (int64_t w = inside; w < walk_.in_side; ++w) out[w] = Stored(0);
+      for (int64_t w = inside; w < walk_.in_side; ++w) out[w] = Result(0);
       if (mask != nullptr)
-        for (int64_t w = 0; w < inside; ++w) out[w] = mask[h * walk_.in_side + w] ? out[w] : Stored(0);
+        for (int64_t w = 0; w < inside; ++w) out[w] = mask[h * walk_.in_side + w] ? out[w] : Result(0);
     }
   }
 
   Walk walk_;
   Masks masks_;
-  Stored* values_;
+  Result* values_;
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
@@ -170,10 +171,18 @@ void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::Ten
   TORCH_CHECK(
       b.dim() == 2 && b.size(0) == a.size(0) && b.size(1) == walk.in_features && (b.stride(1) == 1 || b.size(1) <= 1),
       "b must be [", a.size(0), ", ", walk.in_features, "] with contiguous rows, got ", b.sizes());
-  TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.scalar_type() == values.scalar_type(),
-              "a, b and values must have one dtype");
+  const bool into_sums = values.scalar_type() == at::kFloat && a.element_size() == 2;
+  TORCH_CHECK(a.scalar_type() == b.scalar_type() && (into_sums || a.scalar_type() == values.scalar_type()),
+              "a, b and values must have one dtype, or values be float32 with 16-bit a and b");
   dispatch_operand(a.scalar_type(), "a", [&](auto stored, auto operand) {
-    SampledProduct<decltype(stored), decltype(operand)>(values, a, b, walk, pattern.masks, alpha, beta).run();
+    using Stored = decltype(stored);
+    using Operand = decltype(operand);
+    if (into_sums) {
+      using Sum = typename Product<Operand>::Sum;
+      SampledProduct<Stored, Operand, Sum>(values, a, b, walk, pattern.masks, alpha, beta).run();
+    } else {
+      SampledProduct<Stored, Operand, Stored>(values, a, b, walk, pattern.masks, alpha, beta).run();
+    }
   });
 }
 

@@ -217,3 +217,15 @@ def test_a_kernel_takes_no_tensor_of_the_cpu() -> None:
         launch_spmm.run(
             torch.ones(4, p.shape[0]), x, values, None, Structure.of(list(p.structure)), p.shape, False, 1.0, 0.0
         )
+
+
+def test_tangents_that_are_zero() -> None:
+    """Forward mode makes them without memory."""
+    at, x = torch.tensor([1, 0], device="cuda"), torch.randn(2, 2, device="cuda")
+
+    def place(values: Tensor) -> Tensor:
+        return torch.zeros(3, 2, device="cuda").index_copy(0, at, values)
+
+    y, dy = torch.func.jvp(place, (x,), (2 * x,))
+    assert torch.equal(dy, 2 * y)
+    assert torch.equal(y[:2], x[[1, 0]])

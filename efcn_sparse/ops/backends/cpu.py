@@ -43,9 +43,5 @@ def spmm(
 def sddmm(
     out: Tensor, a: Tensor, b: Tensor, structure: Structure, shape: Sequence[int], alpha: float, beta: float
 ) -> None:
-    """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support.
-
-    For an fp32 ``out`` 16-bit operands are cast up: the kernels have one type for all three.
-    """
-    a, b = a.to(out.dtype), b.to(out.dtype)
+    """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support; fp32 also for 16-bit a and b."""
     torch.ops.efcn_sparse_cpu.sddmm(out, a, b, list(structure), shape, alpha, beta)

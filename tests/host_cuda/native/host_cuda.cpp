@@ -69,6 +69,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
     return at::native::set_storage_cpu_(self, c10::Storage(c10::Storage::use_byte_size_t(), 0, &allocator, true), 0,
                                         {0}, {});
   });
+  m.impl("_efficientzerotensor",  // whose tensors have no memory, which the CPU's kernels would read
+         [](c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
+            std::optional<at::Device> device,
+            std::optional<bool> pinned) { return at::zeros_symint(size, dtype, layout, device, pinned); });
   m.impl("copy_", boxed<&copy>());
   m.impl("record_stream", boxed<&do_nothing>());
   m.impl("convolution", boxed<&fallback>());  // else it looks for cuDNN and for kernels that the CPU has not
