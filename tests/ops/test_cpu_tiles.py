@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import efcn_sparse as es
 from efcn_sparse import BlockPattern
 from tests.ops import laws
+from tests.ops.inputs import randn
 from tests.table import BFLOAT16, FLOAT32, Row, rows
 
 CPU = rows(BFLOAT16, FLOAT32, where=lambda backend: backend.name == "cpu")
@@ -54,3 +56,16 @@ def test_block_rows_side_by_side(row: Row) -> None:
     pattern = BlockPattern.from_mask(mask, (8, 16), shape=(557, 141))
     for transpose in (False, True):
         laws.spmm_is_dense(row, pattern, batch=130, transpose=transpose, bias=True)
+
+
+@pytest.mark.parametrize("row", CPU)
+def test_what_is_not_finite_is_stored_as_such(row: Row) -> None:
+    pattern = BlockPattern.dense((40, 32), (20, 16))
+    x, values = randn(6, 32, row=row, seed=1), randn(*pattern.values_shape, row=row, seed=2).abs() + 0.1
+    x[1, 3], x[2], x[3, 7], x[4] = float("nan"), float("inf"), float("-inf"), torch.finfo(row.dtype).max
+    y = es.spmm(x, values, pattern, backend="cpu")
+    expected = es.spmm(x, values, pattern, backend="reference")
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y[2:5], expected[2:5])
+    assert not y[[0, 5]].isnan().any()
+    assert bool(y[4].isinf().all())
