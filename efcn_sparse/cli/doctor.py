@@ -47,7 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
     parser.add_argument("--batch", metavar="N", help="predict a training step with this many inputs")
-    parser.add_argument("--optimizer", metavar="NAME", help="sgd, momentum or adamw (default: sgd)")
+    parser.add_argument(
+        "--optimizer",
+        metavar="NAME",
+        help="sgd, sgd-inside (FusedOptimizer with inside=True), momentum or adamw (default: sgd)",
+    )
     parser.add_argument("--fused", action="store_true", help="update inside the backward pass (FusedOptimizer)")
     parser.add_argument("--budget", metavar="SIZE", help="say which supports fit into this memory, such as 100GiB")
     parser.add_argument(

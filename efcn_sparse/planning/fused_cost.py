@@ -21,15 +21,18 @@ class OptimizerKind:
     """An optimiser; how many numbers it keeps for each weight; and how many more an update holds for a moment.
 
     The last is what torch's loop over CPU parameters allocates; it matters for fused updates only, for others are run.
+    ``inside``: it is ``FusedOptimizer(inside=True)``, fused with neither gradient nor workspace.
     """
 
     make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     state_numbers: int
     update_numbers: int
+    inside: bool = False
 
 
 OPTIMIZERS = {
     "sgd": OptimizerKind(lambda p: torch.optim.SGD(p, lr=0.1), 0, 0),
+    "sgd-inside": OptimizerKind(lambda p: torch.optim.SGD(p, lr=0.1), 0, 0, inside=True),
     "momentum": OptimizerKind(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 1, 0),
     "adamw": OptimizerKind(lambda p: torch.optim.AdamW(p, lr=1e-3), 2, 2),
 }
@@ -58,6 +61,8 @@ class FusedCost:
 
 def fused_cost(layers: Iterable[LayerPlan], kind: OptimizerKind) -> FusedCost:
     """The cost of :class:`FusedOptimizer` on the CPU for these layers."""
+    if kind.inside:
+        return FusedCost()
     layers = list(layers)
     workspace = max(map(_largest_slice, layers), default=0)
     state = kind.state_numbers * sum(layer.block_bytes for layer in layers)

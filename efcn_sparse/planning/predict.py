@@ -33,7 +33,8 @@ def predict_step(
     Args:
         model, support, layers: as for :func:`embed`; the model may be on the meta device, and is not changed.
         batch: the positional inputs of one step, of the batch size in question, may be on the meta device.
-        optimizer: ``"sgd"``, ``"momentum"`` or ``"adamw"``.
+        optimizer: ``"sgd"``, ``"momentum"`` or ``"adamw"``; or ``"sgd-inside"``, which is
+            ``FusedOptimizer(..., inside=True)`` whatever ``fused`` is.
         fused: whether :class:`FusedOptimizer` runs it inside the backward pass.
 
     Raises:

@@ -171,7 +171,7 @@ REFUSED = {
     "no supports": (["vanilla", "--supports"], "argument --supports: expected at least one argument"),
     "optimizer": (
         ["vanilla", "--batch", "8", "--optimizer", "lion"],
-        "optimizer must be one of sgd, momentum, adamw, got 'lion'",
+        "optimizer must be one of sgd, sgd-inside, momentum, adamw, got 'lion'",
     ),
     "budget": (
         ["vanilla", "--batch", "8", "--budget", "lots"],

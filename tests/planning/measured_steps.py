@@ -27,8 +27,8 @@ def _status(key: str) -> int:
 
 def _build(model: str, support: str, optimizer: str, fused: bool, batch: int) -> tuple[nn.Module, object, Tensor]:
     twin = es.embed(models.MODELS[model](), torch.zeros(1, 3, 32, 32), support=parse_support(support))
-    make = OPTIMIZERS[optimizer].make
-    stepper = es.FusedOptimizer(twin, make) if fused else make(list(twin.parameters()))
+    make, inside = OPTIMIZERS[optimizer].make, OPTIMIZERS[optimizer].inside
+    stepper = es.FusedOptimizer(twin, make, inside=inside) if fused or inside else make(list(twin.parameters()))
     x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     return twin.train(), stepper, x
 

@@ -17,6 +17,7 @@ from efcn_sparse import extension_status
 _SLACK = 0.20
 _CASES = (
     "vanilla local sgd - 250",
+    "vanilla local sgd-inside - 250",
     "vanilla local adamw fused 250",
     "vanilla dilated1 momentum - 64",
     "vanilla lowrank16 momentum - 64",

@@ -55,8 +55,12 @@ def _step(net: str, support: Support, optimizer: str, fused: bool) -> tuple[Step
     cnn, x = make_net(), torch.randn(7, *size)
     predicted = predict_step(cnn, x, support=support, optimizer=optimizer, fused=fused)
     twin = es.embed(cnn, x, support=support)
-    make = OPTIMIZERS[optimizer].make
-    stepper = es.FusedOptimizer(twin, make) if fused else make([p for p in twin.parameters() if p.requires_grad])
+    make, inside = OPTIMIZERS[optimizer].make, OPTIMIZERS[optimizer].inside
+    stepper = (
+        es.FusedOptimizer(twin, make, inside=inside)
+        if fused or inside
+        else make([p for p in twin.parameters() if p.requires_grad])
+    )
     own = {tensor.data_ptr() for tensor in [*twin.parameters(), *twin.buffers(), x]}
     own |= {t.data_ptr() for m in twin.modules() if isinstance(m, es.SparseLinear) for t in m.pattern.structure}
     for _ in range(2):
@@ -84,6 +88,8 @@ _CASES = [
     ("residual", LowRank(3, Dilated(1)), "adamw", True),
     ("residual", Local(), "adamw", False),
     ("residual", Local(), "sgd", True),
+    ("residual", Local(), "sgd-inside", True),
+    ("vanilla", Dilated(1), "sgd-inside", False),
     ("viewed", Local(), "adamw", False),
 ]
 
@@ -114,7 +120,9 @@ def test_work() -> None:
     assert twice.flops == 2 * predicted.flops
     assert predicted.moved > 4 * 5 * predicted.weights // 4  # read twice, gradient written and read, update
     assert predicted.moved < predict_step(cnn, x, optimizer="momentum").moved
-    assert predicted.moved > predict_step(cnn, x, fused=True).moved
+    fused, inside = predict_step(cnn, x, fused=True), predict_step(cnn, x, optimizer="sgd-inside")
+    assert predicted.moved > fused.moved == inside.moved  # fused slices stay in the cache
+    assert (inside.workspace, fused.peak - inside.peak) == (0, fused.workspace)
 
 
 def test_structure_is_about_what_is_held() -> None:
@@ -149,7 +157,7 @@ def test_terabytes_are_planned_without_memory() -> None:
 
 def test_bad_input() -> None:
     x = torch.randn(2, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"^optimizer must be one of sgd, momentum, adamw, got 'lion'$"):
+    with pytest.raises(ValueError, match=r"^optimizer must be one of sgd, sgd-inside, momentum, adamw, got 'lion'$"):
         predict_step(vanilla_cnn(), x, optimizer="lion")
     with pytest.raises(TypeError, match=r"^example_input must be a tensor or a tuple of tensors, got int$"):
         predict_step(vanilla_cnn(), 3)

@@ -43,5 +43,8 @@ def spmm(
 def sddmm(
     out: Tensor, a: Tensor, b: Tensor, structure: Structure, shape: Sequence[int], alpha: float, beta: float
 ) -> None:
-    """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support; fp32 also for 16-bit a and b."""
+    """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support.
+
+    ``out`` has the dtype of a and b, or is fp32 where they have 16 bits.
+    """
     torch.ops.efcn_sparse_cpu.sddmm(out, a, b, list(structure), shape, alpha, beta)
