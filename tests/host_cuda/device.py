@@ -6,6 +6,7 @@ Loaded by ``start/sitecustomize.py`` as soon as torch is. What torch's own Pytho
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -13,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +24,7 @@ _GIB = 1 << 30
 _CUDA_TYPE = 1  # c10::DeviceType::CUDA
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Properties:
     """What an H100 says of itself; its memory is a part of the host's."""
 
@@ -229,6 +229,8 @@ def _answer_for_cuda() -> None:
 
 def _host_of(value: Any, wide: dict[int, tuple[Tensor, Tensor]]) -> Any:
     """A kernel's argument for the interpreter. bf16 is widened: the interpreter multiplies its bits as integers."""
+    if type(value).__name__ == "TensorDescriptor":
+        return dataclasses.replace(value, base=_host_of(value.base, wide))
     if not isinstance(value, Tensor):
         return value
     if not value.is_cuda:

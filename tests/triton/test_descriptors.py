@@ -18,7 +18,7 @@ from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.tuning import Config
 from efcn_sparse.pattern import BlockPattern
 from tests.ops import laws
-from tests.table import DEVICE, Row, needs_triton
+from tests.table import COMPILED, DEVICE, GPU, Row, needs_triton
 
 pytestmark = needs_triton
 
@@ -65,6 +65,7 @@ def test_bad_choice_is_refused() -> None:
         Config(16, 16, 16, descriptors=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(GPU and not COMPILED, reason="the GPU is the host's memory, where nothing is compiled")
 def test_kernels_fetch_tiles() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.gpu.compile_ahead", "--descriptors", "--arch", "sm90", "--limit", "4"]
