@@ -1,5 +1,5 @@
-// SpMM over blocks. One task is one block row of the result (for some rows of the batch): its blocks are packed into a
-// panel B [K, n] once, and the panel is multiplied with the activations, segment by segment.
+// SpMM over blocks. One task is a few block rows of the result, for some rows of the batch: the blocks of each are packed
+// into a panel B [K, n] once, and the panel is multiplied with the activations, segment by segment.
 #include "ops.h"
 
 #include <vector>
