@@ -79,6 +79,21 @@ inline void pack_panel(const at::BFloat16* block, int64_t ld, bool stored_n_by_k
   }
 }
 
+// Rows [first, last) of features [begin, begin + extent) of x, as rows of `width` operands, zeros past the extent.
+template <typename Stored, typename Operand>
+void copy_rows(const Stored* x, int64_t ld, int64_t first, int64_t last, int64_t begin, int64_t extent, int64_t width,
+               Operand* out) {
+  for (int64_t m = first; m < last; ++m, out += width) {
+    const Stored* row = x + m * ld + begin;
+    if constexpr (std::is_same_v<Stored, Operand>) {
+      std::memcpy(out, row, extent * sizeof(Stored));
+    } else {
+      for (int64_t e = 0; e < extent; ++e) out[e] = static_cast<Operand>(row[e]);
+    }
+    for (int64_t e = extent; e < width; ++e) out[e] = Operand(0);
+  }
+}
+
 // n elements; small constant sizes become vector moves, where a call to memcpy would cost more than the copy.
 template <typename T>
 inline void copy_short(const T* in, int64_t n, T* out) {
@@ -87,21 +102,6 @@ inline void copy_short(const T* in, int64_t n, T* out) {
   if (n >= kHalf) std::memcpy(out, in, 32), n -= kHalf, in += kHalf, out += kHalf;
   if (n >= kQuarter) std::memcpy(out, in, 16), n -= kQuarter, in += kQuarter, out += kQuarter;
   for (; n > 0; --n) *out++ = *in++;
-}
-
-// Rows [first, last) of features [begin, begin + extent) of x, as rows of `width` operands, zeros past the extent.
-template <typename Stored, typename Operand>
-void copy_rows(const Stored* x, int64_t ld, int64_t first, int64_t last, int64_t begin, int64_t extent, int64_t width,
-               Operand* out) {
-  for (int64_t m = first; m < last; ++m, out += width) {
-    const Stored* row = x + m * ld + begin;
-    if constexpr (std::is_same_v<Stored, Operand>) {
-      copy_short(row, extent, out);
-    } else {
-      for (int64_t e = 0; e < extent; ++e) out[e] = static_cast<Operand>(row[e]);
-    }
-    for (int64_t e = extent; e < width; ++e) out[e] = Operand(0);
-  }
 }
 
 // Columns [begin, begin + extent) of rows [0, rows) of x, as part of the rows of a gathered matrix.

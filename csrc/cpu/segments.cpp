@@ -21,19 +21,6 @@ constexpr int kLanes = 16, kMostVectors = 4;
 // 32 registers hold the sums of a tile, its row of B and a pair of A; 24 sums are enough to hide the latency.
 constexpr int kSums = 24;
 
-// The next segment's rows arrive while this one's are multiplied: no prefetcher guesses which columns of x come next.
-template <int Rows>
-inline void fetch(const Segment<Operand>& next, int64_t row, int64_t lda) {
-  constexpr int64_t kLine = 64 / sizeof(Operand);
-  const Operand* a = next.a + row * lda;
-  if (lda == next.k) {  // rows that lie together
-    for (int64_t e = 0; e < Rows * lda; e += kLine) __builtin_prefetch(a + e);
-  } else {
-    for (int r = 0; r < Rows; ++r)
-      for (int64_t e = 0; e < next.k; e += kLine) __builtin_prefetch(a + r * lda + e);
-  }
-}
-
 EFCN_TARGET inline __m512bh pair_at(const Operand* a) {
   int pair;
   std::memcpy(&pair, a, sizeof(pair));
@@ -51,7 +38,6 @@ EFCN_TARGET void tile(const Segment<Operand>* segments, int64_t count, int64_t r
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sums[r][v] = _mm512_setzero_ps();
   for (int64_t s = 0; s < count; ++s) {
-    if (s + 1 < count) fetch<Rows>(segments[s + 1], row, lda);
     // every eighth row has a pointer: one for each row would not fit the registers
     const Operand *a = segments[s].a + row * lda, *a8 = a + 8 * lda, *a16 = a + 16 * lda;
     const Operand* b = panel + segments[s].panel_row * ldb;

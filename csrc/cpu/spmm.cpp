@@ -6,7 +6,6 @@
 
 #include "pack.h"
 #include "schedule.h"
-#include "store.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -171,7 +170,7 @@ class Multiplication {
       Stored* __restrict out = y_ + (first + m) * ldy_ + begin;
       const Sum* __restrict sum = space.sums.data() + m * n;
       if (alpha_ == Sum(1) && beta_ == Sum(0)) {
-        store_sums(sum, bias, n, out);
+        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + bias[j]);
       } else {
         for (int64_t j = 0; j < n; ++j) out[j] = scaled(sum[j] + bias[j], out[j]);
       }
