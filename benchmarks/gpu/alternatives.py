@@ -15,11 +15,15 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import GOALS, OPERATIONS, Net, Product
+from benchmarks.gpu.nets import distinct_layers
+from benchmarks.gpu.predict import make_pattern
+from efcn_sparse.benchmarking import tune
+from efcn_sparse.ops.backends.triton import plan, search, tuning
+from efcn_sparse.ops.backends.triton.tuning import Config
 from efcn_sparse.pattern import BlockPattern
 
 _MOST = 20  # for an operation
 _LONGEST = 15.0  # seconds, of an operation
-_ABSENT = "triton is not installed"
 
 
 def measure(bench: Bench, case: Product | Net) -> dict[str, Any]:
@@ -28,45 +32,31 @@ def measure(bench: Bench, case: Product | Net) -> dict[str, Any]:
     Raises:
         RuntimeError: all of them fail, or the device is lost.
     """
-    record = vars(case) | {"operations": [_absent()] if importlib.util.find_spec("triton") is None else []}
-    if not record["operations"]:
-        for name, pattern in _patterns(case):
-            record["operations"] += _of_pattern(bench, name, pattern, case)
-    failed = [one for one in record["operations"] if "failed" in one]
-    if failed and len(failed) == len(record["operations"]):
-        raise RuntimeError(f"every operation failed, the first with {failed[0]['failed']}")
-    return record
+    if importlib.util.find_spec("triton") is None:
+        return vars(case) | {"operations": [], "absent": "triton is not installed"}
+    found = [one for name, pattern in _patterns(case) for one in _of_pattern(bench, name, pattern, case)]
+    if all("failed" in one for one in found):
+        raise RuntimeError(f"every operation failed, the first with {found[0]['failed']}")
+    return vars(case) | {"operations": found}
 
 
-def configs(problem: Any) -> list[Any]:
+def configs(problem: plan.Problem) -> list[Config]:
     """What is tried for a problem, beside its present configuration."""
-    from efcn_sparse.ops.backends.triton import plan, search
-
     return search.alternatives(problem, plan.configure(problem), _MOST)
-
-
-def _absent() -> dict[str, Any]:
-    return {"of": "all", "absent": _ABSENT}
 
 
 def _patterns(case: Product | Net) -> Iterator[tuple[str, BlockPattern]]:
     if isinstance(case, Product):
-        from benchmarks.gpu.predict import make_pattern
-
         yield str(case), make_pattern(case)
-        return
-    from benchmarks.gpu.nets import distinct_layers
-
-    for layer, count in distinct_layers(case):
-        yield f"{case.model} {layer.name} ×{count}", layer.pattern
+    else:
+        for layer, count in distinct_layers(case):
+            yield f"{case.model} {layer.name} ×{count}", layer.pattern
 
 
 def _of_pattern(bench: Bench, name: str, pattern: BlockPattern, case: Product | Net) -> Iterator[dict[str, Any]]:
-    from efcn_sparse.benchmarking import tune
-
     wanted = tune.Wanted(name, pattern, case.batch, torch.bfloat16)
     for operation, (one, problem) in zip(OPERATIONS, tune.problems_of([wanted], bench.device), strict=True):
-        record = {"of": name, "operation": operation}
+        record: dict[str, Any] = {"of": name, "operation": operation}
         try:
             record |= _one(bench, one, problem, case)
         except Exception as failure:
@@ -76,16 +66,13 @@ def _of_pattern(bench: Bench, name: str, pattern: BlockPattern, case: Product | 
         yield record
 
 
-def _one(bench: Bench, one: Any, problem: Any, case: Product | Net) -> dict[str, Any]:
-    from efcn_sparse.benchmarking import tune
-    from efcn_sparse.ops.backends.triton import plan, tuning
-
+def _one(bench: Bench, one: tune.Wanted, problem: plan.Problem, case: Product | Net) -> dict[str, Any]:
     present, only_these = plan.configure(problem), tune.Effort(starts=0, steps=0)
     tried = configs(problem)[: 2 if bench.dry else None]
     found = tune.tune_one(one, problem, bench.clock, time.monotonic() + _LONGEST, only_these, tried)
     call = tune.call_of(one, problem)
 
-    def with_it(config: tuning.Config) -> Callable[[], Tensor]:
+    def with_it(config: Config) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with tuning.only(config):
                 return call()
@@ -118,7 +105,7 @@ def _dense(bench: Bench, case: Product, operation: str) -> Callable[[], Tensor]:
     return {"spmm": lambda: x @ full.T, "spmm_t": lambda: dy @ full, "sddmm": lambda: dy.T @ x}[operation]
 
 
-def _told(config: Any) -> str:
+def _told(config: Config) -> str:
     """A configuration in a few characters."""
     text = f"{config.block_m}×{config.block_n}×{config.block_k} rows {config.members} stages {config.stages} "
     text += f"warps {config.warps} swizzle {config.swizzle} pieces {config.pieces}"

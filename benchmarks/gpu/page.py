@@ -175,8 +175,6 @@ def _huge(found: Sequence[dict[str, Any]]) -> str:
 def _alternatives(found: Sequence[dict[str, Any]]) -> str:
     rows = []
     for one in (one for case in found for one in case["operations"]):
-        if "absent" in one:
-            return f"## Other tiles\n\nNot here: {one['absent']}."
         title = [one["of"], one["operation"]]
         if "failed" in one:
             rows.append([*title, "failed", *[""] * 7])
@@ -187,19 +185,9 @@ def _alternatives(found: Sequence[dict[str, Any]]) -> str:
                      mark + gain + mark, one["best"], f"{one['tried']}" + ("" if one["finished"] else ", cut short"),
                      len(one["left_out"])])  # fmt: skip
     if not rows:
-        return ""
-    heads = [
-        "of",
-        "operation",
-        "table's tile, µs",
-        "of dense",
-        "best, µs",
-        "of dense",
-        "gain",
-        "best",
-        "tried",
-        "left out",
-    ]
+        return "".join(f"## Other tiles\n\nNot here: {case['absent']}." for case in found[:1])
+    heads = ["of", "operation", "table's tile, µs", "of dense", "best, µs", "of dense", "gain", "best", "tried"]
+    heads += ["left out"]
     text = "Each tile's result was compared with that of the table's; the two times and the dense product took turns. "
     text += "Bold: a row of the tuning file that this run wrote.\n\n"
     return "## Other tiles\n\n" + text + _table(heads, rows)
@@ -238,11 +226,7 @@ def failures(where: str, found: Any) -> Iterator[tuple[str, str]]:
             yield from failures(where if key == "result" else f"{where}, {key}", part)
     elif isinstance(found, list):
         for part in found:
-            names = (
-                [str(part[key]) for key in ("layer", "of", "operation") if key in part]
-                if isinstance(part, dict)
-                else []
-            )
+            names = [part[key] for key in ("layer", "of", "operation") if isinstance(part, dict) and key in part]
             yield from failures(" ".join([where, *names]), part)
 
 

@@ -41,7 +41,7 @@ class Results:
         paths = [self._path("json"), self._path("md")]
         if rows := tuning_rows(self.records):
             paths.append(self._directory / f"{self._slug}-tuning.json")
-            write_atomically(paths[-1], '{"rows": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n]}\n")
+            write_atomically(paths[-1], json.dumps({"rows": rows}, indent=1) + "\n")
         return tuple(paths)
 
     def json(self) -> str:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from benchmarks.gpu.predict import Prediction
 from benchmarks.gpu.sass import Instructions, instructions
 from efcn_sparse.ops.backends.triton import plan, work
+from efcn_sparse.ops.backends.triton.search import OVERHEAD
 
 CLOCK = 1.7e9  # Hz, under load
 LATENCY = 600 / CLOCK  # s, of a load that nothing hides, mostly from L2
 CHAIN = 3  # loads that wait for each other before the first product: the task, its first entry, its tiles
 SECOND_KERNEL = 2.5e-6  # s, where pieces are summed
 _SCHEDULERS, _BYTES_OF_A_PROCESSOR = 4, 64  # instructions issued, and bytes that come from the L2, in a cycle at most
-_REGISTERS, _THREADS, _OVERHEAD = 65536, 2048, 1024  # of a multiprocessor; shared bytes that each program costs
+_REGISTERS, _THREADS = 65536, 2048  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def refine(p: Prediction, machine: work.Machine, of_warp: Instructions | None = 
 def residents(of_warp: Instructions, warps: int, shared_memory: int) -> int:
     """Programs that fit a multiprocessor at one time."""
     registers = -(-of_warp.registers // 8) * 8 * 32 * warps
-    by_shared = (shared_memory + _OVERHEAD) // (of_warp.shared + _OVERHEAD)
+    by_shared = (shared_memory + OVERHEAD) // (of_warp.shared + OVERHEAD)
     return max(1, min(by_shared, _REGISTERS // registers, _THREADS // (32 * warps)))
 
 

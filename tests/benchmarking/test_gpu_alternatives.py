@@ -20,10 +20,15 @@ from efcn_sparse.benchmarking import tune
 from efcn_sparse.benchmarking.gpu_clock import DryClock, Timing
 from efcn_sparse.ops.backends.triton import plan, search, tuning
 from efcn_sparse.ops.backends.triton.device import Device
+from efcn_sparse.ops.backends.triton.tuning import Config
 from tests.table import GPU
 
+pytestmark = pytest.mark.skipif(GPU, reason="times are pretended, on the interpreter")
 CASE = Product(16, 64, 32, 0.5, 16)
 H100 = Device("sm90", 132, 232448, "H100")
+
+
+LAUNCHED: list[tuple[str, Config | None]] = []  # operation and forced configuration, by calls of tune
 
 
 class _Clock(DryClock):
@@ -33,38 +38,32 @@ class _Clock(DryClock):
         return self.time_together(call)[0]
 
     def time_together(self, *calls: Callable[[], Any]) -> list[Timing]:
-        return [_timing(_seconds(call)) for call in calls]
+        timings = []
+        for call in calls:
+            LAUNCHED.clear()
+            call()
+            slow = any(name == "sddmm" or config is None or config.block_k != 16 for name, config in LAUNCHED)
+            seconds = 4e-6 if slow else 1e-6
+            timings.append(Timing(seconds, seconds, seconds, 1, "pretended"))
+        return timings
 
 
-def _timing(seconds: float) -> Timing:
-    return Timing(seconds, seconds, seconds, 1, "pretended")
+@pytest.fixture(autouse=True)
+def _noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("spmm", "sddmm"):
+        monkeypatch.setattr(tune, name, _noting(name, getattr(tune, name)))
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    launched: list[Any] = []
+def _noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        LAUNCHED.append((name, tuning.forced()))
+        return function(*arguments, **named)
 
-    def note(problem: plan.Problem) -> Any:
-        launched.append((problem.operation, _configure(problem)))
-        return launched[-1][1]
-
-    plan.configure = note
-    try:
-        call()
-    finally:
-        plan.configure = _configure
-    if not launched:
-        return 1e-6
-    operation, config = launched[-1]
-    return 1e-6 if operation != "sddmm" and config.block_k == 16 else 4e-6
-
-
-_configure = plan.configure
+    return run
 
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    if GPU:
-        pytest.skip("times are pretended, on the interpreter")
     monkeypatch.setattr(search, "_DEPTHS", (16, 32))
     bench = replace(Bench.make(dry=True), clock=_Clock(), dry=False)
     monkeypatch.setattr(alternatives, "_MOST", 8)
@@ -102,8 +101,6 @@ def test_no_rows_no_file(tmp_path: Path) -> None:
 
 
 def test_a_wrong_tile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    if GPU:
-        pytest.skip("times are pretended, on the interpreter")
     right = tune.sddmm
 
     def wrong(*arguments: Any, **named: Any) -> torch.Tensor:
@@ -113,7 +110,7 @@ def test_a_wrong_tile_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     bench = replace(Bench.make(dry=True), clock=_Clock())
     wanted = tune.Wanted("x", next(alternatives._patterns(CASE))[1], CASE.batch, torch.bfloat16)
-    present = _configure(list(tune.problems_of([wanted], "cpu"))[2][1])
+    present = plan.configure(list(tune.problems_of([wanted], "cpu"))[2][1])
     monkeypatch.setattr(tune, "sddmm", wrong)
     dw = alternatives.measure(bench, CASE)["operations"][2]
     assert len(dw["left_out"]) == 2

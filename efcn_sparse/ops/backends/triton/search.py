@@ -20,9 +20,9 @@ _SWIZZLES = (1, 2, 4, 8, 16, 32)
 _MEMBERS = (1, 2, 4, 8, 16)
 _PIECES = {"spmm": (0, 8, 16, 32, 64, 128, 256), "sddmm": (0, 1, 2, 4, 8, 16, 32)}
 _ACCUMULATORS = 128  # 32-bit registers of a thread that may hold sums; the rest are operands and addresses
-_RATES_OF_L2 = (1.0, 1.5, 2.0)  # times the lead: what it is decides between large tiles and many programs
+_RATES_OF_L2 = (1.0, 1.5, 2.0)  # times the lead: it decides between large tiles and many programs
 _TILES_FOR_A_RATE = 4
-_OVERHEAD = 1024  # bytes of shared memory that each program costs
+OVERHEAD = 1024  # bytes of shared memory that each program costs
 
 
 def expected_seconds(problem: plan.Problem, config: Config, machine: Machine | None = None) -> float:
@@ -115,7 +115,7 @@ def alternatives(problem: plan.Problem, present: Config, most: int) -> list[Conf
 
 def _in_pairs(problem: plan.Problem, config: Config) -> Config:
     """In the most stages that leave room for a second program."""
-    room = (problem.device.shared_memory + _OVERHEAD) // 2 - _OVERHEAD
+    room = (problem.device.shared_memory + OVERHEAD) // 2 - OVERHEAD
     fit = (
         replace(config, stages=stages)
         for stages in range(config.stages, 1, -1)
