@@ -31,7 +31,6 @@ from efcn_sparse.ops.backends.triton import plan, work
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.machines import H100, H200
 from efcn_sparse.ops.backends.triton.tuning import Config, trimmed
-from efcn_sparse.ops.structure import Structure
 from efcn_sparse.pattern import BlockPattern
 
 NAMES = {"forward": "spmm", "dx": "spmm_t", "dw": "sddmm"}
@@ -69,8 +68,7 @@ def make_pattern(case: Product, device: str = "cpu") -> BlockPattern:
 
 def problem_of(case: Product, pattern: BlockPattern, operation: str, machine: work.Machine = H200) -> plan.Problem:
     """The problem as an H100 or H200 meets it, in bf16."""
-    structure, device = Structure.of(pattern.structure), replace(SM90, name=machine.name)
-    return plan.Problem(NAMES[operation], structure, case.block, case.block, case.batch, torch.bfloat16, device)
+    return plan.Problem.of(NAMES[operation], pattern, case.batch, torch.bfloat16, replace(SM90, name=machine.name))
 
 
 def predict(

@@ -11,6 +11,7 @@ for that GPU already, and smaller ones. What is added must go through ``benchmar
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from efcn_sparse.ops.backends.triton import plan, search, tuning, work
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.machines import machine_of
 from efcn_sparse.ops.backends.triton.tuning import Case, Config, Row, trimmed
-from efcn_sparse.ops.structure import Structure
 from efcn_sparse.pattern import BlockPattern
 
 SMALLER = ((128, 128), (64, 128), (128, 64), (64, 64), (64, 32))
@@ -110,11 +110,8 @@ def problems(device: Device) -> Iterator[tuple[plan.Problem, float]]:
         if case.block > 16 or case.out_features < 16384
     ]
     for pattern, batches, weight in patterns:
-        structure = Structure.of(pattern.structure)
-        for batch in batches:
-            for operation in OPERATIONS:
-                height, width = pattern.block_shape[::-1] if operation == "dx" else pattern.block_shape
-                yield plan.Problem(NAMES[operation], structure, height, width, batch, torch.bfloat16, device), weight
+        for batch, operation in itertools.product(batches, OPERATIONS):
+            yield plan.Problem.of(NAMES[operation], pattern, batch, torch.bfloat16, device), weight
 
 
 def pool(table: tuple[Row, ...], arch: str, operation: str) -> list[Config]:

@@ -103,10 +103,7 @@ def _alternatives(case: Product | Net, part: Any, device: Device) -> Iterator[Ca
         pattern, operation = make_pattern(case), part
     else:
         pattern, operation = distinct_layers(case)[part[0]][0].pattern, part[1]
-    height, width = pattern.block_shape[::-1] if operation == "dx" else pattern.block_shape
-    problem = plan.Problem(
-        NAMES[operation], Structure.of(pattern.structure), height, width, case.batch, _DTYPE, device
-    )  # fmt: skip
+    problem = plan.Problem.of(NAMES[operation], pattern, case.batch, _DTYPE, device)
     call = _one(operation, pattern, case.batch, device, biased=False)
 
     def with_it(config: tuning.Config) -> None:

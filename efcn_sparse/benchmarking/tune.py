@@ -20,7 +20,6 @@ from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.backends.triton import plan, search, tuning
 from efcn_sparse.ops.backends.triton.device import device_of
 from efcn_sparse.ops.backends.triton.tuning import OPERATIONS, Case, Config, Row, trimmed
-from efcn_sparse.ops.structure import Structure
 from efcn_sparse.pattern import BlockPattern
 
 MEASURED = "measured on "
@@ -183,11 +182,7 @@ def problems_of(wanted: Iterable[Wanted], device: str) -> Iterator[tuple[Wanted,
     for one in wanted:
         pattern = one.pattern.to(device)
         for operation in OPERATIONS:
-            height, width = pattern.block_shape[::-1] if operation == "spmm_t" else pattern.block_shape
-            problem = plan.Problem(
-                operation, Structure.of(pattern.structure), height, width, one.batch, one.dtype,
-                device_of(pattern.crow_indices),
-            )  # fmt: skip
+            problem = plan.Problem.of(operation, pattern, one.batch, one.dtype, device_of(pattern.crow_indices))
             if pattern.nnz_blocks and (case := plan.case_of(problem)) not in seen:
                 seen.add(case)
                 yield one._replace(pattern=pattern), problem

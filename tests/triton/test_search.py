@@ -10,7 +10,6 @@ import torch
 from efcn_sparse.ops.backends.triton import plan, search
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.tuning import OPERATIONS
-from efcn_sparse.ops.structure import Structure
 from efcn_sparse.pattern import BlockPattern
 
 H100 = Device("sm90", 132, 227 * 1024, "H100")
@@ -18,8 +17,7 @@ H100 = Device("sm90", 132, 227 * 1024, "H100")
 
 def _problem(operation: str, block: tuple[int, int], batch: int, device: Device = H100) -> plan.Problem:
     pattern = BlockPattern.random((2048, 1536), block, 0.1, torch.Generator().manual_seed(3))
-    height, width = block[::-1] if operation == "spmm_t" else block
-    return plan.Problem(operation, Structure.of(pattern.structure), height, width, batch, torch.bfloat16, device)
+    return plan.Problem.of(operation, pattern, batch, torch.bfloat16, device)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

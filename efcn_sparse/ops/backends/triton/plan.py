@@ -16,6 +16,7 @@ from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.schedule import SpmmTasks, SuperRows
 from efcn_sparse.ops.backends.triton.tuning import Case, Config, bits_of, config_for, forced, trimmed
 from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import BlockPattern
 
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 _SHORTEST_PIECE, _PROGRAMS_PER_PROCESSOR = 8, 2
@@ -33,6 +34,12 @@ class Problem(NamedTuple):
     batch: int
     dtype: torch.dtype
     device: Device
+
+    @classmethod
+    def of(cls, operation: str, pattern: BlockPattern, batch: int, dtype: torch.dtype, device: Device) -> Problem:
+        """A call of ``operation`` with a pattern."""
+        height, width = pattern.block_shape[::-1] if operation == "spmm_t" else pattern.block_shape
+        return cls(operation, Structure.of(pattern.structure), height, width, batch, dtype, device)
 
     @property
     def transpose(self) -> bool:
