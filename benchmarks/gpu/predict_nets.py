@@ -8,7 +8,6 @@ from benchmarks.gpu.cases import OPERATIONS, Net
 from benchmarks.gpu.nets import distinct_layers
 from benchmarks.gpu.predict import NAMES, SM90
 from efcn_sparse.ops.backends.triton import plan, work
-from efcn_sparse.ops.structure import Structure
 
 
 def net_table(machine: work.Machine, net: Net) -> str:
@@ -21,11 +20,9 @@ def net_table(machine: work.Machine, net: Net) -> str:
     lines = [heads, ["---"] * len(heads)]
     total = 0.0
     for layer, count in distinct_layers(net):
-        pattern = layer.pattern
-        structure, cells = Structure.of(pattern.structure), []
+        pattern, cells = layer.pattern, []
         for operation in OPERATIONS:
-            height, width = pattern.block_shape[::-1] if operation == "dx" else pattern.block_shape
-            problem = plan.Problem(NAMES[operation], structure, height, width, net.batch, torch.bfloat16, SM90)
+            problem = plan.Problem.of(NAMES[operation], pattern, net.batch, torch.bfloat16, SM90)
             config = plan.configure(problem)
             entries = plan.super_rows(problem, config.members).cols.numel()
             count_work = work.sddmm_work if operation == "dw" else work.spmm_work

@@ -8,6 +8,7 @@ of the eFCN are the work model's; a convolution takes the larger of its FLOP and
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ from benchmarks.gpu.cases import OPERATIONS, STEP_GOAL, Net
 from benchmarks.gpu.nets import distinct_layers, make_cnn
 from benchmarks.gpu.predict import NAMES, SM90
 from efcn_sparse.ops.backends.triton import plan, work
-from efcn_sparse.ops.structure import Structure
 
 # bytes that pass through memory for each stored weight and step, beside the products' own; plain SGD
 WEIGHT_BYTES: Mapping[str, int] = {
@@ -81,11 +81,9 @@ def products(machine: work.Machine, net: Net) -> tuple[float, int]:
     """Least seconds of all products of the eFCN, its input layer without dX; and its stored weights."""
     seconds, weights = 0.0, 0
     for number, (layer, count) in enumerate(distinct_layers(net)):
-        structure = Structure.of(layer.pattern.structure)
-        weights += count * structure.col_indices.numel() * layer.block_shape[0] * layer.block_shape[1]
+        weights += count * math.prod(layer.pattern.values_shape)
         for operation in OPERATIONS[:1] + OPERATIONS[2:] if number == 0 else OPERATIONS:
-            height, width = layer.block_shape[::-1] if operation == "dx" else layer.block_shape
-            problem = plan.Problem(NAMES[operation], structure, height, width, net.batch, torch.bfloat16, SM90)
+            problem = plan.Problem.of(NAMES[operation], layer.pattern, net.batch, torch.bfloat16, SM90)
             config = plan.configure(problem)
             entries = plan.super_rows(problem, config.members).cols.numel()
             count_work = work.sddmm_work if operation == "dw" else work.spmm_work
