@@ -30,15 +30,15 @@ def learn(support: es.embedding.Support, partners: Tensor, steps: int) -> tuple[
     cnn = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False))
     layers = {"*": dict(support=support, block_shape=(CHANNELS, CHANNELS))}
     net = es.embed(cnn, torch.zeros(1, CHANNELS, SIDE, SIDE), layers=layers)
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
-    growth = es.Growth(net, optimiser, every=20, until=steps) if isinstance(support, es.Grown) else None
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    growth = es.Growth(net, optimizer, every=20, until=steps) if isinstance(support, es.Grown) else None
     for step in range(steps):
         x, target = batch(partners, step)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with growth.watch() if growth else torch.enable_grad(), es.record_leak(net) as leak:
             loss = (net(x) - target).square().mean()
             loss.backward()
-        optimiser.step()
+        optimizer.step()
         if growth:
             growth.step()
     return net[0].linear.values.numel(), loss.item(), leak.share

@@ -31,14 +31,14 @@ def digits() -> tuple[Data, Data]:
 def train(model: nn.Module, data: Data, steps: int, lr: float) -> None:
     """Plain SGD on batches of 100."""
     images, labels = data
-    optimiser = torch.optim.SGD(model.parameters(), lr=lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         batch = torch.randint(len(labels), (100,), generator=generator)
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
 
 @torch.no_grad()

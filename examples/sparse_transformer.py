@@ -50,17 +50,17 @@ class Transformer(nn.Module):
 
 def train(model: nn.Module, text: Tensor, steps: int) -> float:
     """Train with AdamW; the mean cross-entropy in nats of the last ten steps."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(steps):
         starts = torch.randint(len(text) - CONTEXT, (16,), generator=generator)
         window = text[starts[:, None] + torch.arange(CONTEXT + 1)]
         loss = nn.functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return sum(losses[-10:]) / len(losses[-10:])
 

@@ -85,7 +85,7 @@ def main() -> None:
     device = mesh.device_type
     model = net(device)
     alone = copy.deepcopy(model) if mesh.get_rank() == 0 else None
-    model = parallelize_module(model, mesh, es.distributed.BlockRowParallel())  # the optimiser is made afterwards
+    model = parallelize_module(model, mesh, es.distributed.BlockRowParallel())  # the optimizer is made afterwards
 
     held: list[int] = [0] * mesh.size()
     dist.all_gather_object(held, weights(model, here=True))

@@ -163,7 +163,7 @@ _ON_SLOW: dict[str, tuple[Any, ...]] = {
     "layout": ("contiguous", "sliced", "transposed", "unaligned", "expanded-both"),
     "leading": ((), (2, 3), (0, 3)),
     "block_shape": ((5, 7),),
-    "optimiser": ("sgd-momentum-decay", "adamw"),
+    "optimizer": ("sgd-momentum-decay", "adamw"),
     "support": ("local", "dilated"),
     "shape": ((0, 16), (16, 0)),
     "block": ((40, 30),),

@@ -166,7 +166,7 @@ def _number(text: str | None) -> float | None:
 
 
 def main() -> int:
-    """Each labelled call once while the profiler listens, after it ran twice while it did not."""
+    """Each labeled call once while the profiler listens, after it ran twice while it did not."""
     import torch
 
     from benchmarks.gpu.bench import Bench

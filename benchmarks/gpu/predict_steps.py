@@ -1,6 +1,6 @@
 """The least time of a whole training step: a CNN's, and its local eFCN's with weights of different kinds.
 
-What is not a product (normalisation, activations, pooling, sums) is counted operator by operator on tensors without
+What is not a product (normalization, activations, pooling, sums) is counted operator by operator on tensors without
 memory, forward and backward, each reading its operands and writing its results once, as eager PyTorch does. Products
 of the eFCN are the work model's; a convolution takes the larger of its FLOP and its bytes over the ceilings.
 """

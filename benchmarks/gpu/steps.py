@@ -60,7 +60,7 @@ def _inside(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _release(model: nn.Module) -> None:
-    """Free gradients, and give layers of a fused optimiser back to ordinary training."""
+    """Free gradients, and give layers of a fused optimizer back to ordinary training."""
     for module in model.modules():
         if isinstance(module, es.SparseLinear):
             module.product = None

@@ -16,7 +16,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """The paper's optimiser: no momentum, no weight decay."""
+    """The paper's optimizer: no momentum, no weight decay."""
     return torch.optim.SGD(parameters, lr=LEARNING_RATE)
 
 

@@ -86,7 +86,7 @@ def _calls(job: Job, device: Device) -> Iterator[Callable[[], None]]:
         yield _one("dw", pattern, case.batch, device, biased=False)
         for dtype in (_DTYPE, torch.float32):  # a step of SGD inside, for weights of both kinds
             yield _one("dw", pattern, case.batch, device, biased=False, beta=1.0, stored=dtype)
-        for item in (4, 2):  # slices of the fused optimiser, for weights of fp32 and of bf16
+        for item in (4, 2):  # slices of the fused optimizer, for weights of fp32 and of bf16
             block_bytes = item * pattern.block_shape[0] * pattern.block_shape[1]
             most = max(WORKSPACE_BYTES["cuda"] // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
             for cut in row_slices(pattern, most):

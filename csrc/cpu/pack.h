@@ -116,14 +116,14 @@ void gather_columns(const Stored* x, int64_t ld, int64_t rows, int64_t extent, O
   }
 }
 
-// x [N, features] as column panels [features / side][N][width]: neighbouring rows lie together, so that a stride that
+// x [N, features] as column panels [features / side][N][width]: neighboring rows lie together, so that a stride that
 // is a power of two does not put a whole panel into a few cache sets. `pack_strip(first, last, j, out)` fills rows
 // [first, last) of panel j at out. Panels that the walk never reads stay unwritten.
 template <typename Operand, typename PackStrip>
 at::Tensor column_panels(const at::Tensor& x, const Walk& walk, int64_t rows, int64_t width, PackStrip&& pack_strip) {
   const int64_t blocks = (x.size(1) + walk.in_side - 1) / walk.in_side;
   std::vector<char> used(blocks, 0);
-  for (int64_t k = 0; k < walk.starts[walk.rows]; ++k) used[walk.neighbours[k]] = 1;
+  for (int64_t k = 0; k < walk.starts[walk.rows]; ++k) used[walk.neighbors[k]] = 1;
   auto panels = at::empty({blocks, rows, width}, x.options().dtype(c10::CppTypeToScalarType<Operand>::value));
   auto* out = panels.template mutable_data_ptr<Operand>();
   constexpr int64_t kStrip = 8;  // rows whose stride is a power of two share a cache set, of 8 lines

@@ -65,9 +65,9 @@ class SampledProduct {
         k = gathered_run(k, end, height, space);
         continue;
       }
-      const int64_t j = walk_.neighbours[k];
+      const int64_t j = walk_.neighbors[k];
       int64_t width = walk_.in_extent(j), blocks = 1;
-      while (in_place_ && k + blocks < end && walk_.neighbours[k + blocks] == j + blocks &&
+      while (in_place_ && k + blocks < end && walk_.neighbors[k + blocks] == j + blocks &&
              width + walk_.in_side <= kRunWidth)
         width += walk_.in_extent(j + blocks++);
       run_of_blocks(k, blocks, j, height, width, space);
@@ -94,14 +94,14 @@ class SampledProduct {
   int64_t gathered_run(int64_t k, int64_t end, int64_t height, Workspace& space) const {
     const int64_t last = std::min(end, k + std::max<int64_t>(1, kRunWidth / walk_.in_side));
     int64_t width = 0;
-    for (int64_t p = k; p < last; ++p) width += walk_.in_extent(walk_.neighbours[p]);
+    for (int64_t p = k; p < last; ++p) width += walk_.in_extent(walk_.neighbors[p]);
     space.gathered.resize(std::max<size_t>(space.gathered.size(), padded_batch_ * width));
     space.sums.resize(std::max<size_t>(space.sums.size(), height * width));
     for (int64_t p = k, column = 0; p < last;) {
-      const int64_t j = walk_.neighbours[p];
+      const int64_t j = walk_.neighbors[p];
       int64_t extent = walk_.in_extent(j);
-      for (++p; p < last && walk_.neighbours[p] == walk_.neighbours[p - 1] + 1; ++p)
-        extent += walk_.in_extent(walk_.neighbours[p]);
+      for (++p; p < last && walk_.neighbors[p] == walk_.neighbors[p - 1] + 1; ++p)
+        extent += walk_.in_extent(walk_.neighbors[p]);
       gather_columns(x_ + j * walk_.in_side, ldx_, batch_, extent, space.gathered.data() + column, width);
       column += extent;
     }
@@ -117,7 +117,7 @@ class SampledProduct {
                             m > 0);
     }
     for (int64_t column = 0; k < last; ++k) {
-      const int64_t extent = walk_.in_extent(walk_.neighbours[k]);
+      const int64_t extent = walk_.in_extent(walk_.neighbors[k]);
       write(k, height, extent, space.sums.data() + column, width);
       column += extent;
     }

@@ -25,7 +25,7 @@ double mean_run_length(const Walk& walk) {
   int64_t runs = 0;
   for (int64_t i = 0; i < walk.rows; ++i)
     for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k)
-      runs += k == walk.starts[i] || walk.neighbours[k] != walk.neighbours[k - 1] + 1;
+      runs += k == walk.starts[i] || walk.neighbors[k] != walk.neighbors[k - 1] + 1;
   return runs == 0 ? 0.0 : static_cast<double>(walk.starts[walk.rows]) / runs;
 }
 
@@ -111,7 +111,7 @@ class Multiplication {
     space.lda = reading_ == Reading::kPanels ? width_ : ldx_;
     int64_t panel_row = 0;
     for (; k < last; ++k) {
-      const int64_t block = walk_.block(k), extent = walk_.in_extent(walk_.neighbours[k]);
+      const int64_t block = walk_.block(k), extent = walk_.in_extent(walk_.neighbors[k]);
       const Operand* weights =
           block_operands(values_ + block * elements, masks_.of(block), elements, space.block.data());
       if (k + 1 < walk_.starts[walk_.rows]) prefetch(values_ + walk_.block(k + 1) * elements, elements);
@@ -128,11 +128,11 @@ class Multiplication {
   // The columns of block k become a segment of their own, or continue the one before.
   void append_segment(int64_t k, int64_t begin, int64_t first, int64_t panel_row,
                       std::vector<Segment<Operand>>& segments) const {
-    const int64_t j = walk_.neighbours[k], extent = round_up(walk_.in_extent(j), Product<Operand>::k_multiple);
+    const int64_t j = walk_.neighbors[k], extent = round_up(walk_.in_extent(j), Product<Operand>::k_multiple);
     if (reading_ == Reading::kPanels) {
       segments.push_back({panel_data_ + (j * batch_ + first) * width_, extent, panel_row});
     } else if constexpr (std::is_same_v<Stored, Operand>) {
-      if (k > begin && walk_.neighbours[k - 1] == j - 1 && segments.back().k + extent <= kSegmentK) {
+      if (k > begin && walk_.neighbors[k - 1] == j - 1 && segments.back().k + extent <= kSegmentK) {
         segments.back().k += extent;
       } else {
         segments.push_back({x_ + first * ldx_ + j * walk_.in_side, extent, panel_row});
@@ -146,10 +146,10 @@ class Multiplication {
     space.gathered.resize(std::max<size_t>(space.gathered.size(), rows * width));
     int64_t column = 0;
     for (int64_t k = begin; k < last;) {
-      const int64_t j = walk_.neighbours[k];
+      const int64_t j = walk_.neighbors[k];
       int64_t extent = walk_.in_extent(j);
-      for (++k; k < last && extent % multiple == 0 && walk_.neighbours[k] == walk_.neighbours[k - 1] + 1; ++k)
-        extent += walk_.in_extent(walk_.neighbours[k]);
+      for (++k; k < last && extent % multiple == 0 && walk_.neighbors[k] == walk_.neighbors[k - 1] + 1; ++k)
+        extent += walk_.in_extent(walk_.neighbors[k]);
       Operand* out = space.gathered.data() + column;
       gather_columns(x_ + first * ldx_ + j * walk_.in_side, ldx_, rows, extent, out, width);
       column += extent;

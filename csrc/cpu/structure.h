@@ -19,11 +19,11 @@ struct Masks {
   }
 };
 
-// One direction over the stored blocks: the product is out[:, i-th block] = sum over k of in[:, neighbours[k]] B_k.
+// One direction over the stored blocks: the product is out[:, i-th block] = sum over k of in[:, neighbors[k]] B_k.
 struct Walk {
-  const int32_t* starts;      // [rows + 1]
-  const int32_t* neighbours;  // [nnz]
-  const int32_t* block_of;    // [nnz], or null where the k-th block lies at k
+  const int32_t* starts;     // [rows + 1]
+  const int32_t* neighbors;  // [nnz]
+  const int32_t* block_of;   // [nnz], or null where the k-th block lies at k
   int64_t rows;
   int64_t out_features, in_features;
   int64_t out_side, in_side;  // sides of a block along out and in

@@ -70,7 +70,7 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
     for final in finals(run):
         look, against = look_of(final.arm, run.arms), final.against_cnn
         rows.append({
-            "colour": look.colour,
+            "color": look.color,
             "arm": look.name,
             "time": "–" if final.relax_epoch is None else str(final.relax_epoch),
             "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)) + ("" if final.complete else " *"),
@@ -87,7 +87,7 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
 def _support_rows(run: Run) -> list[dict[str, str]]:
     return [
         {
-            "colour": look_of(final.arm, run.arms).colour,
+            "color": look_of(final.arm, run.arms).color,
             "arm": look_of(final.arm, run.arms).name,
             "time": str(final.relax_epoch),
             "stored": f"{final.stored.mean:,.0f}",

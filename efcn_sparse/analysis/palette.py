@@ -1,4 +1,4 @@
-"""One colour, marker and name for each arm, the same in every figure and table."""
+"""One color, marker and name for each arm, the same in every figure and table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from efcn_sparse.embedding import Dilated, Grown, LowRank, Support
 from efcn_sparse.training.plan import support_of
 
-# Chosen to stay apart under the common colour-vision deficiencies (tests/analysis/test_palette.py); FCN and CNN are
+# Chosen to stay apart under the common color-vision deficiencies (tests/analysis/test_palette.py); FCN and CNN are
 # greys. A family of supports has one hue, of which larger supports have the darker shades.
 _FIXED = {
     "cnn": ("CNN", "#1b1b1b", "o"),
@@ -30,7 +30,7 @@ class Look:
     """How an arm is drawn and named."""
 
     name: str
-    colour: str
+    color: str
     marker: str
 
 
@@ -39,7 +39,7 @@ def look_of(arm: str, arms: Sequence[str] = ()) -> Look:
 
     Example:
         >>> look_of("efcn-grown1.5", ["cnn", "efcn-grown1.5", "efcn-grown2", "efcn-full"])
-        Look(name='eFCN grown 1.5', colour='#d04a9f', marker='v')
+        Look(name='eFCN grown 1.5', color='#d04a9f', marker='v')
     """
     if arm in _FIXED:
         return Look(*_FIXED[arm])

@@ -35,7 +35,7 @@ def parameter_bytes(model: nn.Module) -> int:
 
 
 def structure_bytes(model: nn.Module) -> int:
-    """Patterns, once more for the slices of the optimiser, and ties; shared ones once."""
+    """Patterns, once more for the slices of the optimizer, and ties; shared ones once."""
     arrays: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, EmbeddedConv):

@@ -41,7 +41,7 @@ class ScaleResult:
         weights, stored, weight_bytes: of all embedded layers: entries in the support; numbers held; their memory.
         other_bytes: the CNN, the copy's other parameters and buffers, and all index arrays.
         activation_bytes: what autograd holds between forward and backward.
-        workspace_bytes: of the optimiser; for gradients.
+        workspace_bytes: of the optimizer; for gradients.
         embed_peak_bytes, step_peak_bytes: the most held while embedding, and during the steps.
         max_rss_bytes: ``ru_maxrss`` of the whole process: torch itself and everything else included.
         seconds_embed, seconds_steps: on the wall; the first step is the checked one.
@@ -190,7 +190,7 @@ def _optimizer(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
 
 
 def fused_sgd(model: nn.Module) -> FusedOptimizer:
-    """The optimiser of the fused runs."""
+    """The optimizer of the fused runs."""
     return FusedOptimizer(model, lambda parameters: torch.optim.SGD(parameters, lr=_LEARNING_RATE))
 
 

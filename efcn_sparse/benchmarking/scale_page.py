@@ -10,7 +10,7 @@ from efcn_sparse.benchmarking.scale import ScaleResult
 
 def markdown(result: ScaleResult, machine: Machine) -> str:
     """The page that the command prints."""
-    optimiser = "FusedOptimizer(SGD)" if result.fused else "torch.optim.SGD"
+    optimizer = "FusedOptimizer(SGD)" if result.fused else "torch.optim.SGD"
     rows = [
         ("weights in the support", f"{result.weights:,}"),
         ("numbers stored", f"{result.stored:,} ({gib(result.weight_bytes)}, fp32)"),
@@ -27,7 +27,7 @@ def markdown(result: ScaleResult, machine: Machine) -> str:
         ("loss of the CNN", f"{result.cnn_loss:.4f}"),
     ]
     lines = [
-        f"# ResNet-18 at {result.pixels} pixels as an eFCN, `Local()`, batch {result.batch}, {optimiser}",
+        f"# ResNet-18 at {result.pixels} pixels as an eFCN, `Local()`, batch {result.batch}, {optimizer}",
         "",
         described(machine),
         "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), "",

@@ -155,7 +155,7 @@ def tune_one(
         yield from starts
         for _ in range(effort.steps):
             best = min(times, key=lambda config: times[config])
-            near = search.neighbours(problem, best)
+            near = search.neighbors(problem, best)
             limit = _HOPELESS * search.expected_seconds(problem, best)
             yield from (config for config in near if search.expected_seconds(problem, config) <= limit)
             if min(times, key=lambda config: times[config]) == best:

@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Trainer:
-    """A model with its optimiser and one batch; calling it makes a training step and returns the loss."""
+    """A model with its optimizer and one batch; calling it makes a training step and returns the loss."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

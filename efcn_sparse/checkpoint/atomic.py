@@ -10,10 +10,10 @@ SUFFIX = ".tmp"
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a neighbour of ``path``, force it to the disk and move it into place.
+    """Let ``write`` make a neighbor of ``path``, force it to the disk and move it into place.
 
     Raises:
-        OSError: it could not be written (the disk is full, say); the neighbour is gone, and ``path`` is as it was.
+        OSError: it could not be written (the disk is full, say); the neighbor is gone, and ``path`` is as it was.
     """
     temporary = path.with_name(path.name + SUFFIX)
     try:

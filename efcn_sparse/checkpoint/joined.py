@@ -1,4 +1,4 @@
-"""One tensor whose rows lie in several places, as the slices of a fused optimiser's state do."""
+"""One tensor whose rows lie in several places, as the slices of a fused optimizer's state do."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def load_sharded(model: nn.Module | Mapping[str, Tensor], folder: str | Path) ->
     """Bring ``model`` to the state that :func:`save_sharded` wrote to ``folder``, in place.
 
     Each tensor goes from its file straight into the storage it has, so memory does not grow, and what refers to the
-    storage (an optimiser, a view) stays valid. Everything is checked before the first number changes. Any checkpoint
+    storage (an optimizer, a view) stays valid. Everything is checked before the first number changes. Any checkpoint
     in Hugging Face's form can be read; floating-point numbers are converted to the dtype of the model. Convolutions
     embedded with :class:`Grown` take over the places of their blocks; for other layers see :func:`adopt_patterns`.
 

@@ -31,7 +31,7 @@ def save_sharded(
     then both take disk space. A tensor that has several names is stored once.
 
     Args:
-        model_or_state: a module, or tensors by name (an optimiser's, say), on any device.
+        model_or_state: a module, or tensors by name (an optimizer's, say), on any device.
         folder: made if it is not there; a checkpoint in it is replaced.
         shard_bytes: the most bytes of tensors in a file; a larger tensor has a file of its own.
 

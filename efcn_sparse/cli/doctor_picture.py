@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PANEL = 2.5  # inches
 _COLUMNS = 4
 _TALLEST = 1.6  # a panel's sides differ by no more, however thin the matrix is
-_LEAST_SHARE = 1e-3  # where the colours begin
+_LEAST_SHARE = 1e-3  # where the colors begin
 _GREY = "#555555"
 
 
@@ -50,16 +50,16 @@ def _figure(planned: Plan, name: str) -> Figure:
     for layer in planned.layers:
         kinds.setdefault((layer.geometry, layer.support, layer.block_shape), []).append(layer)
     maps = [density_map(layers[0]) for layers in kinds.values()]
-    norm, colours = _scale(maps)
+    norm, colors = _scale(maps)
     slots = _Slots(len(kinds))
     figure = new_figure(slots.height, slots.width)
     figure.set_layout_engine("none")
     for number, (layers, density) in enumerate(zip(kinds.values(), maps, strict=True)):
         axes = figure.add_axes(slots.panel(number, _ratio(layers[0])))
-        _panel(axes, layers, density, norm, colours)
+        _panel(axes, layers, density, norm, colors)
     palest = min(float(density.share[density.share > 0].min()) for density in maps)
     bar = figure.colorbar(
-        ScalarMappable(norm, colours),
+        ScalarMappable(norm, colors),
         cax=figure.add_axes(slots.bar()),
         extend="min" if palest < _LEAST_SHARE else "neither",
     )
@@ -79,7 +79,7 @@ def _figure(planned: Plan, name: str) -> Figure:
 
 
 class _Slots:
-    """Places in inches: a slot for each panel, row by row, and a colour bar to the right of the first row."""
+    """Places in inches: a slot for each panel, row by row, and a color bar to the right of the first row."""
 
     left, top, right = 0.75, 0.62, 1.15
     above, below, gap = 0.72, 0.55, 0.72
@@ -97,7 +97,7 @@ class _Slots:
         return self._share(self.left + column * (_PANEL + self.gap), self._down(row), width, height)
 
     def bar(self) -> tuple[float, float, float, float]:
-        """The same for the colour bar."""
+        """The same for the color bar."""
         return self._share(self.width - self.right + 0.3, self._down(0), 0.13, _PANEL)
 
     def _down(self, row: int) -> float:
@@ -112,14 +112,14 @@ def _ratio(layer: LayerPlan) -> float:
     return min(max(layer.shape[0] / layer.shape[1], 1 / _TALLEST), _TALLEST)
 
 
-def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNorm, colours: Colormap) -> None:
+def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNorm, colors: Colormap) -> None:
     layer = layers[0]
     out_features, in_features = layer.shape
     height, width = density.share.shape
     block_rows, block_cols = layer.block_shape
     right, bottom = width * density.cell[1] * block_cols, height * density.cell[0] * block_rows
     share = np.ma.masked_equal(density.share.numpy(), 0)
-    axes.imshow(share, norm=norm, cmap=colours, interpolation="nearest", aspect="auto", extent=(0, right, bottom, 0))
+    axes.imshow(share, norm=norm, cmap=colors, interpolation="nearest", aspect="auto", extent=(0, right, bottom, 0))
     axes.set_xlim(0, in_features)
     axes.set_ylim(out_features, 0)
     axes.grid(False)

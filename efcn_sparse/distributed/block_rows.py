@@ -22,7 +22,7 @@ class BlockRowParallel(ParallelStyle):
 
     ``values`` become a :class:`DTensor` with ``Shard(0)``. Blocks are stored in the order of block rows, so each
     process holds a run of them, of ``ceil(nnz_blocks / processes)`` blocks; its first and last row may be shared with
-    its neighbours. It multiplies all of ``x`` by its blocks, and the results are summed. Gradients and optimiser state
+    its neighbors. It multiplies all of ``x`` by its blocks, and the results are summed. Gradients and optimizer state
     are divided alike by themselves. ``bias`` and all other parameters stay plain tensors, the same on every process.
 
     What travels: each layer sums ``y`` over the processes in the forward pass, and the gradient of ``x`` in backward.
@@ -30,7 +30,7 @@ class BlockRowParallel(ParallelStyle):
     The plan may be given for a :class:`SparseLinear`, or for any module with sparse layers in it, such as an embedded
     convolution or the whole model; layouts other than the defaults are for a :class:`SparseLinear` alone. Every process
     must hold the same patterns, which is checked. ``values`` and ``bias`` come from the first process, or from each
-    one's own copy with ``src_data_rank=None``. Make the optimiser afterwards, since ``values`` is a new parameter.
+    one's own copy with ``src_data_rank=None``. Make the optimizer afterwards, since ``values`` is a new parameter.
 
     Args:
         input_layouts: the placement of ``x`` when it comes as a plain tensor; ``Replicate()`` when None.
@@ -42,7 +42,7 @@ class BlockRowParallel(ParallelStyle):
     Raises:
         ValueError: the module has no sparse layer; patterns differ between processes; the mesh has more than one
             dimension; ``values`` are sharded already; or a layout does not fit the module.
-        NotImplementedError: a layer has a fused optimiser, or is a convolution with a low-rank part.
+        NotImplementedError: a layer has a fused optimizer, or is a convolution with a low-rank part.
 
     Example:
         >>> import torch.distributed as dist, efcn_sparse as es
@@ -99,7 +99,7 @@ class BlockRowParallel(ParallelStyle):
                 raise ValueError(f"{name}: must be a SparseLinear and no subclass, got {type(layer).__name__}")
             if layer.product is not None:
                 raise NotImplementedError(
-                    f"{name}: has a fused optimiser, which needs all of values; detach() it first"
+                    f"{name}: has a fused optimizer, which needs all of values; detach() it first"
                 )
 
     def _divide(self, layer: SparseLinear, mesh: DeviceMesh) -> None:

@@ -19,7 +19,7 @@ def check_same_patterns(model: nn.Module, process_group: dist.ProcessGroup | Non
 
     Raises:
         ValueError: names each layer whose pattern differs, and the ranks on each side.
-        RuntimeError: ``torch.distributed`` has not been initialised.
+        RuntimeError: ``torch.distributed`` has not been initialized.
 
     Example:
         >>> import torch, efcn_sparse as es

@@ -26,7 +26,7 @@ def embed(
 ) -> nn.Module:
     """A copy of ``model`` in which every convolution is a block-sparse fully-connected layer that computes the same.
 
-    Everything else (activations, pooling, normalisation, residual sums, heads) is copied as it is. The model runs
+    Everything else (activations, pooling, normalization, residual sums, heads) is copied as it is. The model runs
     once on the example, in evaluation mode, to find the input size of each convolution, and the copy runs once to be
     compared; neither changes the model, its training flags, its buffers or the state of the random generators.
 
@@ -45,7 +45,7 @@ def embed(
     Law: ``embed(model, x)(x) == model(x)`` and ``unembed(embed(model, x))`` has the parameters of ``model``.
 
     Raises:
-        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantised or parametrised; padding
+        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantized or parametrized; padding
             other than zeros; a forward or hooks of its own; called at two sizes or not at all; a shared weight); a
             name pattern matches nothing; or the copy computes something else on the example.
         TypeError: an argument is of the wrong kind.

@@ -32,7 +32,7 @@ def _base(module: nn.Module) -> type[nn.Module]:
     return next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind))
 
 
-def _is_parametrised(module: nn.Module) -> bool:
+def _is_parametrized(module: nn.Module) -> bool:
     return "weight" not in module._parameters or "parametrizations" in module._modules
 
 
@@ -49,11 +49,11 @@ def _has_integer_or_complex_weight(module: nn.Module) -> bool:
 
 # Looked at in order: a later reason may take for granted that no earlier one applies.
 _REASONS: list[tuple[Callable[[nn.Module], bool], str]] = [
-    (lambda m: not isinstance(m, _ConvNd), "a quantised convolution has no floating-point weight"),
+    (lambda m: not isinstance(m, _ConvNd), "a quantized convolution has no floating-point weight"),
     (lambda m: isinstance(m, _ConvTransposeNd), "transposed convolutions are not supported"),
     (lambda m: isinstance(m, LazyModuleMixin), "a lazy convolution has no weight yet; run the model once first"),
     (lambda m: not isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)), "it is not a Conv1d, Conv2d or Conv3d"),
-    (_is_parametrised, "its weight is computed by a parametrisation (weight_norm, spectral_norm, pruning), not stored"),
+    (_is_parametrized, "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"),
     (_has_own_forward, "its class has a forward of its own"),
     (lambda m: m.padding_mode == "reflect", "padding_mode 'reflect' is not supported, only 'zeros'"),
     (lambda m: m.padding_mode == "replicate", "padding_mode 'replicate' is not supported, only 'zeros'"),

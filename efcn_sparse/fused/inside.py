@@ -17,7 +17,7 @@ _MUST_BE_OFF = ("momentum", "dampening", "nesterov", "differentiable")
 
 
 class InsideUpdate:
-    """Steps of a layer's values by one SDDMM into them; the optimiser holds the settings and is never stepped."""
+    """Steps of a layer's values by one SDDMM into them; the optimizer holds the settings and is never stepped."""
 
     keeps_cast = True  # 2 bytes a weight held from forward to backward, for the 6 that casting again would move
 
@@ -32,7 +32,7 @@ class InsideUpdate:
 
     @torch.no_grad()
     def step(self, a: Tensor, b: Tensor) -> None:
-        """One step with the gradient ``aᵀ b``, by the settings that the optimiser has now.
+        """One step with the gradient ``aᵀ b``, by the settings that the optimizer has now.
 
         Args:
             a: ``[N, out_features]``, the gradient of the layer's output.
@@ -48,7 +48,7 @@ def scaling_of(name: str, optimizer: torch.optim.Optimizer) -> tuple[float, floa
     """``(alpha, beta)`` of the step ``values ← beta · values + alpha · gradient``.
 
     Raises:
-        TypeError: the optimiser is not ``torch.optim.SGD`` itself, or the host cannot read its rate.
+        TypeError: the optimizer is not ``torch.optim.SGD`` itself, or the host cannot read its rate.
         ValueError: it has momentum, more than one parameter group, or hooks, which nobody would call.
 
     Example:

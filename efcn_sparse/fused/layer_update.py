@@ -19,7 +19,7 @@ from efcn_sparse.pattern.slices import RowSlice, row_slices
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 WORKSPACE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-MOST_SLICES = 64  # torch's optimisers look at every parameter in each step
+MOST_SLICES = 64  # torch's optimizers look at every parameter in each step
 
 
 class Cut(NamedTuple):
@@ -31,7 +31,7 @@ class Cut(NamedTuple):
 
 
 class LayerUpdate:
-    """Steps of a torch optimiser over the slices of one layer's values, from the two factors of their gradient."""
+    """Steps of a torch optimizer over the slices of one layer's values, from the two factors of their gradient."""
 
     keeps_cast = False
 
@@ -57,22 +57,22 @@ class LayerUpdate:
         if self._layer.values.data_ptr() != self._cut.place:
             raise RuntimeError(
                 f"{self.name}: values must stay where they were when FusedOptimizer was made; "
-                "move or convert the model first, then make the optimiser"
+                "move or convert the model first, then make the optimizer"
             )
 
     @torch.no_grad()
     def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
-        """Prepare slices and optimiser state for blocks at new places; see :class:`efcn_sparse.linear.Product`."""
+        """Prepare slices and optimizer state for blocks at new places; see :class:`efcn_sparse.linear.Product`."""
         cut, optimizer = self._cut_of(pattern, values), self.optimizer
         if optimizer is None or not cut.slices:
             if optimizer is not None or cut.slices:
                 raise NotImplementedError(
-                    f"{self.name}: a fused optimiser cannot follow to or from a layer of no blocks"
+                    f"{self.name}: a fused optimizer cannot follow to or from a layer of no blocks"
                 )
             return lambda: setattr(self, "_cut", cut)
         if len(optimizer.param_groups) != 1:
             raise NotImplementedError(
-                f"{self.name}: a fused optimiser must have one parameter group a layer for its blocks to move, "
+                f"{self.name}: a fused optimizer must have one parameter group a layer for its blocks to move, "
                 f"got {len(optimizer.param_groups)}"
             )
         sizes = [len(part) for part in cut.values]
@@ -101,7 +101,7 @@ class LayerUpdate:
 
     @torch.no_grad()
     def step(self, a: Tensor, b: Tensor, scale: Tensor | None = None) -> None:
-        """One step of the optimiser with the gradient ``scale · aᵀ b``.
+        """One step of the optimizer with the gradient ``scale · aᵀ b``.
 
         Args:
             a: ``[N, out_features]``, the gradient of the layer's output.

@@ -1,4 +1,4 @@
-"""What an optimiser keeps for the slices of a layer's values, cut anew for blocks that have moved."""
+"""What an optimizer keeps for the slices of a layer's values, cut anew for blocks that have moved."""
 
 from __future__ import annotations
 

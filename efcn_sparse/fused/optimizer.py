@@ -1,4 +1,4 @@
-"""Any elementwise torch optimiser, run inside the backward pass over the values of sparse layers."""
+"""Any elementwise torch optimizer, run inside the backward pass over the values of sparse layers."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from efcn_sparse.linear import SparseLinear
 class FusedOptimizer(torch.optim.Optimizer):
     """Update the values of every :class:`SparseLinear` of a model while ``loss.backward()`` runs.
 
-    The gradient of the values is formed slice by slice in a small workspace, handed to a torch optimiser for that
+    The gradient of the values is formed slice by slice in a small workspace, handed to a torch optimizer for that
     slice, and overwritten by the next. So a step holds no gradient, and a slice is still in the cache when it is
-    used. All other parameters are stepped by :meth:`step`, as usual. It works with every optimiser whose update of a
+    used. All other parameters are stepped by :meth:`step`, as usual. It works with every optimizer whose update of a
     number depends on that number's own gradient and state alone (SGD, momentum, Adam, AdamW, ...).
 
     Args:
         model: any module; it must be on its device, and in its dtype, already.
-        make: makes the optimiser of a list of parameters, ``lambda p: torch.optim.SGD(p, lr=0.1)``. It is called once
+        make: makes the optimizer of a list of parameters, ``lambda p: torch.optim.SGD(p, lr=0.1)``. It is called once
             for each layer and once for all other parameters.
         max_norm: clip the gradients of the whole model to this L2 norm, exactly as
             :func:`torch.nn.utils.clip_grad_norm_` does. The norm must be known before the first update, so the updates
             then happen in :meth:`step`: gradients are computed twice, and the layers' inputs are held until then.
-        precision: ``"native"``; ``"master"``: the optimiser steps fp32 copies of the values; ``"stochastic"``: bf16
+        precision: ``"native"``; ``"master"``: the optimizer steps fp32 copies of the values; ``"stochastic"``: bf16
             values are rounded stochastically from an fp32 result, without copies.
         inside: step the values inside the product that would form their gradient, with neither gradient nor workspace.
             For plain ``torch.optim.SGD`` only: no momentum, no ``max_norm``, native precision; rate and weight decay
@@ -41,13 +41,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Slices and state follow the blocks when :func:`regrow` moves them.
 
-    Law: the values after a step are those of the same optimiser unfused, bit by bit on one backend. With ``inside``
+    Law: the values after a step are those of the same optimizer unfused, bit by bit on one backend. With ``inside``
     they are ``(1 - lr · weight_decay) · values - lr · dyᵀ x`` rounded once, sums in fp32 (fp64 for fp64).
 
     Raises:
         ValueError: the model has no sparse layer that trains or a sharded one, or an argument is out of range; or
             ``inside`` cannot be (in backward too, where settings changed).
-        TypeError: ``inside`` with another optimiser than ``torch.optim.SGD``.
+        TypeError: ``inside`` with another optimizer than ``torch.optim.SGD``.
         RuntimeError: (in backward) a layer was used twice, or values moved since this was made; (in forward) the model
             runs inside ``DistributedDataParallel``, which could not average the gradients.
         NotImplementedError: a gradient scaler is used, whose scale the update cannot know; bf16 needs none.
@@ -89,7 +89,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"model must hold a SparseLinear that trains, got {type(model).__name__} without one")
         for name, layer in layers.items():
             if layer.product is not None:
-                raise ValueError(f"{name or 'model'}: must have no fused optimiser yet; detach() the other one first")
+                raise ValueError(f"{name or 'model'}: must have no fused optimizer yet; detach() the other one first")
             refuse_sharded(name or "model", layer.values)
         fused = {id(layer.values) for layer in layers.values()}
         rest = [p for p in model.parameters() if id(p) not in fused and p.requires_grad]
@@ -106,7 +106,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         inner = [self._rest, *(update.optimizer for update in self._updates.values())]
         self._inner = [optimizer for optimizer in inner if optimizer is not None]
         self.defaults = self._inner[0].defaults
-        # the dictionaries of the inner optimisers themselves, so that a scheduler reaches them
+        # the dictionaries of the inner optimizers themselves, so that a scheduler reaches them
         self.param_groups = [group for optimizer in self._inner for group in optimizer.param_groups]
         for name, layer in layers.items():
             layer.product = self._product(name, layer)
@@ -125,12 +125,12 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
-        """The states of all inner optimisers, by parameter; those of the values by slice."""
+        """The states of all inner optimizers, by parameter; those of the values by slice."""
         return {parameter: state for optimizer in self._inner for parameter, state in optimizer.state.items()}
 
     @property
     def inner(self) -> list[torch.optim.Optimizer]:
-        """The optimisers that ``make`` made, in the order of ``param_groups``."""
+        """The optimizers that ``make`` made, in the order of ``param_groups``."""
         return list(self._inner)
 
     @property
@@ -183,7 +183,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     # -- state -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the inner optimisers, by layer; tensors are not copied."""
+        """The states of the inner optimizers, by layer; tensors are not copied."""
         layers = {name: u.optimizer.state_dict() for name, u in self._updates.items() if u.optimizer is not None}
         return {"rest": None if self._rest is None else self._rest.state_dict(), "layers": layers}
 

@@ -49,7 +49,7 @@ class FusedProduct(torch.autograd.Function):
         layer = ctx.layer
         if layer.values._version != ctx.version:
             raise RuntimeError(
-                f"{ctx.name}: values were updated since the forward pass; with a fused optimiser each forward pass of "
+                f"{ctx.name}: values were updated since the forward pass; with a fused optimizer each forward pass of "
                 "a layer must be followed by its backward pass (no layer used twice, no accumulated gradients)"
             )
         dx = None
@@ -72,7 +72,7 @@ class UpdatingProduct:
     def __call__(self, x: Tensor) -> Tensor:
         refuse_data_parallel(self._name)
         layer, copy = self._layer, None
-        if not layer.values.requires_grad:  # frozen since: a torch optimiser would leave them alone too
+        if not layer.values.requires_grad:  # frozen since: a torch optimizer would leave them alone too
             return spmm(x, layer.values, layer.pattern, bias=layer.bias, backend=layer.backend)
         if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))  # as the operation would, but saved as it is multiplied

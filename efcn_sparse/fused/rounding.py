@@ -1,4 +1,4 @@
-"""In which precision an optimiser sees values that are stored in fewer bits."""
+"""In which precision an optimizer sees values that are stored in fewer bits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class Storage(Protocol):
-    """Between the stored values and the parameter that the optimiser steps."""
+    """Between the stored values and the parameter that the optimizer steps."""
 
     @property
     def keeps_copies(self) -> bool:
         """Whether the parameter knows more than the values."""
 
     def held(self, values: Tensor) -> Tensor:
-        """The tensor of the optimiser's parameter for a slice of the values."""
+        """The tensor of the optimizer's parameter for a slice of the values."""
 
     def take(self, parameter: nn.Parameter, values: Tensor) -> None:
         """Make ``parameter`` current before a step."""
@@ -26,7 +26,7 @@ class Storage(Protocol):
 
 
 class Native:
-    """The optimiser steps the stored values themselves."""
+    """The optimizer steps the stored values themselves."""
 
     keeps_copies = False
 
@@ -41,7 +41,7 @@ class Native:
 
 
 class Master:
-    """The optimiser steps fp32 copies; the stored values are their roundings."""
+    """The optimizer steps fp32 copies; the stored values are their roundings."""
 
     keeps_copies = True
 
@@ -56,7 +56,7 @@ class Master:
 
 
 class Stochastic:
-    """The optimiser steps an fp32 copy that lives for one step; bf16 values are its stochastic rounding.
+    """The optimizer steps an fp32 copy that lives for one step; bf16 values are its stochastic rounding.
 
     A step far below the spacing of bf16 numbers would vanish in rounding to nearest; here it survives on average:
     E[stored] is the fp32 result.
@@ -78,7 +78,7 @@ class Stochastic:
 
 
 def round_stochastically(x: Tensor) -> Tensor:
-    """fp32 numbers as one of their two neighbours in bf16, drawn so that the mean is kept.
+    """fp32 numbers as one of their two neighbors in bf16, drawn so that the mean is kept.
 
     Example:
         >>> drawn = round_stochastically(torch.full((10000,), 1.0 + 2**-9))

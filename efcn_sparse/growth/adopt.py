@@ -21,8 +21,8 @@ def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Give every sparse layer the pattern that a state dict has for it, so that the state dict can be loaded.
 
     :func:`regrow` moves blocks, and a layer refuses the state dict of another pattern. Blocks that a layer has already
-    keep their values, others start at zero; the ties of embedded convolutions follow, and so do fused optimisers. State
-    that another optimiser has for ``values`` does not: load its own state dict afterwards.
+    keep their values, others start at zero; the ties of embedded convolutions follow, and so do fused optimizers. State
+    that another optimizer has for ``values`` does not: load its own state dict afterwards.
 
     Args:
         model: any module.

@@ -39,7 +39,7 @@ def watched(model: nn.Module, take: Take) -> Iterator[None]:
     """Call ``take(name, layer, factors, uses)`` for each use of each sparse layer, as its output's gradient arrives.
 
     ``uses`` is how many uses of the layer there have been so far, with or without their gradients. Hooks on outputs see
-    the same whoever consumes the gradient afterwards, a fused optimiser included.
+    the same whoever consumes the gradient afterwards, a fused optimizer included.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not layers:
@@ -83,7 +83,7 @@ def watched(model: nn.Module, take: Take) -> Iterator[None]:
 def record_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
     """Keep the factors of the gradient of every :class:`SparseLinear` of a model, by name.
 
-    Forward and backward must both run inside. Works with any optimiser, :class:`FusedOptimizer` included. A layer that
+    Forward and backward must both run inside. Works with any optimizer, :class:`FusedOptimizer` included. A layer that
     is used several times, or in several backward passes, has the factors of its whole gradient, one use below the
     other. The factors are held until they are dropped: about as much memory as the layers' inputs and outputs.
 

@@ -1,4 +1,4 @@
-"""What must follow a layer's blocks to their new places: values, their gradient, and the optimiser's state."""
+"""What must follow a layer's blocks to their new places: values, their gradient, and the optimizer's state."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Move:
 
 
 def state_like_values(optimizer: torch.optim.Optimizer, values: nn.Parameter) -> list[Tensor]:
-    """The tensors of an optimiser's state that have one number for each of ``values``.
+    """The tensors of an optimizer's state that have one number for each of ``values``.
 
     Raises:
-        ValueError: the optimiser does not hold ``values``, or has state of another shape that belongs to its blocks.
+        ValueError: the optimizer does not hold ``values``, or has state of another shape that belongs to its blocks.
     """
     if not any(values is parameter for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(f"optimizer must hold layer.values, got {type(optimizer).__name__} without them")

@@ -58,12 +58,12 @@ def regrow(
 
     This is RigL (Evci et al. 2020, arXiv 1911.11134) with blocks in place of single weights. Every block outside the
     pattern is scored by the Frobenius norm of its gradient, exactly, in tiles: the dense gradient is never held. New
-    blocks are whole and start at zero; those that stay keep their values and their optimiser state. The number of
+    blocks are whole and start at zero; those that stay keep their values and their optimizer state. The number of
     stored blocks, and so the shape of ``values``, does not change; ``values`` remains the same parameter, at the same
     place in memory, and ``layer.pattern`` is replaced. ``values.grad`` follows, zero at new blocks.
 
     Blocks with a mask are never dropped, nor are those of an embedded convolution that copy kernel entries; its ties
-    follow, and so does a fused optimiser of the layer. A block that goes does not come back in the same call. Blocks
+    follow, and so does a fused optimizer of the layer. A block that goes does not come back in the same call. Blocks
     with a gradient of exactly zero are not grown, so fewer than ``blocks`` may be exchanged. Equals are taken by
     position.
 
@@ -77,7 +77,7 @@ def regrow(
         dy: ``[..., out_features]``, the gradient of the layer's output; see :func:`record_factors`.
         x: ``[..., in_features]``, its input, of the dtype and leading dimensions of ``dy``.
         blocks: how many blocks to exchange at most.
-        optimizer: the torch optimiser that holds the values. Without it, state that it may have for ``values`` is left
+        optimizer: the torch optimizer that holds the values. Without it, state that it may have for ``values`` is left
             where it was, next to blocks that it does not belong to. A :class:`FusedOptimizer` follows in any case.
         candidates: the only blocks that may be grown, a pattern without masks; all blocks when None.
 
@@ -85,7 +85,7 @@ def regrow(
 
     Raises:
         ValueError: a shape or device does not fit; fewer than ``blocks`` blocks are off the support or may be dropped;
-            the gradient or the values are not finite; the values are sharded; or the optimiser's state cannot follow.
+            the gradient or the values are not finite; the values are sharded; or the optimizer's state cannot follow.
         TypeError: an argument is of the wrong kind.
         NotImplementedError: the blocks of the layer stay where they are: a convolution with another support.
 
@@ -104,7 +104,7 @@ def regrow(
     linear, droppable = parts.linear, parts.movable
     check_may_move(linear)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch optimiser, got {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
     pattern, values = linear.pattern, linear.values
     a, b = checked_factors(dy, x, pattern)
     states = _states(linear, optimizer)
@@ -136,7 +136,7 @@ def regrow(
 
 
 def _states(linear: SparseLinear, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """The tensors of a torch optimiser that must move; those of a fused one move with the layer's product."""
+    """The tensors of a torch optimizer that must move; those of a fused one move with the layer's product."""
     if optimizer is None or isinstance(optimizer, FusedOptimizer):
         return []
     return state_like_values(optimizer, linear.values)

@@ -82,7 +82,7 @@ class Growth:
         if until is not None and (not isinstance(until, int) or isinstance(until, bool) or until < 1):
             raise ValueError(f"until must be an integer of at least 1 or None, got {until!r}")
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch optimiser, got {type(optimizer).__name__}")
+            raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
         self._layers = _growing(model, layers)
         for layer in self._layers.values():
             parts_of(layer)
@@ -155,7 +155,7 @@ class Growth:
         return min(math.ceil(share * movable), outside)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the state dicts of model and optimiser."""
+        """What a checkpoint needs beside the state dicts of model and optimizer."""
         return {"steps": self.steps, "placed": self._placed}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ _REASONS: list[tuple[Callable[[nn.Module], bool], str]] = [
     (lambda m: isinstance(m, LazyModuleMixin), "a lazy module has no weight yet; run the model once first"),
     (
         lambda m: "weight" not in m._parameters or "parametrizations" in m._modules,
-        "its weight is computed by a parametrisation (weight_norm, spectral_norm, pruning), not stored",
+        "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored",
     ),
     (_has_own_forward, "its class has a forward of its own"),
     (lambda m: not m._parameters["weight"].is_floating_point(), "its weight must be of a floating-point dtype"),  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from efcn_sparse.linear.initialise import fan_in_of_stored, uniform_
+from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.product import Product
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import load_pattern, save_pattern
@@ -20,7 +20,7 @@ from efcn_sparse.pattern import BlockPattern
 class SparseLinear(nn.Module):
     """``y = x Wᵀ + b`` with W stored as the blocks of a pattern; as easy as :class:`torch.nn.Linear`.
 
-    ``values`` and ``bias`` are plain parameters, so any optimiser, clipping, ``state_dict`` and safetensors work.
+    ``values`` and ``bias`` are plain parameters, so any optimizer, clipping, ``state_dict`` and safetensors work.
     Entries of a stored block outside the support start at zero and get zero gradients, so they stay exactly zero
     under SGD with momentum and weight decay and under Adam. The pattern travels in the state dict.
     :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``;

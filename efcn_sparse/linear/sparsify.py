@@ -27,7 +27,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
 
     Raises:
         ValueError: a rule matches no Linear; or a Linear cannot be replaced without losing something: it shares a
-            parameter (tied embeddings), is lazy or parametrised, has hooks or a forward of its own. Nothing has been
+            parameter (tied embeddings), is lazy or parametrized, has hooks or a forward of its own. Nothing has been
             replaced then.
 
     Example:

@@ -39,7 +39,7 @@ class Explanation:
         density: stored blocks over all blocks.
         stored_entries, support_entries: entries of the stored blocks, and those of them that count.
         blocks_per_row, blocks_per_column: over block rows and block columns.
-        mean_run_length: mean length of the runs of neighbouring blocks in a row.
+        mean_run_length: mean length of the runs of neighboring blocks in a row.
         values_bytes, index_bytes: memory of ``values`` in ``dtype``, and of the pattern's arrays.
         flops_per_sample: two for each stored entry: one forward product of one sample. dX and dW cost as much each.
     """
@@ -74,7 +74,7 @@ class Explanation:
         masked = f", {self.masked_blocks:,} of them masked" if self.masked_blocks else ""
         lines.append(f"  blocks: {self.blocks:,} stored, density {self.density:.3g}{masked}")
         lines.append(f"    per row: {self.blocks_per_row}; per column: {self.blocks_per_column}")
-        lines.append(f"    mean run of neighbours in a row: {self.mean_run_length:.3g}")
+        lines.append(f"    mean run of neighbors in a row: {self.mean_run_length:.3g}")
         lines.append(f"  entries: {self.stored_entries:,} stored, {self.support_entries:,} in the support")
         lines.append(f"  memory: {_bytes(self.values_bytes)} of values, {_bytes(self.index_bytes)} of indices")
         lines.append(f"  work: {self.flops_per_sample:,} FLOP a sample, forward")
@@ -105,7 +105,7 @@ def explain(
         ...
           blocks: 8 stored, density 1
             per row: 2 to 2, mean 2; per column: 4 to 4, mean 4
-            mean run of neighbours in a row: 2
+            mean run of neighbors in a row: 2
           entries: 2,048 stored, 2,048 in the support
           memory: 8.0 KiB of values, 128 B of indices
           work: 4,096 FLOP a sample, forward

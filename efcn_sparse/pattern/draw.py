@@ -14,7 +14,7 @@ def draw_blocks(total: int, density: float, generator: torch.Generator | None) -
     """int64 ``[round(density * total)]``: numbers below ``total``, uniformly without repetition, in any order.
 
     A large and sparse grid is not shuffled whole: numbers are drawn until enough of them differ, and some of these are
-    taken. No set of numbers is then favoured over another of its size, since none is by the draws.
+    taken. No set of numbers is then favored over another of its size, since none is by the draws.
     """
     device = generator.device if generator is not None else index_device()
     wanted = round(density * total)

@@ -1,4 +1,4 @@
-"""Which supports, batches and optimisers fit into a budget of memory."""
+"""Which supports, batches and optimizers fit into a budget of memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Fit:
 
 
 class StepPlanner:
-    """Predictions of training steps of one model, for any support, batch and optimiser.
+    """Predictions of training steps of one model, for any support, batch and optimizer.
 
     Args:
         model, layers: as for :func:`predict_step`.

@@ -1,4 +1,4 @@
-"""Optimisers by name, and what their updates inside the backward pass cost."""
+"""Optimizers by name, and what their updates inside the backward pass cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAMPLED_ROWS = 64
 
 @dataclass(frozen=True)
 class OptimizerKind:
-    """An optimiser; how many numbers it keeps for each weight; and how many more an update holds for a moment.
+    """An optimizer; how many numbers it keeps for each weight; and how many more an update holds for a moment.
 
     The last is what torch's loop over CPU parameters allocates; it matters for fused updates only, for others are run.
     ``inside``: it is ``FusedOptimizer(inside=True)``, fused with neither gradient nor workspace.
@@ -39,7 +39,7 @@ OPTIMIZERS = {
 
 
 def checked_optimizer(name: str) -> OptimizerKind:
-    """The optimiser of that name.
+    """The optimizer of that name.
 
     Raises:
         ValueError: there is none.

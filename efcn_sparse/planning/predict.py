@@ -25,7 +25,7 @@ def predict_step(
 ) -> StepPrediction:
     """The memory and the work of a training step of ``embed(model, batch, support=support, layers=layers)`` on the CPU.
 
-    The model's twin runs forward, backward and through the optimiser on the meta device, and every allocation is
+    The model's twin runs forward, backward and through the optimizer on the meta device, and every allocation is
     followed from its birth to its death; what the kernels pack for themselves is counted from their rules. What the
     process holds beside the step is not in it: Python and torch, and memory that the allocator keeps. With glibc that
     can be as much as all tensors below 32 MiB together, unless ``MALLOC_MMAP_THRESHOLD_=131072`` is in the environment.
@@ -38,7 +38,7 @@ def predict_step(
         fused: whether :class:`FusedOptimizer` runs it inside the backward pass.
 
     Raises:
-        ValueError: what :func:`embed` refuses before it builds anything; or the optimiser is unknown.
+        ValueError: what :func:`embed` refuses before it builds anything; or the optimizer is unknown.
 
     Example:
         >>> import torch

@@ -51,7 +51,7 @@ class StepPrediction:
 def watch_step(
     model: nn.Module, example: tuple[Tensor, ...], planned: Plan, kind: OptimizerKind, fused: bool
 ) -> StepPrediction:
-    """What the second step of the planned model holds and does; the first makes the optimiser's state."""
+    """What the second step of the planned model holds and does; the first makes the optimizer's state."""
     fused = fused or kind.inside
     inputs = tuple(meta_copy(x) for x in example)
     twin = meta_twin(model, planned, inputs).train()

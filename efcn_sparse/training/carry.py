@@ -1,4 +1,4 @@
-"""The state of a CNN's optimiser, carried over to the optimiser of its embedding."""
+"""The state of a CNN's optimizer, carried over to the optimizer of its embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from efcn_sparse.checkpoint.joined import Stored
 from efcn_sparse.embedding import EmbeddedConv, LowRankPart
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.training.optimiser_state import hand_over, live_states
+from efcn_sparse.training.optimizer_state import hand_over, live_states
 from efcn_sparse.training.selective import SelectiveSGD
 
 _SGD, _ADAM = "SGD", "Adam"
@@ -24,7 +24,7 @@ _DEGREES = {"step": 0, "momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max
 
 @torch.no_grad()
 def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_optimizer: Optimizer) -> None:
-    """Let the optimiser of an embedding go on with the momentum, or the Adam moments, of its CNN's optimiser.
+    """Let the optimizer of an embedding go on with the momentum, or the Adam moments, of its CNN's optimizer.
 
     A kernel entry's gradient is the sum of its n copies' (law 4), so a copy's share of it is one n-th: what is linear
     in the gradient (momentum, Adam's first moment) goes to each copy divided by n, and Adam's second moment by n². A
@@ -40,7 +40,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
 
     Laws: the carried momentum is the tied part of what the embedding's own SGD would have gathered at the CNN's
     weights. ``SelectiveSGD.as_cnn`` goes on as the CNN with its momentum does, to rounding. With Adam, and gradients of
-    zero, both nets take the same next step (save for ``eps``). A fresh optimiser leaves the other fresh.
+    zero, both nets take the same next step (save for ``eps``). A fresh optimizer leaves the other fresh.
 
     Adam's second moment of a copy's own gradients is at least what is carried, since a mean of squares is no less than
     the square of the mean. An off-local weight meets its first gradient with a step counter that has run, so that it
@@ -48,7 +48,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
     AdamW) put into the state is divided with it, except under ``copies="sum"``.
 
     Raises:
-        TypeError: an optimiser is of another kind, whose state cannot be mapped; it is named.
+        TypeError: an optimizer is of another kind, whose state cannot be mapped; it is named.
         ValueError: the families differ, ``efcn_optimizer`` has stepped or could not use the state, or ``efcn`` is no
             embedding of ``cnn``. Nothing has changed then.
 
@@ -64,7 +64,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
         >>> optimizer.state[cnn.bias]["momentum_buffer"][0], other.state[efcn.linear.bias]["momentum_buffer"][0]
         (tensor(16.), tensor(1.))
     """
-    _check_optimisers(cnn_optimizer, efcn_optimizer)
+    _check_optimizers(cnn_optimizer, efcn_optimizer)
     states, places = live_states(cnn, cnn_optimizer), {id(p): place for place, p in enumerate(cnn.parameters())}
     carried: dict[int, dict[str, Tensor]] = {}
     links = _links(cnn, efcn, efcn_optimizer)
@@ -81,7 +81,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
 
 
 def _carried(tensor: Stored, degree: int, copies: _Copies | None) -> Tensor:
-    assert isinstance(tensor, Tensor)  # the CNN's optimiser is not fused
+    assert isinstance(tensor, Tensor)  # the CNN's optimizer is not fused
     return tensor.clone() if copies is None or not tensor.dim() else copies.of(tensor, degree)
 
 
@@ -106,7 +106,7 @@ class _Copies:
         return (tensor.double() * (self.rate * share).pow(degree)).to(tensor.dtype)
 
 
-def _links(cnn: nn.Module, efcn: nn.Module, optimiser: Optimizer) -> dict[int, tuple[Tensor, _Copies | None]]:
+def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, tuple[Tensor, _Copies | None]]:
     """By id, where each parameter of ``efcn`` came from, and how it was copied if it was not taken as it is."""
     links: dict[int, tuple[Tensor, _Copies | None]] = {}
     modules, parameters = dict(cnn.named_modules()), dict(cnn.named_parameters())
@@ -122,8 +122,8 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimiser: Optimizer) -> dict[int, t
             described = f"weight {list(layer.ties.kernel_shape)} and {'no bias' if bias is None else 'a bias'}"
             raise ValueError(f"cnn must have a convolution with {described} at {name!r}, got {conv}")
         rate, summed = 1.0, False
-        if isinstance(optimiser, SelectiveSGD):
-            rate, summed = optimiser.parts[name].tied.rate, optimiser.copies == "sum"
+        if isinstance(optimizer, SelectiveSGD):
+            rate, summed = optimizer.parts[name].tied.rate, optimizer.copies == "sum"
         positions = layer.linear.out_features // conv.out_channels
         links[id(layer.linear.values)] = conv.weight, _Copies(layer.ties, positions, rate, summed)
         if conv.bias is not None:
@@ -145,16 +145,16 @@ def _low_rank_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters()
 
 
-def _check_optimisers(source: Optimizer, target: Optimizer) -> None:
+def _check_optimizers(source: Optimizer, target: Optimizer) -> None:
     inner = target.inner if isinstance(target, FusedOptimizer) else [target]
     families = set()
-    for name, optimiser in (("cnn_optimizer", source), *(("efcn_optimizer", one) for one in inner)):
-        if type(optimiser) not in _FAMILIES:
+    for name, optimizer in (("cnn_optimizer", source), *(("efcn_optimizer", one) for one in inner)):
+        if type(optimizer) not in _FAMILIES:
             known = ", ".join(kind.__name__ for kind in _FAMILIES)
             raise TypeError(
-                f"{name} must be one of {known}, whose state can be mapped to copies, got {type(optimiser).__name__}"
+                f"{name} must be one of {known}, whose state can be mapped to copies, got {type(optimizer).__name__}"
             )
-        families.add(_FAMILIES[type(optimiser)])
+        families.add(_FAMILIES[type(optimizer)])
     if len(families) > 1:
         raise ValueError(
             f"efcn_optimizer must be of the family of {type(source).__name__}, got {type(inner[0]).__name__}"

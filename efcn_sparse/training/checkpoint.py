@@ -1,4 +1,4 @@
-"""Checkpoints: a model and its optimiser at the end of an epoch, as one safetensors file."""
+"""Checkpoints: a model and its optimizer at the end of an epoch, as one safetensors file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from efcn_sparse.checkpoint.fill import adopt, fill, targets_in
 from efcn_sparse.checkpoint.joined import Stored
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
 from efcn_sparse.checkpoint.state import tensors_of
-from efcn_sparse.training.optimiser_state import check_states, live_states, make_room
+from efcn_sparse.training.optimizer_state import check_states, live_states, make_room
 
-_OPTIMISER = "optimiser/"  # no module name holds a slash
+_OPTIMIZER = "optimizer/"  # no module name holds a slash
 _VALUES = ".linear.values"  # of an embedded convolution
 _NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>\d+)\.safetensors")
 
@@ -37,25 +37,25 @@ def epochs_on_disk(folder: Path) -> dict[str, list[int]]:
     return {stage: sorted(epochs) for stage, epochs in found.items()}
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = None) -> None:
-    """Write ``model``'s state dict, and the optimiser's tensors beside it, atomically and from where they are.
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Write ``model``'s state dict, and the optimizer's tensors beside it, atomically and from where they are.
 
     Memory grows by a piece of 16 MiB and the index arrays of patterns, whatever the size of the model. A fused
-    optimiser's file is that of the unfused one, byte for byte.
+    optimizer's file is that of the unfused one, byte for byte.
 
     Raises:
         OSError: the disk is full, say; an earlier checkpoint of that name is as it was.
     """
     tensors: dict[str, Stored] = {**tensors_of(model)}
-    for place, state in live_states(model, optimiser).items() if optimiser else ():
-        tensors |= {f"{_OPTIMISER}{place}/{name}": tensor for name, tensor in state.items()}
+    for place, state in live_states(model, optimizer).items() if optimizer else ():
+        tensors |= {f"{_OPTIMIZER}{place}/{name}": tensor for name, tensor in state.items()}
     # the order of the library's own files, in which every number is aligned
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     replace_atomically(path, functools.partial(write_file, tensors=ordered))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = None) -> None:
-    """Bring ``model``, and the optimiser if given, to the state that ``path`` holds, in the storage they have.
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Bring ``model``, and the optimizer if given, to the state that ``path`` holds, in the storage they have.
 
     Every check comes before the first change; then numbers go from the file to their places, 16 MiB at a time.
 
@@ -64,18 +64,18 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer | None = 
         ValueError: it is damaged, or of another model; the message names the file.
     """
     entries = _entries(path)
-    of_model = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIMISER)}
+    of_model = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIMIZER)}
     states, targets = _states(entries), dict[str, Stored]()
     try:
         targets |= targets_in(model, of_model, "it")
-        if optimiser is not None:
-            check_states(model, optimiser, states)
+        if optimizer is not None:
+            check_states(model, optimizer, states)
         adopt(model, of_model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} must hold the state of this model: {error}") from None
-    room = {} if optimiser is None else make_room(model, optimiser, states)
+    room = {} if optimizer is None else make_room(model, optimizer, states)
     for place, state in room.items():
-        targets |= {f"{_OPTIMISER}{place}/{key}": tensor for key, tensor in state.items()}
+        targets |= {f"{_OPTIMIZER}{place}/{key}": tensor for key, tensor in state.items()}
     fill(targets, entries)
 
 
@@ -89,16 +89,16 @@ def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
     return {
         name.removesuffix(_VALUES): (entry.shape[1], entry.shape[2])
         for name, entry in _entries(path).items()
-        if name.endswith(_VALUES) and len(entry.shape) == 3 and not name.startswith(_OPTIMISER)
+        if name.endswith(_VALUES) and len(entry.shape) == 3 and not name.startswith(_OPTIMIZER)
     }
 
 
 def _states(entries: Mapping[str, Entry]) -> dict[int, dict[str, Entry]]:
-    """The optimiser's entries by the place of their parameter."""
+    """The optimizer's entries by the place of their parameter."""
     states: dict[int, dict[str, Entry]] = {}
     for name, entry in entries.items():
-        if name.startswith(_OPTIMISER):
-            place, key = name.removeprefix(_OPTIMISER).split("/")
+        if name.startswith(_OPTIMIZER):
+            place, key = name.removeprefix(_OPTIMIZER).split("/")
             states.setdefault(int(place), {})[key] = entry
     return states
 

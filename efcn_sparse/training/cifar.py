@@ -1,4 +1,4 @@
-"""Labelled images through Hugging Face ``datasets``: local parquet, a local image folder, or the Hub."""
+"""Labeled images through Hugging Face ``datasets``: local parquet, a local image folder, or the Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 def load_hub_images(
     source: str | None, *, hub_name: str, label: str, image_shape: tuple[int, int, int], classes: int, download: bool
 ) -> Images:
-    """The splits ``train`` and ``test`` of ``source``, normalised.
+    """The splits ``train`` and ``test`` of ``source``, normalized.
 
     Args:
         source: a folder with parquet files (a column ``img`` or ``image`` of encoded images, and ``label``), a folder
@@ -91,7 +91,7 @@ def _as_images(library: Any, loaded: Any, label: str, image_shape: tuple[int, in
         # image folders come sorted by class, and the first so many images stand for all in places
         order = torch.randperm(len(table), generator=torch.Generator().manual_seed(derived_seed(split)))
         parts += [pixels[order], labels[order]]
-    return Images.normalised(*parts)
+    return Images.normalized(*parts)
 
 
 def _column(table: Any, names: tuple[str, ...]) -> str:

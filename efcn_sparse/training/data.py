@@ -12,7 +12,7 @@ from efcn_sparse.training.presets import PRESETS
 
 
 def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> Images:
-    """The training and test images of ``config``, normalised, limited and on its device.
+    """The training and test images of ``config``, normalized, limited and on its device.
 
     ``config.data`` is None for ``digits``. For the CIFAR presets it is a folder with parquet files whose names hold
     ``train`` and ``test``, a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or a name on the Hugging

@@ -40,7 +40,7 @@ def place(originals: Tensor, positions: Tensor) -> Tensor:
 
 
 def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
-    """Scikit-learn's 1797 digits (8×8, 16 grey levels), each placed at random on a 20×20 canvas.
+    """Scikit-learn's 1797 digits (8×8, 16 gray levels), each placed at random on a 20×20 canvas.
 
     Training and test images come from different originals; ``seed`` decides the split and the positions.
 
@@ -64,4 +64,4 @@ def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
         shown = indices.repeat(places)
         positions = torch.randint(0, CANVAS - SIDE + 1, (len(shown), 2), generator=generator)
         parts += [place(pixels[shown], positions), labels[shown]]
-    return Images.normalised(*parts)
+    return Images.normalized(*parts)

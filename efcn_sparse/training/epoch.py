@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def train_epoch(
     model: nn.Module,
-    optimiser: Optimizer,
+    optimizer: Optimizer,
     images: Images,
     *,
     batch_size: int,
@@ -54,9 +54,9 @@ def train_epoch(
             if growth is not None:
                 around.enter_context(growth.watch())
             loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-        optimiser.step()
+        optimizer.step()
         if growth is not None:
             growth.step()
     return seen

@@ -14,7 +14,7 @@ _ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 
 
 def make_growth(
-    config: RelaxConfig, stage: Stage, model: nn.Module, optimiser: Optimizer, images: int, epoch: int
+    config: RelaxConfig, stage: Stage, model: nn.Module, optimizer: Optimizer, images: int, epoch: int
 ) -> Growth | None:
     """The growth of an ``efcn-grown`` arm, as it is after ``epoch``; None for other arms.
 
@@ -25,7 +25,7 @@ def make_growth(
         return None
     per_epoch = -(-images // config.batch_size)
     until = max(1, int(_ENDS * per_epoch * (stage.last - stage.first)))
-    growth = Growth(model, optimiser, every=config.growth_every, exchange=config.growth_exchange, until=until)
+    growth = Growth(model, optimizer, every=config.growth_every, exchange=config.growth_exchange, until=until)
     steps = per_epoch * (epoch - stage.first)
     growth.load_state_dict({"steps": steps, "placed": min(steps, until - 1) >= config.growth_every})
     return growth

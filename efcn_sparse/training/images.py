@@ -23,7 +23,7 @@ class Images:
     test_y: Tensor
 
     @classmethod
-    def normalised(cls, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Images:
+    def normalized(cls, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Images:
         """Bring each channel to zero mean and unit deviation, both measured on the training images."""
         train_x, test_x = (x.to(torch.float32, memory_format=torch.channels_last, copy=True) for x in (train_x, test_x))
         deviation, mean = torch.std_mean(train_x, dim=(0, 2, 3), keepdim=True)

@@ -15,7 +15,7 @@ from efcn_sparse.training.seeds import order_of_epoch
 def begin_low_rank(model: nn.Module, images: Images, *, batch_size: int, seed: int, epoch: int) -> None:
     """Turn V of each low-rank part along the gradient of the first batch of ``epoch``; other nets are left as they are.
 
-    The gradient is taken in evaluation mode, so that statistics of batches stay as they are. No optimiser may be fused
+    The gradient is taken in evaluation mode, so that statistics of batches stay as they are. No optimizer may be fused
     with the model yet.
     """
     if not any(isinstance(module, LowRankPart) for module in model.modules()):

@@ -25,7 +25,7 @@ def build_cnn(preset: str, seed: int) -> nn.Module:
 
 
 def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
-    """The standard FCN: the CNN's widths, every convolution a full matrix, initialised like :class:`torch.nn.Linear`.
+    """The standard FCN: the CNN's widths, every convolution a full matrix, initialized like :class:`torch.nn.Linear`.
 
     An entry that would read zero padding does not exist, so the fan-in of every unit is the whole input.
     """

@@ -19,7 +19,7 @@ class Preset:
     """An architecture, the images it takes, and settings of :class:`RelaxConfig` that differ from the original's.
 
     Attributes:
-        build: the CNN, freshly initialised from torch's generator, for so many classes.
+        build: the CNN, freshly initialized from torch's generator, for so many classes.
         image_shape: (channels, height, width).
         classes: how many classes there are.
         hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for digits.

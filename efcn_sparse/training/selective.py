@@ -21,7 +21,7 @@ _PLAIN = Part()
 class SelectiveSGD(torch.optim.Optimizer):
     """SGD on the tied, untied and off-local parts of every embedded convolution, each by settings of its own.
 
-    The parts are orthogonal (:func:`efcn_sparse.deviation`), so with momentum too this is three optimisers side by
+    The parts are orthogonal (:func:`efcn_sparse.deviation`), so with momentum too this is three optimizers side by
     side: with ``untied=Part(rate=0)`` only locality is relaxed, with ``off_local=Part(rate=0)`` only sharing is, and
     with both the net stays a CNN. Biases have a tied and an untied part. All other parameters get plain SGD.
 
@@ -59,9 +59,9 @@ class SelectiveSGD(torch.optim.Optimizer):
     Example:
         >>> import torch, efcn_sparse as es
         >>> efcn = es.embed(nn.Conv2d(2, 4, 3), torch.zeros(1, 2, 6, 6), support=es.Full())
-        >>> optimiser = SelectiveSGD(efcn, lr=0.1, untied=Part(rate=0.0), off_local=Part(l1=1e-4))
+        >>> optimizer = SelectiveSGD(efcn, lr=0.1, untied=Part(rate=0.0), off_local=Part(l1=1e-4))
         >>> efcn(torch.randn(8, 2, 6, 6)).square().sum().backward()
-        >>> optimiser.step()
+        >>> optimizer.step()
         >>> d = es.deviation(efcn)
         >>> d.untied < 1e-5, d.off_local > 0.1
         (True, True)
@@ -151,7 +151,7 @@ class SelectiveSGD(torch.optim.Optimizer):
             else:
                 state["momentum_buffer"] = direction
         if shares is not None:
-            shares.penalise(parameter, lr)
+            shares.penalize(parameter, lr)
         parameter.add_(direction, alpha=-lr)
         if shares is not None:
             shares.shrink(parameter, lr)

@@ -95,7 +95,7 @@ class Shares:
         self._gradient = self._weights(tied.rate * copies, untied.rate, off_local.rate)
         decays = [part.rate * part.weight_decay for part in (tied, untied, off_local)]
         self._decay = self._weights(torch.full_like(copies, decays[0]), *decays[1:]) if any(decays) else None
-        self._penalised_tied, self._penalised_off_local = (p if p.rate * p.l1 else None for p in (tied, off_local))
+        self._penalized_tied, self._penalized_off_local = (p if p.rate * p.l1 else None for p in (tied, off_local))
 
     @classmethod
     def of_weight(cls, layer: EmbeddedConv, parts: Parts, *, sum_copies: bool) -> Shares:
@@ -122,29 +122,29 @@ class Shares:
             self._add(direction, parameter, *self._decay)
         return direction
 
-    def penalise(self, parameter: Tensor, lr: float) -> None:
+    def penalize(self, parameter: Tensor, lr: float) -> None:
         """The subgradient step of the L1 penalties that have a ``beta``, in place, before that of the gradient."""
         values = self._view(parameter)
-        part = self._penalised_tied
+        part = self._penalized_tied
         if part is not None and part.beta is not None:
             values.sub_(self._tied(parameter).sign_(), alpha=lr * part.rate * part.l1)
-        part = self._penalised_off_local
+        part = self._penalized_off_local
         if part is not None and part.beta is not None:
             for chunk, blocks in self._chunks(parameter):
                 signs = values[chunk].sign().mul_(self._off_local[blocks])
                 values[chunk].sub_(signs, alpha=lr * part.rate * part.l1)
 
     def shrink(self, parameter: Tensor, lr: float) -> None:
-        """What brings penalised numbers to zero, in place, after the step: a threshold, or the proximal step."""
+        """What brings penalized numbers to zero, in place, after the step: a threshold, or the proximal step."""
         values = self._view(parameter)
-        part = self._penalised_tied
+        part = self._penalized_tied
         if part is not None:
             tied = self._tied(parameter)
             shrunk = _shrunk(tied, part, lr)
             # a value that is all tied becomes exactly what is left of it, zero included
             moved = torch.where(values == tied, shrunk, values - tied + shrunk)
             values.copy_(torch.where(shrunk == tied, values, moved))
-        part = self._penalised_off_local
+        part = self._penalized_off_local
         if part is not None:
             for chunk, blocks in self._chunks(parameter):
                 values[chunk].copy_(

@@ -28,7 +28,7 @@ from efcn_sparse.training.growing import make_growth
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.low_rank import begin_low_rank
 from efcn_sparse.training.nets import build_cnn, build_like, embed_as
-from efcn_sparse.training.optimiser import optimiser_of
+from efcn_sparse.training.optimizer import optimizer_of
 from efcn_sparse.training.plan import CNN, Stage, is_embedded, stage_name
 from efcn_sparse.training.progress import Progress
 from efcn_sparse.training.readings import WEIGHTS, Readings
@@ -62,29 +62,29 @@ def run_stage(config: RelaxConfig, stage: Stage, images: Images, notebook: Noteb
     model = model.to(config.device)
     if not before:
         begin_low_rank(model, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch + 1)
-    optimiser = optimiser_of(config, stage.arm, stage.lr, model)
+    optimizer = optimizer_of(config, stage.arm, stage.lr, model)
     started = time.perf_counter()
     if before:
-        load_checkpoint(path, model, optimiser)
+        load_checkpoint(path, model, optimizer)
         _forget(stage, before, notebook.checkpoints)
     else:
         if config.carry_momentum and stage.relax_epoch is not None:
-            _carry_momentum(config, stage, model, optimiser, notebook.checkpoints)
+            _carry_momentum(config, stage, model, optimizer, notebook.checkpoints)
         _write_reading(stage, model, images, None, epoch, started, notebook)
-        _write_checkpoint(stage, model, optimiser, epoch, notebook)
-    growth = make_growth(config, stage, model, optimiser, len(images.train_x), epoch)
+        _write_checkpoint(stage, model, optimizer, epoch, notebook)
+    growth = make_growth(config, stage, model, optimizer, len(images.train_x), epoch)
     saved = time.perf_counter()
     while epoch < stage.last:
         epoch += 1
         started = time.perf_counter()
         gradient = train_epoch(
-            model, optimiser, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
+            model, optimizer, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
             watch=record_gradient_parts if is_embedded(stage.arm) else None, growth=growth,
         )  # fmt: skip
         row = _write_reading(stage, model, images, gradient, epoch, started, notebook)
         notebook.progress.show(stage, row, advance=1)
         if epoch in stage.kept or time.perf_counter() - saved > notebook.checkpoint_seconds:
-            _write_checkpoint(stage, model, optimiser, epoch, notebook)
+            _write_checkpoint(stage, model, optimizer, epoch, notebook)
             saved = time.perf_counter()
         if epoch == stage.last:
             notebook.progress.finished(stage, row)
@@ -103,15 +103,15 @@ def _first_model(config: RelaxConfig, stage: Stage, checkpoints: Path) -> nn.Mod
 
 
 def _carry_momentum(
-    config: RelaxConfig, stage: Stage, model: nn.Module, optimiser: torch.optim.Optimizer, checkpoints: Path
+    config: RelaxConfig, stage: Stage, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Path
 ) -> None:
     """Let a relaxed stage begin with the momentum that the CNN had at that epoch; at epoch 0 it has none."""
     assert stage.relax_epoch is not None
     cnn = build_cnn(config.preset, stage.seed).to(config.device)
-    of_cnn = optimiser_of(config, CNN, config.lr, cnn)
+    of_cnn = optimizer_of(config, CNN, config.lr, cnn)
     name = stage_name(CNN, stage.seed, None)
     load_checkpoint(checkpoint_path(checkpoints, name, stage.relax_epoch), cnn, of_cnn)
-    carry_state(cnn, of_cnn, model, optimiser)
+    carry_state(cnn, of_cnn, model, optimizer)
 
 
 def _write_reading(
@@ -160,11 +160,11 @@ def _embedded(model: nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:
 
 
 def _write_checkpoint(
-    stage: Stage, model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int, notebook: Notebook
+    stage: Stage, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, notebook: Notebook
 ) -> None:
     notebook.metrics.sync()
     notebook.layers.sync()
-    save_checkpoint(checkpoint_path(notebook.checkpoints, stage.name, epoch), model, optimiser)
+    save_checkpoint(checkpoint_path(notebook.checkpoints, stage.name, epoch), model, optimizer)
     _forget(stage, epochs_on_disk(notebook.checkpoints)[stage.name], notebook.checkpoints)
 
 

@@ -1,4 +1,4 @@
-"""Colours that readers with colour-vision deficiencies can tell apart, and that do not change."""
+"""Colors that readers with color-vision deficiencies can tell apart, and that do not change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from efcn_sparse.analysis.figures.canvas import colours_of_times
+from efcn_sparse.analysis.figures.canvas import colors_of_times
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import arm_order, read_run
 from tests.analysis.synthetic import write_run
@@ -23,8 +23,8 @@ SEEN = {  # linear RGB, severity 1 (Machado, Oliveira, Fernandes 2009)
 }
 
 
-def _lab(colour: str, seen: np.ndarray) -> np.ndarray:
-    srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+def _lab(color: str, seen: np.ndarray) -> np.ndarray:
+    srgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.clip(seen @ np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4), 0, 1)
     xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
     x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 0.008856))
@@ -35,7 +35,7 @@ def _lab(colour: str, seen: np.ndarray) -> np.ndarray:
 def test_arms_are_told_apart(vision):
     for a, b in itertools.combinations(ARMS, 2):
         first, second = look_of(a, ARMS), look_of(b, ARMS)
-        distance = np.linalg.norm(_lab(first.colour, SEEN[vision]) - _lab(second.colour, SEEN[vision]))
+        distance = np.linalg.norm(_lab(first.color, SEEN[vision]) - _lab(second.color, SEEN[vision]))
         assert distance > 12, (a, b, distance)
         assert first.marker != second.marker
 
@@ -48,7 +48,7 @@ def test_a_family_of_supports_has_one_hue_and_larger_ones_are_darker():
     ):
         for arms in ([family + "1"], [family + "1", family + "2"], [family + "1", family + "2", family + "12"]):
             looks = [look_of(arm, ["cnn", *arms, "efcn-full"]) for arm in arms]
-            lab = [_lab(look.colour, SEEN["normal"]) for look in looks]
+            lab = [_lab(look.color, SEEN["normal"]) for look in looks]
             assert [look.name for look in looks] == [name + arm.removeprefix(family) for arm in arms]
             lightness = [one[0] for one in lab]
             assert lightness == sorted(lightness, reverse=True)
@@ -69,13 +69,13 @@ def test_arms_are_sorted_by_family_and_size():
     assert sorted(set(in_order), key=arm_order) == in_order
 
 
-def test_a_relax_time_has_one_colour_while_the_run_goes_on(tmp_path, config):
+def test_a_relax_time_has_one_color_while_the_run_goes_on(tmp_path, config):
     whole = read_run(write_run(tmp_path / "whole", config, checkpoints=False))
     begun = read_run(
         write_run(
             tmp_path / "begun", config, checkpoints=False, last=lambda s: s.last if s.relax_epoch in (None, 4) else -1
         )
     )
-    assert list(colours_of_times(whole)) == [0, 1, 4, 12]
-    assert colours_of_times(begun) == {4: colours_of_times(whole)[4]}
-    assert colours_of_times(whole, ["elcn"]) == colours_of_times(whole)
+    assert list(colors_of_times(whole)) == [0, 1, 4, 12]
+    assert colors_of_times(begun) == {4: colors_of_times(whole)[4]}
+    assert colors_of_times(whole, ["elcn"]) == colors_of_times(whole)

@@ -181,11 +181,11 @@ def test_restricted_nets_train_nothing_else(method: str) -> None:
     start = es.embed(small, x, support=es.Local()) if method in LOW_RANK else full
     net = restrict(start, layers, gradients, method, 1.0)
     torch.testing.assert_close(net(x), small(x))
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(net(x), y).backward()
-        optimiser.step()
+        optimizer.step()
     for name, layer in layers.items():
         numbers = layer.local_weights
         if method in LOW_RANK:
@@ -208,14 +208,14 @@ def record() -> dict[str, object]:
     torch.manual_seed(0)
     images = Images(*example(40), *example(20))
     net = es.embed(cnn(), images.train_x[:2], support=es.Full())
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
 
     def nets():
         yield 3, net
         for epoch in (4, 5):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             nn.functional.cross_entropy(net(images.train_x), images.train_y).backward()
-            optimiser.step()
+            optimizer.step()
             yield epoch, net
 
     found, _, gradients = measure(nets(), images, seed=0, time=3, batch_size=10)

@@ -62,9 +62,9 @@ def batch(sparse: es.SparseLinear, step: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def fit(sparse: es.SparseLinear, optimiser: str) -> dict[str, Tensor]:
+def fit(sparse: es.SparseLinear, optimizer: str) -> dict[str, Tensor]:
     """Some steps; the last output and the gradient of the last input."""
-    optimizer = workers.OPTIMISERS[optimiser](sparse.parameters())
+    optimizer = workers.OPTIMIZERS[optimizer](sparse.parameters())
     for step in range(STEPS):
         x, weight = batch(sparse, step)
         optimizer.zero_grad()
@@ -128,7 +128,7 @@ def work(rank: int, folder: Path) -> dict:
     mesh = init_device_mesh("cpu", (workers.WORLD,))
     return {
         "layers": {
-            (kind, optimiser): _layer(kind, optimiser, mesh) for kind in patterns() for optimiser in workers.OPTIMISERS
+            (kind, optimizer): _layer(kind, optimizer, mesh) for kind in patterns() for optimizer in workers.OPTIMIZERS
         },
         "layouts": {name: _layout(arguments, rank, mesh) for name, arguments in LAYOUTS.items()},
         "chain": _chain(mesh),
@@ -142,13 +142,13 @@ def work(rank: int, folder: Path) -> dict:
     }
 
 
-def _layer(kind: str, optimiser: str, mesh: dist.DeviceMesh) -> dict:
+def _layer(kind: str, optimizer: str, mesh: dist.DeviceMesh) -> dict:
     sparse = layer(kind)
     with torch.no_grad():
         for parameter in sparse.parameters():
             parameter.add_(dist.get_rank())  # the first process's numbers win
     parallelize_module(sparse, mesh, BlockRowParallel())
-    found = fit(sparse, optimiser)
+    found = fit(sparse, optimizer)
     return {**found, "own blocks": len(sparse.values.to_local()), "state": state_of(sparse)}
 
 
@@ -200,7 +200,7 @@ def _own_copy(rank: int, mesh: dist.DeviceMesh) -> Tensor:
 
 def _net(folder: Path, mesh: dist.DeviceMesh) -> dict:
     model = parallelize_module(net(), mesh, {"[024]": BlockRowParallel()})
-    optimizer = workers.OPTIMISERS["adamw"](model.parameters())
+    optimizer = workers.OPTIMIZERS["adamw"](model.parameters())
     train(model, optimizer)
     full = state_of(model)
     results = {
@@ -238,7 +238,7 @@ def _two_dimensional(shape: tuple[int, int], rank: int) -> dict:
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "blocks"))
     model = parallelize_module(net(), mesh["blocks"], BlockRowParallel())
     fully_shard(model, mesh=mesh["data"])
-    optimizer = workers.OPTIMISERS["adamw"](model.parameters())
+    optimizer = workers.OPTIMIZERS["adamw"](model.parameters())
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(BATCH, 3, 6, 6, generator=generator, dtype=torch.float64)
     target = torch.randint(5, (BATCH,), generator=generator)
@@ -251,7 +251,7 @@ def _two_dimensional(shape: tuple[int, int], rank: int) -> dict:
 def _refused(rank: int, mesh: dist.DeviceMesh) -> dict[str, str]:
     unlike = es.BlockPattern.random((8, 8), (2, 2), 0.5, torch.Generator().manual_seed(rank))
     fused = net()
-    es.FusedOptimizer(fused, workers.OPTIMISERS["sgd"])
+    es.FusedOptimizer(fused, workers.OPTIMIZERS["sgd"])
     divided = parallelize_module(layer("ragged"), mesh, BlockRowParallel())
     x, dy = batch(divided, 0)
     plan = BlockRowParallel()
@@ -264,7 +264,7 @@ def _refused(rank: int, mesh: dist.DeviceMesh) -> dict[str, str]:
         "twice": lambda: parallelize_module(divided, mesh, plan),
         "fused": lambda: parallelize_module(fused, mesh, plan),
         "low rank": lambda: parallelize_module(low_rank, mesh, plan),
-        "fused later": lambda: es.FusedOptimizer(divided, workers.OPTIMISERS["sgd"]),
+        "fused later": lambda: es.FusedOptimizer(divided, workers.OPTIMIZERS["sgd"]),
         "mesh": lambda: parallelize_module(layer("ragged"), square, plan),
         "width": lambda: divided(x[:, 1:]),
         "regrow": lambda: es.regrow(divided, dy, x, blocks=1),

@@ -25,7 +25,7 @@ def net(seed: int = 0) -> nn.Sequential:
 
 def train(model: nn.Module, sparse: nn.Sequential, shares: list[slice], regrown: list) -> torch.optim.Optimizer:
     """RigL: every few steps, blocks move by the gradient of the whole batch."""
-    optimizer = workers.OPTIMISERS["adamw"](model.parameters())
+    optimizer = workers.OPTIMIZERS["adamw"](model.parameters())
     generator = torch.Generator().manual_seed(5)
     join = join_factors if model is not sparse else None
     growth = es.Growth(sparse, optimizer, every=STEPS_BETWEEN, layers=["0", "2"], join=join)

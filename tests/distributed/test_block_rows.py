@@ -34,15 +34,15 @@ def test_w_is_the_sum_of_its_runs(kind, cuts):
     assert torch.equal(sum(runs), pattern.to_dense(values))
 
 
-@pytest.mark.parametrize("optimiser", workers.OPTIMISERS)
+@pytest.mark.parametrize("optimizer", workers.OPTIMIZERS)
 @pytest.mark.parametrize("kind", block_rows.patterns())
-def test_a_layer_trains_as_in_one_process(ranks, kind, optimiser):
+def test_a_layer_trains_as_in_one_process(ranks, kind, optimizer):
     sparse = block_rows.layer(kind)
-    expected = block_rows.fit(sparse, optimiser)
+    expected = block_rows.fit(sparse, optimizer)
     for rank in ranks:
-        found = rank["layers"][kind, optimiser]
+        found = rank["layers"][kind, optimizer]
         same({name: found[name] for name in expected}, expected)
-    same(ranks[0]["layers"][kind, optimiser]["state"], sparse.state_dict())
+    same(ranks[0]["layers"][kind, optimizer]["state"], sparse.state_dict())
 
 
 @pytest.mark.parametrize("kind", block_rows.patterns())
@@ -105,7 +105,7 @@ def test_without_a_source_nothing_travels(ranks):
 
 def test_a_net_trains_as_in_one_process(ranks):
     model = block_rows.net()
-    optimizer = workers.OPTIMISERS["adamw"](model.parameters())
+    optimizer = workers.OPTIMIZERS["adamw"](model.parameters())
     block_rows.train(model, optimizer)
     found = ranks[0]["block rows"]
     assert found["divided"] == ["0.linear.values", "2.linear.values", "4.values"]
@@ -143,7 +143,7 @@ def test_what_one_saved_loads_into_two(ranks):
 
 def test_together_with_data_parallel(ranks):
     model = block_rows.net()
-    optimizer = workers.OPTIMISERS["adamw"](model.parameters())
+    optimizer = workers.OPTIMIZERS["adamw"](model.parameters())
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(block_rows.BATCH, 3, 6, 6, generator=generator, dtype=torch.float64)
     target = torch.randint(5, (block_rows.BATCH,), generator=generator)
@@ -160,9 +160,9 @@ def test_together_with_data_parallel(ranks):
         "no sparse layer": "ValueError: module must hold a SparseLinear, got Linear without one",
         "layout": "must be given for a SparseLinear itself, got EmbeddedConv",
         "twice": "ValueError: DividedLinear: values must be a plain tensor, got DTensor",
-        "fused": "NotImplementedError: 0.linear: has a fused optimiser",
+        "fused": "NotImplementedError: 0.linear: has a fused optimizer",
         "low rank": "NotImplementedError: EmbeddedConv: has a low-rank part, which multiplies by all stored blocks",
-        "fused later": "values must be a plain tensor for a fused optimiser, got DTensor",
+        "fused later": "values must be a plain tensor for a fused optimizer, got DTensor",
         "mesh": "ValueError: device_mesh must have one dimension",
         "width": "ValueError: x must be [..., 17], got [6, 16]",
         "regrow": "ValueError: layer.values must be a plain tensor, got DTensor",

@@ -8,9 +8,9 @@ import efcn_sparse as es
 from tests.distributed import workers
 
 
-def alone(optimiser):
+def alone(optimizer):
     model = workers.net()
-    optimizer = workers.OPTIMISERS[optimiser](model.parameters())
+    optimizer = workers.OPTIMIZERS[optimizer](model.parameters())
     workers.train(model, optimizer)
     return model, optimizer
 
@@ -75,4 +75,4 @@ def test_what_would_go_wrong_is_refused_on_every_rank(ranks):
     for rank in ranks:
         assert "4: the state dict's pattern must be" in rank["wrong pattern"]
         assert rank["ddp fused"].startswith("RuntimeError: 0.linear: must not run inside DistributedDataParallel")
-        assert "values must be a plain tensor for a fused optimiser, got DTensor" in rank["fsdp fused"]
+        assert "values must be a plain tensor for a fused optimizer, got DTensor" in rank["fsdp fused"]

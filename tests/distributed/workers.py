@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import efcn_sparse as es
 
 WORLD, BATCH, STEPS = 2, 8, 4
-OPTIMISERS: dict[str, Callable] = {
+OPTIMIZERS: dict[str, Callable] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
 }
@@ -85,9 +85,9 @@ def work(rank: int, folder: str) -> None:
 
 def _data_parallel(rank: int) -> dict:
     model = DistributedDataParallel(net(seed=rank))  # rank 0's numbers win
-    train(model, OPTIMISERS["sgd"](model.parameters()), rank, WORLD)
+    train(model, OPTIMIZERS["sgd"](model.parameters()), rank, WORLD)
     fused = net()
-    es.FusedOptimizer(fused, OPTIMISERS["sgd"])
+    es.FusedOptimizer(fused, OPTIMIZERS["sgd"])
     return {
         "ddp": model.module.state_dict(),
         "ddp fused": refusal(lambda: DistributedDataParallel(fused)(torch.zeros(1, 3, 6, 6))),
@@ -97,14 +97,14 @@ def _data_parallel(rank: int) -> dict:
 def _fully_sharded(rank: int, folder: Path) -> dict:
     mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
     model = sharded(net(), mesh)
-    optimizer = OPTIMISERS["adamw"](model.parameters())
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
     train(model, optimizer, rank, WORLD)
     results = {
         "shards": {name: tuple(p.to_local().shape) for name, p in model.named_parameters()},
         "placements": {str(p.placements) for p in model.parameters()},
         "fsdp": get_model_state_dict(model, options=FULL),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=FULL),
-        "fsdp fused": refusal(lambda: es.FusedOptimizer(model, OPTIMISERS["sgd"])),
+        "fsdp fused": refusal(lambda: es.FusedOptimizer(model, OPTIMIZERS["sgd"])),
     }
     dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=folder / "checkpoint")
 

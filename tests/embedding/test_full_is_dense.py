@@ -20,7 +20,7 @@ from efcn_sparse.embedding import EmbeddedConv
 SIDE, BATCH, STEPS, CLASSES = 16, 6, 100, 5
 
 # One step differs by roundings of sums, a few u = 1.1e-16 of a tensor's norm. A hundred steps leave at most 3e-15 of it
-# (seen over 12 seeds of each optimiser); 1e-12 has room for 300 times that, and spoilt steps are far outside.
+# (seen over 12 seeds of each optimizer); 1e-12 has room for 300 times that, and spoilt steps are far outside.
 FLOAT64_BOUND = 1e-12
 # In fp32 neither net is the true one: both are compared with the dense net in fp64. Medians over seeds, because now and
 # then two numbers under a pool are equal but for the last bit: the nets then pick different ones and part for good,
@@ -28,7 +28,7 @@ FLOAT64_BOUND = 1e-12
 FLOAT32_RATIO, FLOAT32_SEEDS = 3.0, range(5)
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-OPTIMISERS: dict[str, Make] = {
+OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     "momentum-and-decay": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=5e-3),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2),
@@ -101,7 +101,7 @@ def numbers(net: nn.Sequential) -> list[Tensor]:
     return [tensor.detach().double().flatten().clone() for tensor in found]
 
 
-def train(net: nn.Sequential, optimiser: torch.optim.Optimizer, seed: int, steps: int = STEPS) -> Tensor:
+def train(net: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int, steps: int = STEPS) -> Tensor:
     """``[steps]``: the losses; every step sees a new batch."""
     generator = torch.Generator().manual_seed(seed)
     dtype = next(net.parameters()).dtype
@@ -112,9 +112,9 @@ def train(net: nn.Sequential, optimiser: torch.optim.Optimizer, seed: int, steps
         noise = torch.randn((BATCH, 3, SIDE, SIDE), generator=generator, dtype=torch.float64)
         x = (prototypes[target] + noise).float().to(dtype)  # the same numbers for all nets
         loss = F.cross_entropy(net(x), target)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.detach().double())
     return torch.stack(losses)
 
@@ -137,10 +137,10 @@ def distance(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_the_trajectory_is_the_dense_nets(optimiser: str, fused: bool) -> None:
-    seed = list(OPTIMISERS).index(optimiser) + 10 * fused
-    make = OPTIMISERS[optimiser]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_trajectory_is_the_dense_nets(optimizer: str, fused: bool) -> None:
+    seed = list(OPTIMIZERS).index(optimizer) + 10 * fused
+    make = OPTIMIZERS[optimizer]
     cnn = cnn_of(seed, torch.float64)
     dense, efcn = dense_twin(cnn), embedded(cnn)
     start = numbers(dense)
@@ -149,15 +149,15 @@ def test_the_trajectory_is_the_dense_nets(optimiser: str, fused: bool) -> None:
     losses, expected = train(efcn, stepper, seed), train(dense, make(list(dense.parameters())), seed)
     torch.testing.assert_close(losses, expected, rtol=FLOAT64_BOUND, atol=FLOAT64_BOUND)
     apart = distance(numbers(efcn), numbers(dense))
-    print(f"\n{optimiser}{', fused' * fused}: {apart:.1e} apart after {STEPS} steps in fp64")  # pytest -s
+    print(f"\n{optimizer}{', fused' * fused}: {apart:.1e} apart after {STEPS} steps in fp64")  # pytest -s
     assert apart < FLOAT64_BOUND
     assert expected[-10:].mean() < 0.1 < 1 < expected[0]  # it has learnt and left the CNN: there was much to miss
     assert es.deviation(efcn).delta > 0.05
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_fp32_is_as_near_to_fp64_as_nn_linear_is(optimiser: str) -> None:
-    make = OPTIMISERS[optimiser]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_fp32_is_as_near_to_fp64_as_nn_linear_is(optimizer: str) -> None:
+    make = OPTIMIZERS[optimizer]
     ratios = []
     for seed in FLOAT32_SEEDS:
         cnn = cnn_of(seed, torch.float32)
@@ -166,7 +166,7 @@ def test_fp32_is_as_near_to_fp64_as_nn_linear_is(optimiser: str) -> None:
             train(net, make(list(net.parameters())), seed)
         true, ours, theirs = map(numbers, nets)
         ratios.append(distance(ours, true) / distance(theirs, true))
-    print(f"\n{optimiser}: from fp64, {', '.join(f'{ratio:.2f}' for ratio in ratios)} times nn.Linear's own distance")
+    print(f"\n{optimizer}: from fp64, {', '.join(f'{ratio:.2f}' for ratio in ratios)} times nn.Linear's own distance")
     assert statistics.median(ratios) < FLOAT32_RATIO
 
 

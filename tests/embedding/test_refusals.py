@@ -24,7 +24,7 @@ class OwnInnerForward(nn.Conv2d):
 
 
 class QuantizedConv(nn.Module):
-    """Stands in for torch's quantised convolutions, which are on their way out of torch."""
+    """Stands in for torch's quantized convolutions, which are on their way out of torch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -104,7 +104,7 @@ def _shared_weight() -> nn.Module:
     return nn.Sequential(first, second)
 
 
-_PARAMETRISED = "its weight is computed by a parametrisation (weight_norm, spectral_norm, pruning), not stored"
+_PARAMETRISED = "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
 _OWN_FORWARD = "its class has a forward of its own"
 _INPUT = (1, 2, 6, 6)
 
@@ -125,7 +125,7 @@ ROWS = {
                 "a lazy convolution has no weight yet; run the model once first"),
     "lazy transposed": Row(lambda: nn.LazyConvTranspose2d(2, 3), "0", "LazyConvTranspose2d",
                            "transposed convolutions are not supported"),
-    "quantised": Row(QuantizedConv, "0", "Conv2d", "a quantised convolution has no floating-point weight"),
+    "quantized": Row(QuantizedConv, "0", "Conv2d", "a quantized convolution has no floating-point weight"),
     "reflect": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "0", "Conv2d",
                    "padding_mode 'reflect' is not supported, only 'zeros'"),
     "replicate": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate"), "0", "Conv2d",
@@ -137,7 +137,7 @@ ROWS = {
     "old weight norm": Row(_old_weight_norm, "0", "Conv2d", _PARAMETRISED),
     "spectral norm": Row(lambda: parametrizations.spectral_norm(nn.Conv2d(2, 2, 3)), "0", "ParametrizedConv2d",
                          _PARAMETRISED),
-    "parametrised bias": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3), "bias"), "0",
+    "parametrized bias": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3), "bias"), "0",
                              "ParametrizedConv2d", _PARAMETRISED),
     "pruned": Row(lambda: prune.l1_unstructured(nn.Conv2d(2, 2, 3), "weight", 0.5), "0", "Conv2d", _PARAMETRISED),
     "own forward": Row(lambda: OwnForward(2, 2, 3), "0", "OwnForward", _OWN_FORWARD),

@@ -18,7 +18,7 @@ from tests.table import BFLOAT16, DEVICE, FLOAT16, FLOAT32, Row, pattern, rows
 SETTINGS = {
     "plain": dict(lr=0.1),
     "decay": dict(lr=0.25, weight_decay=0.125),
-    "maximise": dict(lr=0.1, weight_decay=0.01, maximize=True),
+    "maximize": dict(lr=0.1, weight_decay=0.01, maximize=True),
     "tensors": dict(lr=torch.tensor(0.1, dtype=torch.float64), weight_decay=0.01),
 }
 
@@ -65,7 +65,7 @@ def distance(layer: es.SparseLinear, exact: oracle.Expected) -> float:
 
 
 @pytest.mark.parametrize("row", rows(BFLOAT16, FLOAT16, where=lambda backend: not backend.slow))
-@pytest.mark.parametrize("settings", ["plain", "decay", "maximise"])
+@pytest.mark.parametrize("settings", ["plain", "decay", "maximize"])
 def test_it_is_closer_to_the_exact_step_than_an_unfused_one(row: Row, settings: str) -> None:
     chosen = SETTINGS[settings]
     plain, inside = layer_of(row, "square"), layer_of(row, "square")
@@ -121,7 +121,7 @@ def test_the_copy_under_autocast_is_held_for_the_gradient_of_x_only(needs_dx: bo
     assert [tensor.dtype for tensor in copies] == [BFLOAT16] * needs_dx
 
 
-# -- what holds for every fused optimiser ------------------------------------------------------------------------
+# -- what holds for every fused optimizer ------------------------------------------------------------------------
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -252,7 +252,7 @@ class OfOnesOwn(torch.optim.SGD):
     """A step that may be anything."""
 
 
-BAD_OPTIMISERS = {
+BAD_OPTIMIZERS = {
     "adam": (lambda p: torch.optim.Adam(p), TypeError, "0: make must give torch.optim.SGD for a step inside, got Adam"),
     "subclass": (lambda p: OfOnesOwn(p, lr=0.1), TypeError, "got OfOnesOwn"),
     "momentum": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), ValueError, "0: momentum of SGD must be 0"),
@@ -270,9 +270,9 @@ BAD_OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_OPTIMISERS)
-def test_other_optimisers_are_refused(name: str) -> None:
-    make, error, message = BAD_OPTIMISERS[name]
+@pytest.mark.parametrize("name", BAD_OPTIMIZERS)
+def test_other_optimizers_are_refused(name: str) -> None:
+    make, error, message = BAD_OPTIMIZERS[name]
     model = net()
     with pytest.raises(error, match=re.escape(message)):
         es.FusedOptimizer(model, make, inside=True)

@@ -1,4 +1,4 @@
-"""bf16 values with fp32 masters or stochastic rounding, and what a fused optimiser refuses."""
+"""bf16 values with fp32 masters or stochastic rounding, and what a fused optimizer refuses."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def test_a_layer_used_twice_is_refused_by_name() -> None:
         model(torch.randn(3, 64)).sum().backward()
 
 
-def test_a_second_fused_optimiser_is_refused() -> None:
+def test_a_second_fused_optimizer_is_refused() -> None:
     layer = ones_layer(torch.float32)
     first = es.FusedOptimizer(layer, make)
-    with pytest.raises(ValueError, match="must have no fused optimiser yet"):
+    with pytest.raises(ValueError, match="must have no fused optimizer yet"):
         es.FusedOptimizer(layer, make)
     first.detach()
     es.FusedOptimizer(layer, make)

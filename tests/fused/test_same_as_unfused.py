@@ -1,4 +1,4 @@
-"""A fused optimiser gives what the same optimiser gives unfused, bit by bit."""
+"""A fused optimizer gives what the same optimizer gives unfused, bit by bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import efcn_sparse as es
 from efcn_sparse.fused import layer_update
 from tests.table import rows
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "sgd-decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=1e-2),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True),
@@ -48,25 +48,25 @@ def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # the interpreter of Triton takes 10 s for each of these
 @pytest.mark.parametrize("row", rows(torch.float32, where=lambda backend: backend.name in ("reference", "cpu")))
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bit_by_bit(row, name: str) -> None:
     backend = row.backend
     plain, fused = net(backend), net(backend)
     fused.load_state_dict(plain.state_dict())
-    optimizer = es.FusedOptimizer(fused, OPTIMISERS[name])
+    optimizer = es.FusedOptimizer(fused, OPTIMIZERS[name])
     assert all(len(update._cut.slices) > 1 for update in optimizer._updates.values())
-    train(plain, OPTIMISERS[name](plain.parameters()), steps=7)
+    train(plain, OPTIMIZERS[name](plain.parameters()), steps=7)
     train(fused, optimizer, steps=7)
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_clipping(name: str) -> None:
     plain, fused = net("auto"), net("auto")
     fused.load_state_dict(plain.state_dict())
-    train(plain, OPTIMISERS[name](plain.parameters()), steps=5, max_norm=0.3)
-    train(fused, es.FusedOptimizer(fused, OPTIMISERS[name], max_norm=0.3), steps=5)
+    train(plain, OPTIMIZERS[name](plain.parameters()), steps=5, max_norm=0.3)
+    train(fused, es.FusedOptimizer(fused, OPTIMIZERS[name], max_norm=0.3), steps=5)
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -74,8 +74,8 @@ def test_clipping(name: str) -> None:
 def test_clipping_bites() -> None:
     clipped, free = net("auto"), net("auto")
     free.load_state_dict(clipped.state_dict())
-    train(clipped, es.FusedOptimizer(clipped, OPTIMISERS["sgd"], max_norm=0.3), steps=1)
-    train(free, es.FusedOptimizer(free, OPTIMISERS["sgd"]), steps=1)
+    train(clipped, es.FusedOptimizer(clipped, OPTIMIZERS["sgd"], max_norm=0.3), steps=1)
+    train(free, es.FusedOptimizer(free, OPTIMIZERS["sgd"]), steps=1)
     assert not torch.equal(clipped[0].values, free[0].values)
 
 
@@ -83,11 +83,11 @@ def test_resumes_from_its_state_dict() -> None:
     whole, first, second = net("auto"), net("auto"), net("auto")
     for model in (first, second):
         model.load_state_dict(whole.state_dict())
-    train(whole, es.FusedOptimizer(whole, OPTIMISERS["adamw"]), steps=3)
-    optimizer = es.FusedOptimizer(first, OPTIMISERS["adamw"])
+    train(whole, es.FusedOptimizer(whole, OPTIMIZERS["adamw"]), steps=3)
+    optimizer = es.FusedOptimizer(first, OPTIMIZERS["adamw"])
     train(first, optimizer, steps=2)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    resumed = es.FusedOptimizer(second, OPTIMISERS["adamw"])
+    resumed = es.FusedOptimizer(second, OPTIMIZERS["adamw"])
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn((9, 45), generator=generator), torch.randint(0, 5, (9,), generator=generator))
@@ -101,7 +101,7 @@ def test_resumes_from_its_state_dict() -> None:
 
 def test_scheduler_reaches_the_values() -> None:
     model = net("auto")
-    optimizer = es.FusedOptimizer(model, OPTIMISERS["sgd"])
+    optimizer = es.FusedOptimizer(model, OPTIMIZERS["sgd"])
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.0)
     train(model, optimizer, steps=1)
     scheduler.step()
@@ -128,15 +128,15 @@ def test_an_embedded_cnn_trains_the_same() -> None:
     assert es.deviation(fused).off_local > 0
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("max_norm", [None, 0.3])
 def test_under_autocast(name: str, max_norm: float | None) -> None:
     """bf16 factors and fp32 values: the gradient has bf16's roundings, fused as unfused."""
     plain, fused = net("auto"), net("auto")
     fused.load_state_dict(plain.state_dict())
-    optimizer = es.FusedOptimizer(fused, OPTIMISERS[name], max_norm=max_norm)
+    optimizer = es.FusedOptimizer(fused, OPTIMIZERS[name], max_norm=max_norm)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        train(plain, OPTIMISERS[name](plain.parameters()), steps=5, max_norm=max_norm)
+        train(plain, OPTIMIZERS[name](plain.parameters()), steps=5, max_norm=max_norm)
         train(fused, optimizer, steps=5)
     bounds = dict(rtol=0, atol=0) if max_norm is None else dict(rtol=2e-3, atol=1e-6)
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):

@@ -8,7 +8,7 @@ from torch import nn
 
 import efcn_sparse as es
 from tests.growth.cases import factors, layer_of, stored_blocks
-from tests.growth.nets import OPTIMISERS, assert_same, batch, growing_net, train
+from tests.growth.nets import OPTIMIZERS, assert_same, batch, growing_net, train
 
 
 def sparse(seed: int, density: float = 0.5) -> es.SparseLinear:
@@ -43,12 +43,12 @@ def test_after_regrowing_and_without_blocks_before() -> None:
     assert mine.values.grad.shape == mine.values.shape
 
 
-def test_training_goes_on_under_a_fused_optimiser() -> None:
-    """Load a net whose blocks have moved into one with a fused optimiser, state included, and go on."""
+def test_training_goes_on_under_a_fused_optimizer() -> None:
+    """Load a net whose blocks have moved into one with a fused optimizer, state included, and go on."""
     nets = []
     for fused in (False, True):
         source = growing_net()
-        first = es.FusedOptimizer(source, OPTIMISERS["momentum"])
+        first = es.FusedOptimizer(source, OPTIMIZERS["momentum"])
         growth = es.Growth(source, first, every=2)
         train(source, first, growth, range(5))
         if not fused:
@@ -56,7 +56,7 @@ def test_training_goes_on_under_a_fused_optimiser() -> None:
             nets.append(source)
             continue
         target = growing_net()
-        second = es.FusedOptimizer(target, OPTIMISERS["momentum"])
+        second = es.FusedOptimizer(target, OPTIMIZERS["momentum"])
         target.load_state_dict(source.state_dict())
         second.load_state_dict(first.state_dict())
         resumed = es.Growth(target, second, every=2)

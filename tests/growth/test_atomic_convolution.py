@@ -1,4 +1,4 @@
-"""An error or an interruption at any moment, in a convolution with ties and with an optimiser fused or not."""
+"""An error or an interruption at any moment, in a convolution with ties and with an optimizer fused or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse.fused import layer_update
-from tests.growth.nets import OPTIMISERS, growing_net, train
+from tests.growth.nets import OPTIMIZERS, growing_net, train
 from tests.growth.test_atomic import Fails
 
 Setup = tuple[nn.Module, torch.optim.Optimizer]
@@ -19,7 +19,7 @@ Setup = tuple[nn.Module, torch.optim.Optimizer]
 
 def prepared(fused: bool) -> Setup:
     model = growing_net()
-    make = OPTIMISERS["adamw"]
+    make = OPTIMIZERS["adamw"]
     optimizer = es.FusedOptimizer(model, make) if fused else make(model.parameters())
     train(model, optimizer, es.Growth(model, optimizer, every=100), range(2))
     return model, optimizer

@@ -171,7 +171,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "candidates must have no masks, since new blocks are whole, got a pattern with masked blocks",
     ),
-    "optimizer-is-a-name": (regrow(optimizer="sgd"), TypeError, "optimizer must be a torch optimiser, got str"),
+    "optimizer-is-a-name": (regrow(optimizer="sgd"), TypeError, "optimizer must be a torch optimizer, got str"),
     "optimizer-of-others": (
         regrow(optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)),
         ValueError,

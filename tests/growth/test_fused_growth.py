@@ -1,4 +1,4 @@
-"""A fused optimiser whose blocks move gives what the unfused one gives, bit by bit."""
+"""A fused optimizer whose blocks move gives what the unfused one gives, bit by bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 import efcn_sparse as es
 from efcn_sparse.fused import layer_update
-from tests.growth.nets import OPTIMISERS, assert_same, growing_net, train
+from tests.growth.nets import OPTIMIZERS, assert_same, growing_net, train
 from tests.table import rows
 
 
@@ -17,10 +17,10 @@ def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("row", rows(torch.float32, where=lambda backend: backend.name in ("reference", "cpu")))
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bit_by_bit(row, name: str) -> None:
     plain, fused = growing_net(backend=row.backend), growing_net(backend=row.backend)
-    first, second = OPTIMISERS[name](plain.parameters()), es.FusedOptimizer(fused, OPTIMISERS[name])
+    first, second = OPTIMIZERS[name](plain.parameters()), es.FusedOptimizer(fused, OPTIMIZERS[name])
     slices = {layer: len(update._cut.slices) for layer, update in second._updates.items()}
     assert min(slices.values()) > 1
     one = train(plain, first, es.Growth(plain, first, every=2), range(9))
@@ -32,7 +32,7 @@ def test_bit_by_bit(row, name: str) -> None:
 
 def test_clipping_in_two_passes() -> None:
     plain, fused = growing_net(), growing_net()
-    made = OPTIMISERS["momentum"]
+    made = OPTIMIZERS["momentum"]
 
     class Clipped(torch.optim.SGD):
         def step(self, closure=None):
@@ -50,7 +50,7 @@ def test_clipping_in_two_passes() -> None:
 def test_masters_move_with_their_values() -> None:
     """The fp32 masters of bf16 values know more than their roundings: bf16 values alone would lose it."""
     model = growing_net(dtype=torch.bfloat16)
-    optimizer = es.FusedOptimizer(model, OPTIMISERS["momentum"], precision="master")
+    optimizer = es.FusedOptimizer(model, OPTIMIZERS["momentum"], precision="master")
     train(model, optimizer, es.Growth(model, optimizer, every=100), range(3), torch.bfloat16)
     layer, update = model.get_submodule("2"), optimizer._updates["2.linear"]
 
@@ -73,7 +73,7 @@ def test_masters_move_with_their_values() -> None:
 def test_state_of_each_block_by_its_place() -> None:
     """Momentum before and after one exchange, block by block."""
     model = growing_net()
-    optimizer = es.FusedOptimizer(model, OPTIMISERS["momentum"])
+    optimizer = es.FusedOptimizer(model, OPTIMIZERS["momentum"])
     growth = es.Growth(model, optimizer, every=100)
     train(model, optimizer, growth, range(3))
     layer, update = model.get_submodule("2"), optimizer._updates["2.linear"]
@@ -99,7 +99,7 @@ def test_several_groups_for_a_layer_are_refused() -> None:
     before = layer.linear.pattern
     dy, x = torch.randn(2, layer.geometry.out_features), torch.randn(2, layer.geometry.in_features)
     with pytest.raises(
-        NotImplementedError, match=r"^0.linear: a fused optimiser must have one parameter group a layer"
+        NotImplementedError, match=r"^0.linear: a fused optimizer must have one parameter group a layer"
     ):
         es.regrow(layer, dy, x, blocks=2, optimizer=optimizer)
     assert layer.linear.pattern is before

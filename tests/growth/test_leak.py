@@ -93,7 +93,7 @@ def test_training_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.3])
-def test_with_a_fused_optimiser(max_norm: float | None) -> None:
+def test_with_a_fused_optimizer(max_norm: float | None) -> None:
     watched, plain = net(), net()
     expected = dense_parts(watched)
     for model in (watched, plain):

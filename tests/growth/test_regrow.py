@@ -91,7 +91,7 @@ def test_masks_stay_with_their_blocks() -> None:
     assert all(torch.equal(new[tuple(at)], whole[tuple(at)]) for at in done.grown.tolist())
 
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1),
     "adamw-amsgrad": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
@@ -107,10 +107,10 @@ def step(layer: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_optimiser_state_follows(name: str) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_follows(name: str) -> None:
     layer = layer_of(pattern("ragged"))
-    optimizer = OPTIMISERS[name](layer.parameters())
+    optimizer = OPTIMIZERS[name](layer.parameters())
     step(layer, optimizer, 0)
     before = copy.deepcopy(optimizer.state[layer.values])
     places = {key: entry.data_ptr() for key, entry in optimizer.state[layer.values].items()}
@@ -137,11 +137,11 @@ def test_optimiser_state_follows(name: str) -> None:
     assert int(layer.values[new].count_nonzero()) > 0
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_blocks_that_stay_train_on_as_before(name: str) -> None:
     """Off the new blocks, a dense layer with the same masks and the same state takes the same step."""
     layer = layer_of(pattern("unbalanced"), dtype=FLOAT64)
-    optimizer = OPTIMISERS[name](layer.parameters())
+    optimizer = OPTIMIZERS[name](layer.parameters())
     features = layer.in_features
     x = torch.randn(9, features, dtype=FLOAT64)
     layer(x).square().mean().backward()
@@ -154,7 +154,7 @@ def test_blocks_that_stay_train_on_as_before(name: str) -> None:
     # the same step on a parameter that holds the surviving blocks alone
     kept, source = done.source >= 0, done.source[done.source >= 0]
     alone = nn.Parameter(values[source])
-    other = OPTIMISERS[name]([alone])
+    other = OPTIMIZERS[name]([alone])
     other.state[alone].update(
         {key: entry[source] if entry.shape == values.shape else entry for key, entry in state.items()}
     )
@@ -163,7 +163,7 @@ def test_blocks_that_stay_train_on_as_before(name: str) -> None:
     torch.testing.assert_close(layer.values.detach()[kept], alone.detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_an_optimiser_without_state_yet() -> None:
+def test_an_optimizer_without_state_yet() -> None:
     layer = layer_of(pattern("ragged"))
     optimizer = torch.optim.Adam(layer.parameters())
     assert es.regrow(layer, *factors(layer.pattern, 9), blocks=2, optimizer=optimizer).blocks == 2

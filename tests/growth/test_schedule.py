@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from tests.growth.nets import LAYERS, OPTIMISERS, assert_same, batch, growing_net, train
+from tests.growth.nets import LAYERS, OPTIMIZERS, assert_same, batch, growing_net, train
 
 
 def grown(every: int = 3, **more: Any) -> tuple[nn.Module, torch.optim.Optimizer, es.Growth]:
     model = growing_net()
-    optimizer = OPTIMISERS["adamw"](model.parameters())
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
     return model, optimizer, es.Growth(model, optimizer, every=every, **more)
 
 
@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "until": (lambda: grown(until=0), ValueError, "until must be an integer of at least 1 or None, got 0"),
     "optimizer": (
         lambda: es.Growth(growing_net(), "sgd", every=1),  # type: ignore[arg-type]
-        TypeError, "optimizer must be a torch optimiser, got str"),
+        TypeError, "optimizer must be a torch optimizer, got str"),
     "nothing grows": (
         lambda: es.Growth(local_net()[0], torch.optim.SGD([torch.ones(1)]), every=1),
         ValueError, "model must hold a convolution embedded with Grown(budget), got EmbeddedConv"),

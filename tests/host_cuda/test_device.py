@@ -46,12 +46,12 @@ MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 }
 
 
-def _step(net: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, autocast: bool = False) -> Tensor:
-    optimiser.zero_grad(set_to_none=True)
+def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, autocast: bool = False) -> Tensor:
+    optimizer.zero_grad(set_to_none=True)
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast, cache_enabled=False):
         loss = net(x).float().square().mean()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.detach()
 
 
@@ -59,11 +59,11 @@ def _step(net: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, autocast:
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_step_waits_for_nothing(name: str, autocast: bool) -> None:
     net, x = _net(), torch.randn(4, 3, 5, 5, device="cuda")
-    optimiser = MAKERS[name](net)
-    _step(net, optimiser, x, autocast)
+    optimizer = MAKERS[name](net)
+    _step(net, optimizer, x, autocast)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        _step(net, optimiser, x, autocast)
+        _step(net, optimizer, x, autocast)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -118,16 +118,16 @@ def test_an_operation_allocates_its_result_only(name: str) -> None:
 def test_a_checkpoint_is_loaded_onto_either_device(to: str) -> None:
     net, file = _net(), io.BytesIO()
     x = torch.randn(4, 3, 5, 5, device="cuda")
-    optimiser = MAKERS["fused"](net)
-    _step(net, optimiser, x)
-    torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict()}, file)
+    optimizer = MAKERS["fused"](net)
+    _step(net, optimizer, x)
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
     saved = torch.load(file, map_location=to)
     twin = _net().to(to)
-    twin_optimiser = MAKERS["fused"](twin)
+    twin_optimizer = MAKERS["fused"](twin)
     twin.load_state_dict(saved["net"])
-    twin_optimiser.load_state_dict(saved["optimiser"])
-    found, expected = _step(twin, twin_optimiser, x.to(to)), _step(net, optimiser, x)
+    twin_optimizer.load_state_dict(saved["optimizer"])
+    found, expected = _step(twin, twin_optimizer, x.to(to)), _step(net, optimizer, x)
     assert found.device.type == to
     torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
     for one, other in zip(twin.parameters(), net.parameters(), strict=True):

@@ -12,7 +12,7 @@ import efcn_sparse as es
 from efcn_sparse import BlockPattern
 from tests.table import FLOAT32, FLOAT64, Row, is_slow, rows
 
-OPTIMISERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
     "momentum-and-decay": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-2),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=1e-2),
@@ -41,18 +41,18 @@ def _sparse_twin(dense: nn.Sequential, block_shape: tuple[int, int], backend: st
 
 @pytest.mark.parametrize("row", rows(FLOAT64, FLOAT32))
 @pytest.mark.parametrize("block_shape", BLOCKS)
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_step_for_step(row: Row, block_shape: tuple[int, int], optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_step_for_step(row: Row, block_shape: tuple[int, int], optimizer: str) -> None:
     dense = _dense_net(row)
     sparse = _sparse_twin(dense, block_shape, row.backend)
-    optimisers = [OPTIMISERS[optimiser](net.parameters()) for net in (dense, sparse)]
+    optimizers = [OPTIMIZERS[optimizer](net.parameters()) for net in (dense, sparse)]
     generator = torch.Generator().manual_seed(1)
     tolerance = {"rtol": 1e-9, "atol": 1e-11} if row.dtype == FLOAT64 else {"rtol": 2e-3, "atol": 2e-5}
     for _ in range(3 if is_slow(row) else STEPS):
         x = torch.randn(16, 20, generator=generator, dtype=row.dtype).to(row.device)
         target = torch.randint(5, (16,), generator=generator).to(row.device)
         losses = []
-        for net, stepper in zip((dense, sparse), optimisers, strict=True):
+        for net, stepper in zip((dense, sparse), optimizers, strict=True):
             stepper.zero_grad()
             loss = nn.functional.cross_entropy(net(x), target)
             loss.backward()
@@ -87,10 +87,10 @@ def test_a_sparse_net_trains_as_a_masked_dense_one(row: Row) -> None:
             layer = new
         sparse.append(layer)
     nets = (dense, nn.Sequential(*sparse))
-    optimisers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in nets]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in nets]
     for _ in range(3 if is_slow(row) else STEPS):
         x = torch.randn(16, 20, generator=generator, dtype=row.dtype).to(row.device)
-        for net, stepper in zip(nets, optimisers, strict=True):
+        for net, stepper in zip(nets, optimizers, strict=True):
             stepper.zero_grad()
             net(x).square().mean().backward()
             if net is dense:

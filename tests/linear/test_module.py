@@ -72,11 +72,11 @@ def test_meta() -> None:
     y = layer(torch.empty(2, 3, 48, device="meta"))
     assert (y.device.type, tuple(y.shape)) == ("meta", (2, 3, 32))
     layer.to_empty(device="cpu").reset_parameters()
-    assert torch.equal(layer(torch.ones(1, 48)), _materialised(layer)(torch.ones(1, 48)))
+    assert torch.equal(layer(torch.ones(1, 48)), _materialized(layer)(torch.ones(1, 48)))
     assert _layer().to("meta").values.is_meta
 
 
-def _materialised(layer: es.SparseLinear) -> es.SparseLinear:
+def _materialized(layer: es.SparseLinear) -> es.SparseLinear:
     twin = _layer()
     twin.load_state_dict(layer.state_dict())
     return twin

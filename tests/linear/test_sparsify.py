@@ -116,7 +116,7 @@ def _pruned() -> nn.Module:
     return linear
 
 
-COMPUTED = "its weight is computed by a parametrisation (weight_norm, spectral_norm, pruning), not stored"
+COMPUTED = "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
 REFUSED = {
     "tied": (_tied, "(Linear): its weight is shared with 'embedding.weight'"),
     "weight-norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), f"({{}}): {COMPUTED}"),

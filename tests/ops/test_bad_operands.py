@@ -211,7 +211,7 @@ def test_a_pattern_on_another_device() -> None:
         es.spmm(X.cuda(), V.cuda(), P)
 
 
-def test_neighbours_in_one_buffer_may_be_written() -> None:
+def test_neighbors_in_one_buffer_may_be_written() -> None:
     buffer = torch.randn(100)
     x, out = buffer[:40].view(5, 8), buffer[40:70].view(5, 6)
     expected = es.spmm(x, V, P)

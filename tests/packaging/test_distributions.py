@@ -16,12 +16,12 @@ print(es.__file__)
 print(es.extension_status())
 pattern = es.BlockPattern.random((32, 16), (8, 8), density=0.5)
 layer = es.SparseLinear(16, 32, pattern)
-optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
 x, y = torch.randn(64, 16), torch.randn(64, 32)
 losses = []
 for _ in range(20):
     loss = torch.nn.functional.mse_loss(layer(x), y)
-    optimiser.zero_grad(), loss.backward(), optimiser.step()
+    optimizer.zero_grad(), loss.backward(), optimizer.step()
     losses.append(loss.item())
 print(losses[-1] < losses[0])
 """

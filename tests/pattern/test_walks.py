@@ -10,10 +10,10 @@ from tests import oracle
 from tests.table import PATTERNS, pattern
 
 
-def _walk(starts: torch.Tensor, neighbours: torch.Tensor) -> list[tuple[int, int]]:
+def _walk(starts: torch.Tensor, neighbors: torch.Tensor) -> list[tuple[int, int]]:
     pairs = []
     for line in range(starts.numel() - 1):
-        pairs += [(line, int(neighbours[k])) for k in range(int(starts[line]), int(starts[line + 1]))]
+        pairs += [(line, int(neighbors[k])) for k in range(int(starts[line]), int(starts[line + 1]))]
     return pairs
 
 

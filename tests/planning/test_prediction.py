@@ -18,7 +18,7 @@ from efcn_sparse.planning.fused_cost import OPTIMIZERS
 
 
 class Residual(nn.Module):
-    """What predictions must follow: a branch, normalisation with buffers, pooling, a frozen layer, a head."""
+    """What predictions must follow: a branch, normalization with buffers, pooling, a frozen layer, a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ NETS = {"vanilla": (vanilla_cnn, (3, 32, 32)), "residual": (Residual, (3, 6, 6))
 
 
 def _step(net: str, support: Support, optimizer: str, fused: bool) -> tuple[StepPrediction, nn.Module, Any, int]:
-    """The prediction, and the real model after two steps with its optimiser and the bytes it saved for backward."""
+    """The prediction, and the real model after two steps with its optimizer and the bytes it saved for backward."""
     make_net, size = NETS[net]
     cnn, x = make_net(), torch.randn(7, *size)
     predicted = predict_step(cnn, x, support=support, optimizer=optimizer, fused=fused)

@@ -114,14 +114,14 @@ def test_training_is_not_changed_by_a_bit(fused):
     def trained(record: bool) -> tuple[nn.Module, list[float]]:
         model, seen = shaken_alike(), []
         make = lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9)  # noqa: E731
-        optimiser = es.FusedOptimizer(model, make) if fused else make(model.parameters())
+        optimizer = es.FusedOptimizer(model, make) if fused else make(model.parameters())
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             if record:
                 seen.append(read(model).total.leak)
             else:
                 loss_of(model).backward()
-            optimiser.step()
+            optimizer.step()
         return model, seen
 
     def shaken_alike() -> nn.Module:
@@ -136,11 +136,11 @@ def test_training_is_not_changed_by_a_bit(fused):
 
 
 def _unfused_leaks(model: nn.Module) -> list[float]:
-    optimiser, seen = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), []
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), []
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         seen.append(read(model).total.leak)
-        optimiser.step()
+        optimizer.step()
     return seen
 
 

@@ -86,10 +86,10 @@ def test_a_graph_from_before_the_projection_cannot_be_walked() -> None:
 
 def test_training_goes_on_after_projecting() -> None:
     model = shaken(embedded())
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     es.project(model, "cnn")
     model(torch.randn(2, 3, 12, 12)).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert es.deviation(model).untied > 0.0
 
 

@@ -1,4 +1,4 @@
-"""What a CNN's optimiser has gathered goes to its embedding's as law 4 has it: the gradients of copies sum up."""
+"""What a CNN's optimizer has gathered goes to its embedding's as law 4 has it: the gradients of copies sum up."""
 
 import copy
 import re
@@ -12,7 +12,7 @@ import efcn_sparse as es
 from efcn_sparse.checkpoint.joined import parts_of
 from efcn_sparse.fused import layer_update
 from efcn_sparse.training import Part, SelectiveSGD, carry_state
-from efcn_sparse.training.optimiser_state import live_states
+from efcn_sparse.training.optimizer_state import live_states
 
 SIZE = (2, 8, 7)
 FROZEN = Part(rate=0.0)
@@ -39,15 +39,15 @@ def backward(net, seed):
     (net(x) - y).square().mean().backward()
 
 
-def train(net, optimiser, seeds):
+def train(net, optimizer, seeds):
     for seed in seeds:
         backward(net, seed)
-        optimiser.step()
+        optimizer.step()
 
 
 def own_history(net, make, seeds):
-    """The CNN trained with ``make``, and an optimiser of its embedding that was at the CNN's weights all along."""
-    optimiser, twin = make(net.parameters()), embedded(net)
+    """The CNN trained with ``make``, and an optimizer of its embedding that was at the CNN's weights all along."""
+    optimizer, twin = make(net.parameters()), embedded(net)
     own = make(twin.parameters())
     for seed in seeds:
         with torch.no_grad():
@@ -55,16 +55,16 @@ def own_history(net, make, seeds):
                 parameter.copy_(source)
         backward(twin, seed)
         own.step()
-        train(net, optimiser, [seed])
-    return optimiser, twin, own
+        train(net, optimizer, [seed])
+    return optimizer, twin, own
 
 
-def tied_part(twin, optimiser, key):
+def tied_part(twin, optimizer, key):
     """The tied parts of one state of each parameter."""
     holder = copy.deepcopy(twin)
     with torch.no_grad():
         for parameter, source in zip(holder.parameters(), twin.parameters(), strict=True):
-            parameter.copy_(optimiser.state[source][key])
+            parameter.copy_(optimizer.state[source][key])
     return [parameter.detach() for parameter in es.project(holder, "cnn").parameters()]
 
 
@@ -80,10 +80,10 @@ MAKES = {
 def test_first_moments_are_the_tied_part_of_what_the_embedding_itself_would_have_gathered(name):
     make, keys = MAKES[name]
     net = cnn()
-    optimiser, twin, own = own_history(net, make, range(4))
+    optimizer, twin, own = own_history(net, make, range(4))
     efcn = embedded(net)
     carried = make(efcn.parameters())
-    carry_state(net, optimiser, efcn, carried)
+    carry_state(net, optimizer, efcn, carried)
     for key in keys:
         for one, two in zip(tied_part(twin, own, key), efcn.parameters(), strict=True):
             assert float(one.abs().max()) > 1e-4
@@ -92,22 +92,22 @@ def test_first_moments_are_the_tied_part_of_what_the_embedding_itself_would_have
 
 def test_the_second_moment_is_that_of_the_mean_over_copies_and_so_at_most_their_own():
     net = cnn()
-    optimiser, twin, own = own_history(net, MAKES["Adam"][0], range(3))
+    optimizer, twin, own = own_history(net, MAKES["Adam"][0], range(3))
     efcn = embedded(net)
     carried = Adam(efcn.parameters())
-    carry_state(net, optimiser, efcn, carried)
+    carry_state(net, optimizer, efcn, carried)
     own_squares, strictly = tied_part(twin, own, "exp_avg_sq"), 0
     for mine, two in zip(own_squares, efcn.parameters(), strict=True):
         square = carried.state[two]["exp_avg_sq"]
         assert bool((square <= mine * (1 + 1e-12)).all())
         strictly += int((square < 0.9 * mine).sum())
     assert strictly > 100
-    weight, values = optimiser.state[net[0].weight]["exp_avg_sq"], carried.state[efcn[0].linear.values]["exp_avg_sq"]
+    weight, values = optimizer.state[net[0].weight]["exp_avg_sq"], carried.state[efcn[0].linear.values]["exp_avg_sq"]
     counts, ties = efcn[0].ties.counts, efcn[0].ties
     expected = ties.scatter((weight.flatten() / counts**2).view_as(weight))
     torch.testing.assert_close(values, expected, atol=0, rtol=1e-14)
     positions = efcn[0].linear.out_features // 4
-    bias = optimiser.state[net[0].bias]["exp_avg_sq"] / positions**2
+    bias = optimizer.state[net[0].bias]["exp_avg_sq"] / positions**2
     torch.testing.assert_close(
         carried.state[efcn[0].linear.bias]["exp_avg_sq"], bias.repeat(positions), atol=0, rtol=1e-14
     )
@@ -117,12 +117,12 @@ def test_the_second_moment_is_that_of_the_mean_over_copies_and_so_at_most_their_
 def test_with_adam_both_take_the_same_next_step_where_no_gradient_comes(kind):
     net = cnn()
     settings = dict(lr=0.01, eps=1e-14, weight_decay=0.1 if kind is AdamW else 0.0, amsgrad=True)
-    optimiser = kind(net.parameters(), **settings)
-    train(net, optimiser, range(4))
+    optimizer = kind(net.parameters(), **settings)
+    train(net, optimizer, range(4))
     efcn, before = embedded(net), copy.deepcopy(net)
     carried = kind(efcn.parameters(), **settings)
-    carry_state(net, optimiser, efcn, carried)
-    for model, one in ((net, optimiser), (efcn, carried)):
+    carry_state(net, optimizer, efcn, carried)
+    for model, one in ((net, optimizer), (efcn, carried)):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         one.step()
@@ -144,8 +144,8 @@ def test_the_control_goes_on_as_the_cnn_does_momentum_included(support, weight_d
     control, forgetful = (SelectiveSGD.as_cnn(one, **settings) for one in (efcn, fresh))
     carry_state(net, sgd, efcn, control)
     for seed in range(4, 12):
-        for model, optimiser in ((net, sgd), (efcn, control), (fresh, forgetful)):
-            train(model, optimiser, [seed])
+        for model, optimizer in ((net, sgd), (efcn, control), (fresh, forgetful)):
+            train(model, optimizer, [seed])
         for mine, theirs in zip(es.unembed(efcn).parameters(), net.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
     assert float((es.unembed(fresh)[0].weight - net[0].weight).detach().abs().max()) > 1e-3
@@ -160,7 +160,7 @@ def test_the_buffers_of_selective_sgd_are_in_its_own_scale(copies, rate):
     def make(parameters):
         return SGD(parameters, lr=0.2, momentum=0.9)
 
-    optimiser, efcn = make(net.parameters()), embedded(net)
+    optimizer, efcn = make(net.parameters()), embedded(net)
     selective = SelectiveSGD(
         efcn, 0.0, momentum=0.9, untied=FROZEN, off_local=FROZEN, copies=copies,
         layers={"2": dict(tied=Part(rate))},
@@ -170,28 +170,28 @@ def test_the_buffers_of_selective_sgd_are_in_its_own_scale(copies, rate):
             for parameter, source in zip(efcn.parameters(), embedded(net).parameters(), strict=True):
                 parameter.copy_(source)
         train(efcn, selective, [seed])
-        train(net, optimiser, [seed])
+        train(net, optimizer, [seed])
     twin = embedded(net)
     other = SelectiveSGD(
         twin, 0.1, momentum=0.9, untied=FROZEN, off_local=FROZEN, copies=copies, layers={"2": dict(tied=Part(rate))}
     )
-    carry_state(net, optimiser, twin, other)
+    carry_state(net, optimizer, twin, other)
     for mine, theirs in zip(efcn.parameters(), twin.parameters(), strict=True):
         own, got = (one.state[p]["momentum_buffer"] for one, p in ((selective, mine), (other, theirs)))
         torch.testing.assert_close(got, own, atol=1e-14, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(SGD, dict(lr=0.1, momentum=0.9)), (AdamW, dict(lr=0.01))])
-def test_a_fused_optimiser_takes_the_same_state_and_steps(monkeypatch, kind, settings):
+def test_a_fused_optimizer_takes_the_same_state_and_steps(monkeypatch, kind, settings):
     monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1 << 10)
     net = cnn()
-    optimiser = kind(net.parameters(), **settings)
-    train(net, optimiser, range(3))
+    optimizer = kind(net.parameters(), **settings)
+    train(net, optimizer, range(3))
     plain, fused = embedded(net), embedded(net)
     one = kind(plain.parameters(), **settings)
     other = es.FusedOptimizer(fused, lambda p: kind(p, **settings))
-    carry_state(net, optimiser, plain, one)
-    carry_state(net, optimiser, fused, other)
+    carry_state(net, optimizer, plain, one)
+    carry_state(net, optimizer, fused, other)
     for seed in range(3, 6):
         train(plain, one, [seed])
         train(fused, other, [seed])
@@ -208,12 +208,12 @@ def test_a_fused_optimiser_takes_the_same_state_and_steps(monkeypatch, kind, set
 def test_off_local_entries_and_those_outside_the_support_start_at_zero():
     net = nn.Conv2d(3, 5, 3, padding=1).double()
     x = torch.randn(2, 3, 5, 5, dtype=torch.double)
-    optimiser = Adam(net.parameters(), lr=0.1)
+    optimizer = Adam(net.parameters(), lr=0.1)
     net(x).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     efcn = es.embed(net, x, layers={"*": dict(block_shape=(7, 4), support=es.Dilated(1))})
     carried = Adam(efcn.parameters(), lr=0.1)
-    carry_state(net, optimiser, efcn, carried)
+    carry_state(net, optimizer, efcn, carried)
     local = efcn.ties.maps[efcn.ties.class_of_block.long()] >= 0
     for key in ("exp_avg", "exp_avg_sq"):
         state = carried.state[efcn.linear.values][key]
@@ -223,53 +223,53 @@ def test_off_local_entries_and_those_outside_the_support_start_at_zero():
 
 def test_what_is_no_convolution_is_copied_and_nothing_is_shared():
     net = cnn()
-    optimiser = Adam(net.parameters(), lr=0.01)
-    train(net, optimiser, range(3))
+    optimizer = Adam(net.parameters(), lr=0.01)
+    train(net, optimizer, range(3))
     efcn = embedded(net)
     carried = Adam(efcn.parameters(), lr=0.01)
-    carry_state(net, optimiser, efcn, carried)
-    before = copy.deepcopy(optimiser.state_dict())
+    carry_state(net, optimizer, efcn, carried)
+    before = copy.deepcopy(optimizer.state_dict())
     for one, other in ((net[7].weight, efcn[7].weight), (net[7].bias, efcn[7].bias)):
-        assert all(torch.equal(optimiser.state[one][key], carried.state[other][key]) for key in ("exp_avg", "step"))
+        assert all(torch.equal(optimizer.state[one][key], carried.state[other][key]) for key in ("exp_avg", "step"))
     assert {float(state["step"]) for state in carried.state.values()} == {3.0}
     train(efcn, carried, range(2))
-    after = optimiser.state_dict()
+    after = optimizer.state_dict()
     assert all(torch.equal(before["state"][i][key], after["state"][i][key]) for i in after["state"] for key in
                ("step", "exp_avg", "exp_avg_sq"))  # fmt: skip
 
 
 def test_a_net_without_embedded_convolutions_goes_on_as_itself():
     net = cnn()
-    optimiser = SGD(net.parameters(), lr=0.2, momentum=0.9)
-    train(net, optimiser, range(2))
+    optimizer = SGD(net.parameters(), lr=0.2, momentum=0.9)
+    train(net, optimizer, range(2))
     twin = copy.deepcopy(net)
     other = SGD(twin.parameters(), lr=0.2, momentum=0.9)
-    carry_state(net, optimiser, twin, other)
-    for model, one in ((net, optimiser), (twin, other)):
+    carry_state(net, optimizer, twin, other)
+    for model, one in ((net, optimizer), (twin, other)):
         train(model, one, range(2, 5))
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
 
 
-def test_a_fresh_optimiser_and_one_without_momentum_leave_the_other_fresh():
+def test_a_fresh_optimizer_and_one_without_momentum_leave_the_other_fresh():
     net = cnn()
-    for optimiser in (SGD(net.parameters(), lr=0.1, momentum=0.9), SGD(net.parameters(), lr=0.1)):
-        if optimiser.defaults["momentum"] == 0:
-            train(net, optimiser, [0])
+    for optimizer in (SGD(net.parameters(), lr=0.1, momentum=0.9), SGD(net.parameters(), lr=0.1)):
+        if optimizer.defaults["momentum"] == 0:
+            train(net, optimizer, [0])
         efcn = embedded(net)
         other = SGD(efcn.parameters(), lr=0.1, momentum=0.9)
-        carry_state(net, optimiser, efcn, other)
+        carry_state(net, optimizer, efcn, other)
         assert not any(other.state.values())
 
 
 def test_frozen_parameters_are_left_out():
     net = cnn()
     net[0].requires_grad_(False)
-    optimiser = SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    train(net, optimiser, range(2))
+    optimizer = SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    train(net, optimizer, range(2))
     efcn = embedded(net)
     efcn[7].requires_grad_(False)
     other = SGD([p for p in efcn.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    carry_state(net, optimiser, efcn, other)
+    carry_state(net, optimizer, efcn, other)
     assert set(other.state) == set(other.param_groups[0]["params"])
 
 
@@ -292,23 +292,23 @@ REFUSED = [
 @pytest.mark.parametrize(("make", "other", "error", "message"), REFUSED, ids=[message for *_, message in REFUSED])
 def test_what_cannot_be_mapped_is_refused_by_name(make, other, error, message):
     net = cnn()
-    optimiser, efcn = make(net.parameters()), embedded(net)
-    train(net, optimiser, [0])
+    optimizer, efcn = make(net.parameters()), embedded(net)
+    train(net, optimizer, [0])
     target = other(efcn.parameters())
     held = copy.deepcopy(target.state_dict())
     with pytest.raises(error, match=f"^{re.escape(message)}"):
-        carry_state(net, optimiser, efcn, target)
+        carry_state(net, optimizer, efcn, target)
     assert target.state_dict()["state"].keys() == held["state"].keys()
 
 
 def test_a_target_that_has_stepped_and_models_that_do_not_belong_together_are_refused():
     net = cnn()
-    optimiser, efcn = momentum(net.parameters()), embedded(net)
-    train(net, optimiser, [0])
+    optimizer, efcn = momentum(net.parameters()), embedded(net)
+    train(net, optimizer, [0])
     target = momentum(efcn.parameters())
     train(efcn, target, [0])
     with pytest.raises(ValueError, match=r"^efcn_optimizer must not have stepped yet, got one that holds state$"):
-        carry_state(net, optimiser, efcn, target)
+        carry_state(net, optimizer, efcn, target)
     other = embedded(net)
     for place, module, message in (
         (0, nn.Conv2d(2, 4, 3, padding=1, bias=False),

@@ -139,24 +139,24 @@ def test_a_damaged_checkpoint_stops_the_command_and_its_removal_lets_it_go_on(tm
 
 
 def stepped(make, seed, steps=2):
-    """A net with a convolution, an embedded one and a normalisation, and its optimiser after some steps."""
+    """A net with a convolution, an embedded one and a normalization, and its optimizer after some steps."""
     torch.manual_seed(seed)
     embedded = es.embed(torch.nn.Conv2d(8, 4, 3), torch.zeros(1, 8, 6, 6), support=es.Dilated(1))
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3), torch.nn.BatchNorm2d(8), embedded)
     net[0].to(memory_format=torch.channels_last)
-    optimiser = make(net)
+    optimizer = make(net)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(torch.randn(5, 2, 8, 8)).square().sum().backward()
-        optimiser.step()
-    return net, optimiser
+        optimizer.step()
+    return net, optimizer
 
 
 def momentum(net):
     return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "momentum": momentum,
     "fused momentum": lambda net: es.FusedOptimizer(net, lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
     "adam": lambda net: torch.optim.AdamW(net.parameters(), lr=0.01),
@@ -164,69 +164,69 @@ OPTIMISERS = {
 }
 
 
-def told_apart(net, optimiser):
-    """Every number of a net and its optimiser, by name."""
-    state = optimiser.state
+def told_apart(net, optimizer):
+    """Every number of a net and its optimizer, by name."""
+    state = optimizer.state
     found = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    for i, holder in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+    for i, holder in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         found |= {f"{i}/{key}": one.clone() for key, one in state.get(holder, {}).items() if torch.is_tensor(one)}
     return found
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
-def test_a_net_and_its_optimiser_go_on_from_a_file_as_if_nothing_had_been(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_net_and_its_optimizer_go_on_from_a_file_as_if_nothing_had_been(tmp_path, monkeypatch, kind):
     monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1 << 12)  # many slices
     path = tmp_path / "here.safetensors"
-    net, optimiser = stepped(OPTIMISERS[kind], seed=1)
-    save_checkpoint(path, net, optimiser)
-    for steps in (0, 1):  # into an optimiser without state, and into one with it
-        other, other_optimiser = stepped(OPTIMISERS[kind], seed=2, steps=steps)
-        load_checkpoint(path, other, other_optimiser)
-        here, there = told_apart(net, optimiser), told_apart(other, other_optimiser)
+    net, optimizer = stepped(OPTIMIZERS[kind], seed=1)
+    save_checkpoint(path, net, optimizer)
+    for steps in (0, 1):  # into an optimizer without state, and into one with it
+        other, other_optimizer = stepped(OPTIMIZERS[kind], seed=2, steps=steps)
+        load_checkpoint(path, other, other_optimizer)
+        here, there = told_apart(net, optimizer), told_apart(other, other_optimizer)
         assert here.keys() == there.keys()
         assert all(torch.equal(here[name], there[name]) for name in here)
-    for one, its in ((net, optimiser), (other, other_optimiser)):
+    for one, its in ((net, optimizer), (other, other_optimizer)):
         torch.manual_seed(3)
         its.zero_grad()
         one(torch.randn(5, 2, 8, 8)).square().sum().backward()
         its.step()
-    here, there = told_apart(net, optimiser), told_apart(other, other_optimiser)
+    here, there = told_apart(net, optimizer), told_apart(other, other_optimizer)
     assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 @pytest.mark.parametrize("kind", ["momentum", "fused momentum"])
 def test_what_is_there_is_written_over_in_place(tmp_path, kind):
     path = tmp_path / "here.safetensors"
-    save_checkpoint(path, *stepped(OPTIMISERS[kind], seed=1))
-    net, optimiser = stepped(OPTIMISERS[kind], seed=2)
+    save_checkpoint(path, *stepped(OPTIMIZERS[kind], seed=1))
+    net, optimizer = stepped(OPTIMIZERS[kind], seed=2)
     held = [*net.state_dict(keep_vars=True).values()]
     held = [tensor for tensor in held if tensor.is_floating_point()]
-    held += [one["momentum_buffer"] for one in optimiser.state.values()]
+    held += [one["momentum_buffer"] for one in optimizer.state.values()]
     before = [(tensor.data_ptr(), tensor.stride()) for tensor in held]
-    load_checkpoint(path, net, optimiser)
-    held[len(held) - len(optimiser.state) :] = [one["momentum_buffer"] for one in optimiser.state.values()]
+    load_checkpoint(path, net, optimizer)
+    held[len(held) - len(optimizer.state) :] = [one["momentum_buffer"] for one in optimizer.state.values()]
     assert [(tensor.data_ptr(), tensor.stride()) for tensor in held] == before
 
 
 def test_a_fused_run_and_an_unfused_one_write_the_same_file(tmp_path, monkeypatch):
     monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1 << 12)
     for kind in ("momentum", "fused momentum"):
-        save_checkpoint(tmp_path / kind, *stepped(OPTIMISERS[kind], seed=1))
+        save_checkpoint(tmp_path / kind, *stepped(OPTIMIZERS[kind], seed=1))
     assert (tmp_path / "momentum").read_bytes() == (tmp_path / "fused momentum").read_bytes()
 
 
-def state_for_the_library(net, optimiser):
+def state_for_the_library(net, optimizer):
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     for place, parameter in enumerate(net.parameters()):
-        tensors[f"optimiser/{place}/momentum_buffer"] = optimiser.state[parameter]["momentum_buffer"].contiguous()
+        tensors[f"optimizer/{place}/momentum_buffer"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
     return tensors
 
 
 def test_the_library_reads_our_files(tmp_path):
     path = tmp_path / "here.safetensors"
-    net, optimiser = stepped(momentum, seed=1)
-    save_checkpoint(path, net, optimiser)
-    expected, held = state_for_the_library(net, optimiser), safetensors.torch.load_file(path)
+    net, optimizer = stepped(momentum, seed=1)
+    save_checkpoint(path, net, optimizer)
+    expected, held = state_for_the_library(net, optimizer), safetensors.torch.load_file(path)
     assert held.keys() == expected.keys()
     assert all(torch.equal(held[name], expected[name]) for name in expected)
     with safetensors.safe_open(path, framework="pt") as file:
@@ -237,35 +237,35 @@ def test_the_library_reads_our_files(tmp_path):
 def test_files_that_the_library_wrote_load(tmp_path):
     """As earlier versions did."""
     path = tmp_path / "here.safetensors"
-    net, optimiser = stepped(momentum, seed=1)
-    safetensors.torch.save_file(state_for_the_library(net, optimiser), path)
+    net, optimizer = stepped(momentum, seed=1)
+    safetensors.torch.save_file(state_for_the_library(net, optimizer), path)
     for kind in ("momentum", "fused momentum"):
-        other, other_optimiser = stepped(OPTIMISERS[kind], seed=2)
-        load_checkpoint(path, other, other_optimiser)
-        save_checkpoint(tmp_path / "again", other, other_optimiser)
-        save_checkpoint(tmp_path / "first", net, optimiser)
+        other, other_optimizer = stepped(OPTIMIZERS[kind], seed=2)
+        load_checkpoint(path, other, other_optimizer)
+        save_checkpoint(tmp_path / "again", other, other_optimizer)
+        save_checkpoint(tmp_path / "first", net, optimizer)
         assert (tmp_path / "again").read_bytes() == (tmp_path / "first").read_bytes()
 
 
-def test_the_state_of_another_optimiser_is_refused_before_anything_changes(tmp_path):
+def test_the_state_of_another_optimizer_is_refused_before_anything_changes(tmp_path):
     path = tmp_path / "here.safetensors"
-    net, optimiser = stepped(momentum, seed=1)
-    tensors = state_for_the_library(net, optimiser)
+    net, optimizer = stepped(momentum, seed=1)
+    tensors = state_for_the_library(net, optimizer)
     for name, tensor, told in (
         (
-            "optimiser/0/momentum_buffer",
+            "optimizer/0/momentum_buffer",
             torch.ones(3),
             r"momentum_buffer of parameter 0 must be \[8, 2, 3, 3\], got \[3\]",
         ),
-        ("optimiser/9/momentum_buffer", torch.ones(3), "the optimiser must have parameter 9, got 6 parameters"),
+        ("optimizer/9/momentum_buffer", torch.ones(3), "the optimizer must have parameter 9, got 6 parameters"),
     ):
         safetensors.torch.save_file(tensors | {name: tensor}, path)
         for kind in ("momentum", "fused momentum"):
-            other, other_optimiser = stepped(OPTIMISERS[kind], seed=2)
-            before = told_apart(other, other_optimiser)
+            other, other_optimizer = stepped(OPTIMIZERS[kind], seed=2)
+            before = told_apart(other, other_optimizer)
             with pytest.raises(ValueError, match=f"{re.escape(str(path))} must hold the state of this model: {told}"):
-                load_checkpoint(path, other, other_optimiser)
-            after = told_apart(other, other_optimiser)
+                load_checkpoint(path, other, other_optimizer)
+            after = told_apart(other, other_optimizer)
             assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -275,23 +275,23 @@ def test_blocks_do_not_move_for_a_checkpoint_that_is_refused(tmp_path):
     def grown(seed):
         torch.manual_seed(seed)
         net = es.embed(torch.nn.Conv2d(4, 4, 3), torch.zeros(1, 4, 8, 8), support=es.Grown(2.0))
-        optimiser = momentum(net)
+        optimizer = momentum(net)
         net(torch.randn(3, 4, 8, 8)).square().sum().backward()
-        optimiser.step()
-        return net, optimiser
+        optimizer.step()
+        return net, optimizer
 
-    net, optimiser = grown(1)
+    net, optimizer = grown(1)
     a, b = torch.randn(3, net.linear.out_features), torch.randn(3, net.linear.in_features)
     before = net.linear.pattern
-    es.regrow(net, a, b, blocks=3, optimizer=optimiser)
+    es.regrow(net, a, b, blocks=3, optimizer=optimizer)
     assert net.linear.pattern != before
-    save_checkpoint(path, net, optimiser)
-    other, other_optimiser = grown(2)
-    load_checkpoint(path, other, other_optimiser)
+    save_checkpoint(path, net, optimizer)
+    other, other_optimizer = grown(2)
+    load_checkpoint(path, other, other_optimizer)
     assert other.linear.pattern == net.linear.pattern
     tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file(tensors | {"optimiser/0/momentum_buffer": torch.ones(3)}, path)
-    other, other_optimiser = grown(2)
+    safetensors.torch.save_file(tensors | {"optimizer/0/momentum_buffer": torch.ones(3)}, path)
+    other, other_optimizer = grown(2)
     with pytest.raises(ValueError, match="momentum_buffer of parameter 0 must be"):
-        load_checkpoint(path, other, other_optimiser)
+        load_checkpoint(path, other, other_optimizer)
     assert other.linear.pattern == before

@@ -22,16 +22,16 @@ import os, random, resource, signal, sys, time, torch
 from pathlib import Path
 import efcn_sparse
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.optimiser import make_optimiser
+from efcn_sparse.training.optimizer import make_optimizer
 
 torch.set_num_threads(1)
 path, HOME = Path(sys.argv[1]) / "here.safetensors", os.path.dirname(efcn_sparse.__file__)
 pattern = efcn_sparse.BlockPattern.dense((256, 256), (16, 16))
 net = torch.nn.Sequential(efcn_sparse.SparseLinear(256, 256, pattern), torch.nn.Linear(256, 300))
-optimiser = make_optimiser(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=True)
+optimizer = make_optimizer(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=True)
 net(torch.ones(1, 256)).sum().backward()
-optimiser.step()
-tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimiser.state.values())]
+optimizer.step()
+tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimizer.state.values())]
 
 @torch.no_grad()
 def fill(number):
@@ -40,7 +40,7 @@ def fill(number):
 
 def found():
     fill(-1.0)
-    load_checkpoint(path, net, optimiser)
+    load_checkpoint(path, net, optimizer)
     (number,) = set(torch.cat([tensor.flatten() for tensor in tensors]).tolist())
     return int(number)
 
@@ -64,7 +64,7 @@ def child(first, before):
         number = first
         while True:
             fill(number)
-            save_checkpoint(path, net, optimiser)
+            save_checkpoint(path, net, optimizer)
             os.write(tell, b".")
             number += 1
     os.close(tell)
@@ -76,7 +76,7 @@ def last_told(told, first):
     return first + len(done) - 1
 
 fill(0)
-save_checkpoint(path, net, optimiser)
+save_checkpoint(path, net, optimizer)
 first, chance, torn, written = 1, random.Random(20190611), 0, 0
 lines = list(range(1, 500, 29))
 while lines or written <= 10:  # on a busy machine the clock strikes before much is written
@@ -102,7 +102,7 @@ pid, told = child(first, too_large)
 assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGXFSZ
 assert path.with_name(path.name + ".tmp").stat().st_size == 100_000, "killed in the middle of the file"
 assert found() == before
-save_checkpoint(path, net, optimiser)
+save_checkpoint(path, net, optimizer)
 assert not path.with_name(path.name + ".tmp").exists()
 print(torn, written)
 """

@@ -1,4 +1,4 @@
-"""Saving and loading a checkpoint hold a piece at a time: the optimiser's state is not joined, nothing is mapped."""
+"""Saving and loading a checkpoint hold a piece at a time: the optimizer's state is not joined, nothing is mapped."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ PROGRAM = """
 import sys, torch, efcn_sparse as es
 from pathlib import Path
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.optimiser import make_optimiser
+from efcn_sparse.training.optimizer import make_optimizer
 
 def status(key):
     return 1024 * int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
@@ -30,27 +30,27 @@ def made(fused):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.arange(parameter.shape[-1]))
-    return net, make_optimiser(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=fused)
+    return net, make_optimizer(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=fused)
 
-def sums(net, optimiser):
-    tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimiser.state.values())]
+def sums(net, optimizer):
+    tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimizer.state.values())]
     return sum(tensor.sum(dtype=torch.float64).item() for tensor in tensors)
 
 torch.set_num_threads(1)
 path, fused = Path(sys.argv[1]) / "here.safetensors", sys.argv[2] == "fused"
 small = torch.nn.Linear(2, 2)
 save_checkpoint(path, small), load_checkpoint(path, small)  # what is imported on first use
-net, optimiser = made(fused)
+net, optimizer = made(fused)
 net(torch.ones(1, 5120)).sum().backward()
-optimiser.step()
-optimiser.zero_grad()
-saving = growth(lambda: save_checkpoint(path, net, optimiser))
-expected = sums(net, optimiser)
-reloading = growth(lambda: load_checkpoint(path, net, optimiser))
-del net, optimiser
-net, optimiser = made(fused)
-loading = growth(lambda: load_checkpoint(path, net, optimiser))
-assert sums(net, optimiser) == expected
+optimizer.step()
+optimizer.zero_grad()
+saving = growth(lambda: save_checkpoint(path, net, optimizer))
+expected = sums(net, optimizer)
+reloading = growth(lambda: load_checkpoint(path, net, optimizer))
+del net, optimizer
+net, optimizer = made(fused)
+loading = growth(lambda: load_checkpoint(path, net, optimizer))
+assert sums(net, optimizer) == expected
 assert path.stat().st_size > 2 * net[0].values.nbytes
 print(net[0].values.nbytes, saving, reloading, loading)
 """

@@ -19,9 +19,9 @@ def test_each_image_shows_an_original_of_its_own_side_with_its_label():
     assert len(shown_by) == len(pixels)  # no two originals look alike
     images, (train, test) = digits(3), split_originals(3)
     for x, y, allowed in ((images.train_x, images.train_y, train), (images.test_x, images.test_y, test)):
-        grey = x[:, 0] - x.amin()
-        grey = (grey * (16 / grey.amax())).round().int()
-        found = [shown_by[_cut_out(image)] for image in grey]
+        gray = x[:, 0] - x.amin()
+        gray = (gray * (16 / gray.amax())).round().int()
+        found = [shown_by[_cut_out(image)] for image in gray]
         assert set(found) == set(allowed.tolist())
         assert labels[found].tolist() == y.tolist()
 
@@ -58,7 +58,7 @@ def test_an_original_is_shown_at_several_positions():
     assert not torch.equal(images.train_x[:1200], images.train_x[1200:2400])
 
 
-def test_normalised_on_the_training_images():
+def test_normalized_on_the_training_images():
     images = digits(0)
     assert float(images.train_x.mean()) == pytest.approx(0, abs=1e-4)
     assert float(images.train_x.std()) == pytest.approx(1, abs=1e-4)

@@ -14,8 +14,8 @@ from efcn_sparse.checkpoint.joined import parts_of
 from efcn_sparse.fused import layer_update
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.nets import build_cnn, build_fcn
-from efcn_sparse.training.optimiser import make_optimiser
-from efcn_sparse.training.optimiser_state import live_states
+from efcn_sparse.training.optimizer import make_optimizer
+from efcn_sparse.training.optimizer_state import live_states
 from efcn_sparse.training.readings import Readings
 from tests.training.runs import checkpoints, numbers
 
@@ -67,9 +67,9 @@ def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path
 def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
     settings = dict(lr=0.1, momentum=0.9, weight_decay=0.0)
     fcn = build_fcn("digits", 0)
-    assert isinstance(make_optimiser(fcn, **settings, fused=True), es.FusedOptimizer)
-    assert not isinstance(make_optimiser(build_fcn("digits", 0), **settings), es.FusedOptimizer)
-    assert not isinstance(make_optimiser(build_cnn("digits", 0), **settings, fused=True), es.FusedOptimizer)
+    assert isinstance(make_optimizer(fcn, **settings, fused=True), es.FusedOptimizer)
+    assert not isinstance(make_optimizer(build_fcn("digits", 0), **settings), es.FusedOptimizer)
+    assert not isinstance(make_optimizer(build_cnn("digits", 0), **settings, fused=True), es.FusedOptimizer)
 
 
 @pytest.mark.parametrize("fatal", range(1, 6, 2))
@@ -105,39 +105,39 @@ def test_a_killed_process_loses_nothing(config, fused_run, tmp_path):
     assert checkpoints(run_dir) == checkpoints(fused_run)
 
 
-def states(net, optimiser):
-    found = live_states(net, optimiser)
+def states(net, optimizer):
+    found = live_states(net, optimizer)
     return {i: {key: torch.cat(parts_of(tensor)) for key, tensor in state.items()} for i, state in found.items()}
 
 
-def stepped(fused, steps, net=None, optimiser=None):
+def stepped(fused, steps, net=None, optimizer=None):
     torch.manual_seed(0)
     if net is None:
         cnn = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
         net = es.embed(cnn, torch.zeros(1, 2, 6, 6), support=es.Full())
-        optimiser = make_optimiser(net, lr=0.1, momentum=0.9, weight_decay=0.1, fused=fused)
+        optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.1, fused=fused)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(torch.randn(5, 2, 6, 6)).square().sum().backward()
-        optimiser.step()
-    return net, optimiser
+        optimizer.step()
+    return net, optimizer
 
 
 @pytest.mark.parametrize(("saver", "loader"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("workspace", [1 << 9, 1 << 20])
 def test_the_momentum_travels_between_fused_unfused_and_other_slices(tmp_path, monkeypatch, saver, loader, workspace):
     path = tmp_path / "here.safetensors"
-    net, optimiser = stepped(saver, 2)
-    save_checkpoint(path, net, optimiser)
+    net, optimizer = stepped(saver, 2)
+    save_checkpoint(path, net, optimizer)
     monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", workspace)
-    other, other_optimiser = stepped(loader, 1)
-    load_checkpoint(path, other, other_optimiser)
-    expected, got = states(net, optimiser), states(other, other_optimiser)
+    other, other_optimizer = stepped(loader, 1)
+    load_checkpoint(path, other, other_optimizer)
+    expected, got = states(net, optimizer), states(other, other_optimizer)
     assert expected.keys() == got.keys() == {0, 1, 2, 3}
     for place, parameter in enumerate(net.parameters()):
         assert expected[place]["momentum_buffer"].shape == parameter.shape
         assert torch.equal(expected[place]["momentum_buffer"], got[place]["momentum_buffer"])
-    stepped(saver, 2, net, optimiser)
-    stepped(loader, 2, other, other_optimiser)
+    stepped(saver, 2, net, optimizer)
+    stepped(loader, 2, other, other_optimizer)
     for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)

@@ -73,14 +73,14 @@ def test_momentum_is_carried_past_it():
     cnn = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Conv2d(3, 2, 2))
     x = torch.randn(4, 2, 7, 7)
     for make in (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.Adam(p, lr=0.01)):
-        optimiser = make(cnn.parameters())
+        optimizer = make(cnn.parameters())
         cnn(x).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
         twin, other = (es.embed(cnn, x, support=support) for support in (es.LowRank(2), es.Local()))
         states = []
         for net in (twin, other):
             of_net = make(net.parameters())
-            carry_state(cnn, optimiser, net, of_net)
+            carry_state(cnn, optimizer, net, of_net)
             states.append({name: of_net.state.get(parameter) for name, parameter in net.named_parameters()})
         for name, state in states[0].items():
             if "low_rank" in name:
@@ -104,11 +104,11 @@ def test_off_local_settings_are_refused():
     nets = twin, es.embed(torch.nn.Conv2d(2, 3, 3), torch.zeros(1, 2, 6, 6), support=es.LowRank(2))
     nets[1].load_state_dict(twin.state_dict())
     x = torch.randn(4, 2, 6, 6)
-    for net, optimiser in zip(nets, (plain, SelectiveSGD(nets[1], lr=0.1)), strict=True):
+    for net, optimizer in zip(nets, (plain, SelectiveSGD(nets[1], lr=0.1)), strict=True):
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (net(x) - x.mean()).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
     assert twin.low_rank.left.any()
     for mine, his in zip(twin.parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(mine, his)

@@ -64,9 +64,9 @@ def test_the_control_at_the_cnns_own_rate_is_the_cnn(config, tmp_path, run_dir):
 
     images = training.load_data(config, 0)
     model = training.load_arm(run_dir, "cnn", 0, None, 3).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(model.parameters(), lr=config.lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     for epoch in (4, 5):
-        train_epoch(model, optimiser, images, batch_size=config.batch_size, seed=0, epoch=epoch)
+        train_epoch(model, optimizer, images, batch_size=config.batch_size, seed=0, epoch=epoch)
     (last,) = rows_of(run_dir, arm="cnn", seed=0, epoch=5)
     assert evaluate(model, images.test_x, images.test_y)[0] == pytest.approx(float(last["test_loss"]), rel=1e-6)
 
@@ -119,13 +119,13 @@ def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
 
     images = training.load_data(config, 0)
     model = training.load_arm(run_dir, "efcn-dilated1", 0, 3, 4).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=config.relaxed_lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.relaxed_lr)
     *before, last = order_of_epoch(0, 5, len(images.train_x)).split(config.batch_size)
     assert len(last) == config.batch_size
     for chosen in before:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen]).backward()
-        optimiser.step()
+        optimizer.step()
     layers = [m for m in model.modules() if isinstance(m, EmbeddedConv)]
     held = [layer.linear.pattern.to_mask() for layer in layers]
     model.double()
@@ -146,7 +146,7 @@ def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
 
     images, sizes = training.load_data(config, 0), []
     model = training.nets.build_cnn("digits", 0)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
     @contextlib.contextmanager
     def watch(model):
@@ -157,9 +157,9 @@ def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
     for batch_size, expected in ((25, 25), (20, 20), (60, 60), (70, 60)):
         sizes.clear()
         settings = dict(batch_size=batch_size, seed=0, epoch=1)
-        assert train_epoch(model, optimiser, images, **settings, watch=watch) == "seen"
+        assert train_epoch(model, optimizer, images, **settings, watch=watch) == "seen"
         assert sizes == [expected]
-        assert train_epoch(model, optimiser, images, **settings) is None
+        assert train_epoch(model, optimizer, images, **settings) is None
 
 
 @pytest.mark.parametrize(

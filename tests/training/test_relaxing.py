@@ -11,7 +11,7 @@ import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.training import Part, SelectiveSGD
 from efcn_sparse.training.nets import build_cnn, embed_as
-from efcn_sparse.training.optimiser import optimiser_of
+from efcn_sparse.training.optimizer import optimizer_of
 from efcn_sparse.training.readings import Readings
 from efcn_sparse.training.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.shares import Parts
@@ -87,18 +87,18 @@ def test_the_names_of_relaxing(relaxing, free):
     assert (parts.tied.rate, parts.untied.rate, parts.off_local.rate) == free
 
 
-def test_embedded_arms_get_the_selective_optimiser_and_no_others():
+def test_embedded_arms_get_the_selective_optimizer_and_no_others():
     config = tiny(relaxing="locality", parts=("conv[2-9]/tied:rate=0",), copies="sum", momentum=0.5, weight_decay=0.1)
     cnn = build_cnn("digits", 0)
-    made = optimiser_of(config, "elcn", 0.3, embed_as("elcn", cnn, "digits"))
+    made = optimizer_of(config, "elcn", 0.3, embed_as("elcn", cnn, "digits"))
     assert isinstance(made, SelectiveSGD)
     assert made.copies == "sum"
     assert made.defaults == dict(lr=0.3, momentum=0.5, weight_decay=0.1)
     assert made.parts["conv1"] == Parts(Part(1.0, 0.1), Part(0.0, 0.1), Part(1.0, 0.1))
     assert made.parts["conv3"] == Parts(Part(0.0, 0.1), Part(0.0, 0.1), Part(1.0, 0.1))
     for arm in ("cnn", "fcn", "cnn-relaxed"):
-        assert type(optimiser_of(config, arm, 0.3, cnn)) is torch.optim.SGD
-    assert type(optimiser_of(tiny(), "elcn", 0.3, embed_as("elcn", cnn, "digits"))) is torch.optim.SGD
+        assert type(optimizer_of(config, arm, 0.3, cnn)) is torch.optim.SGD
+    assert type(optimizer_of(tiny(), "elcn", 0.3, embed_as("elcn", cnn, "digits"))) is torch.optim.SGD
 
 
 OLD = {
@@ -159,9 +159,9 @@ def test_carried_momentum_is_in_the_first_checkpoint_fused_or_not_and_the_contro
     fused = training.run_relax(tiny(**settings, fused=True), tmp_path / "fused", quiet=True)
     assert rows_of(plain) == rows_of(fused)
     cnn, elcn = (load_file(plain / "checkpoints" / f"{name}-e2.safetensors") for name in ("cnn-seed0", "elcn-seed0-t2"))
-    keys = [key for key in cnn if key.startswith("optimiser/")]
+    keys = [key for key in cnn if key.startswith("optimizer/")]
     assert keys
-    assert set(keys) == {key for key in elcn if key.startswith("optimiser/")}
+    assert set(keys) == {key for key in elcn if key.startswith("optimizer/")}
     for key in keys:
         assert elcn[key].sum() == pytest.approx(float(cnn[key].sum()), rel=1e-4, abs=1e-6)  # n copies of an n-th
     fresh = training.run_relax(tiny(**{**settings, "carry_momentum": False}), tmp_path / "fresh", quiet=True)

@@ -96,17 +96,17 @@ def test_a_checkpoint_brings_model_and_momentum_back(tmp_path):
         model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-    model, optimiser = fresh()
+    model, optimizer = fresh()
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(torch.ones(1, 3, 4, 4)).square().sum().backward()
-        optimiser.step()
-    save_checkpoint(tmp_path / "here", model, optimiser)
-    other, other_optimiser = fresh()
-    load_checkpoint(tmp_path / "here", other, other_optimiser)
+        optimizer.step()
+    save_checkpoint(tmp_path / "here", model, optimizer)
+    other, other_optimizer = fresh()
+    load_checkpoint(tmp_path / "here", other, other_optimizer)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-        one, two = optimiser.state[mine]["momentum_buffer"], other_optimiser.state[theirs]["momentum_buffer"]
+        one, two = optimizer.state[mine]["momentum_buffer"], other_optimizer.state[theirs]["momentum_buffer"]
         assert torch.equal(one, two)
         assert one.stride() == two.stride()
 

@@ -85,8 +85,8 @@ def test_going_on_in_another_environment_is_told(config, tmp_path, caplog):
 
 
 def test_a_damaged_configuration_is_told(config, tmp_path):
-    (tmp_path / "config.json").write_text('{"preset": "digits", "colour": 1}')
-    told = "text must hold only fields of RelaxConfig, got colour"
+    (tmp_path / "config.json").write_text('{"preset": "digits", "color": 1}')
+    told = "text must hold only fields of RelaxConfig, got color"
     message = f"{tmp_path / 'config.json'} must hold a RelaxConfig, got: {told}"
     with pytest.raises(ValueError, match=re.escape(message)):
         training.run_relax(config, tmp_path)

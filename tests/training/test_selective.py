@@ -46,12 +46,12 @@ def drifted(net, scale=0.1):
     return net
 
 
-def step(net, optimiser, seed):
+def step(net, optimizer, seed):
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(size, generator=generator, dtype=torch.double) for size in ((5, *SIZE), (5, 3)))
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     (net(x) - y).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
 
 
 def assert_close(one, two, atol=1e-12):
@@ -111,9 +111,9 @@ def test_each_part_moves_at_its_own_rate_and_decays_by_its_own_weight_decay():
     _, efcn = pair()
     drifted(efcn)
     settings = [Part(0.5, 0.3), Part(2.0, 0.2), Part(0.25, 0.1)]
-    optimiser = SelectiveSGD(efcn, 0.1, tied=settings[0], untied=settings[1], off_local=settings[2])
+    optimizer = SelectiveSGD(efcn, 0.1, tied=settings[0], untied=settings[1], off_local=settings[2])
     before, start = parts_of(efcn), copy.deepcopy(efcn)
-    step(efcn, optimiser, 0)
+    step(efcn, optimizer, 0)
     slopes = copy.deepcopy(start)
     with torch.no_grad():
         for parameter, source in zip(slopes.parameters(), efcn.parameters(), strict=True):
@@ -131,10 +131,10 @@ def test_each_part_moves_at_its_own_rate_and_decays_by_its_own_weight_decay():
 @pytest.mark.parametrize("frozen", ["tied", "untied", "off_local"])
 def test_a_part_with_rate_0_stays_under_momentum(frozen):
     _, efcn = pair()
-    optimiser = SelectiveSGD(drifted(efcn), 0.1, momentum=0.9, **{frozen: FROZEN})
+    optimizer = SelectiveSGD(drifted(efcn), 0.1, momentum=0.9, **{frozen: FROZEN})
     before = parts_of(efcn)
     for seed in range(4):
-        step(efcn, optimiser, seed)
+        step(efcn, optimizer, seed)
     after = parts_of(efcn)
     for place, (name, _) in enumerate(efcn.named_parameters()):
         for part, label in enumerate(("tied", "untied", "off_local")):
@@ -148,10 +148,10 @@ def test_a_part_with_rate_0_stays_under_momentum(frozen):
 
 def test_layers_are_chosen_by_name():
     _, efcn = pair()
-    optimiser = SelectiveSGD(
+    optimizer = SelectiveSGD(
         efcn, 0.1, off_local=FROZEN, layers={"0": dict(untied=FROZEN), "[02]": dict(off_local=Part())}
     )
-    step(efcn, optimiser, 0)
+    step(efcn, optimizer, 0)
     layers = es.deviation(efcn).layers
     assert layers["0"].untied < 1e-12 < 1e-3 < layers["2"].untied
     assert layers["4"].off_local == layers["0"].off_local == 0 < layers["2"].off_local
@@ -201,14 +201,14 @@ def beta_lasso(theta, gradient, eta, part):
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
 def test_beta_lasso_on_off_local_weights_is_the_papers_step_number_by_number(beta):
     _, efcn = pair()
-    optimiser = SelectiveSGD(drifted(efcn), 0.1, off_local=Part(rate=0.5, l1=1e-3, beta=beta))
+    optimizer = SelectiveSGD(drifted(efcn), 0.1, off_local=Part(rate=0.5, l1=1e-3, beta=beta))
     off_local = {place: efcn[place].ties.maps[efcn[place].ties.class_of_block.long()] == -1 for place in (0, 2, 4)}
     zeros = []
     for seed in range(4):  # several, so that numbers at zero are met too
         before = {place: efcn[place].linear.values.detach()[there] for place, there in off_local.items()}
-        step(efcn, optimiser, seed)
+        step(efcn, optimizer, seed)
         for place, there in off_local.items():
-            values, part = efcn[place].linear.values, optimiser.parts[str(place)].off_local
+            values, part = efcn[place].linear.values, optimizer.parts[str(place)].off_local
             pairs = zip(before[place].tolist(), values.grad[there].tolist(), strict=True)
             expected = torch.tensor([beta_lasso(*pair, 0.1 * 0.5, part) for pair in pairs], dtype=torch.double)
             torch.testing.assert_close(values.detach()[there], expected, atol=1e-16, rtol=1e-14)
@@ -254,13 +254,13 @@ def test_exact_zeros_without_a_gradient_stay_exact(beta):
     _, efcn = pair()
     x = torch.zeros(5, *SIZE, dtype=torch.double)  # so the first layer's weights have no gradient
     off_local = Part(l1=0.01, beta=beta)
-    optimiser = SelectiveSGD(efcn, 0.1, momentum=0.9, off_local=off_local, tied=off_local)
+    optimizer = SelectiveSGD(efcn, 0.1, momentum=0.9, off_local=off_local, tied=off_local)
     first = efcn[0].ties
     off = first.maps[first.class_of_block.long()] == -1
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         efcn(x).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     assert bool((efcn[0].linear.values.detach()[off] == 0).all())
     assert int(off.sum()) > 100
 
@@ -270,13 +270,13 @@ def test_entries_outside_the_support_stay_zero(beta):
     net = nn.Conv2d(3, 5, 3, padding=1).double()
     x = torch.randn(2, 3, 5, 5, dtype=torch.double)
     efcn = es.embed(net, x, layers={"*": dict(block_shape=(7, 4), support=es.Dilated(1))})
-    optimiser = SelectiveSGD(
+    optimizer = SelectiveSGD(
         efcn, 0.1, momentum=0.9, tied=Part(2.0, 0.1, 0.01, beta), off_local=Part(0.5, 0.1, 0.01, beta), copies="sum"
     )
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         efcn(x).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     outside = ~efcn.linear.pattern.gather(efcn.linear.pattern.to_mask()).bool()
     assert bool(outside.any())
     assert bool((efcn.linear.values.detach()[outside] == 0).all())
@@ -288,11 +288,11 @@ def test_its_state_is_saved_and_loaded(tmp_path):
     _, efcn = pair()
     other = copy.deepcopy(efcn)
     make = lambda net: SelectiveSGD(net, 0.1, momentum=0.9, untied=Part(rate=0.5))  # noqa: E731
-    optimiser, resumed = make(efcn), make(other)
-    step(efcn, optimiser, 0)
-    save_checkpoint(tmp_path / "here.safetensors", efcn, optimiser)
+    optimizer, resumed = make(efcn), make(other)
+    step(efcn, optimizer, 0)
+    save_checkpoint(tmp_path / "here.safetensors", efcn, optimizer)
     load_checkpoint(tmp_path / "here.safetensors", other, resumed)
-    step(efcn, optimiser, 1)
+    step(efcn, optimizer, 1)
     step(other, resumed, 1)
     assert all(torch.equal(a, b) for a, b in zip(efcn.parameters(), other.parameters(), strict=True))
 
@@ -301,19 +301,19 @@ def test_blocks_that_move_are_followed():
     """Local weights stay tied and off-local ones move by their own gradient alone, wherever growth puts them."""
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 56, 3)).double()
     efcn = es.embed(net, torch.zeros(2, *SIZE, dtype=torch.double), support=es.Grown(1.5))
-    optimiser = SelectiveSGD(efcn, 0.1, momentum=0.9, untied=FROZEN, off_local=Part(rate=0.5, l1=1e-4, beta=1.0))
-    growth = es.Growth(efcn, optimiser, every=2)
+    optimizer = SelectiveSGD(efcn, 0.1, momentum=0.9, untied=FROZEN, off_local=Part(rate=0.5, l1=1e-4, beta=1.0))
+    growth = es.Growth(efcn, optimizer, every=2)
     generator, layer, moved = torch.Generator().manual_seed(0), efcn[0], 0
     for _ in range(6):
         x = torch.randn(5, *SIZE, generator=generator, dtype=torch.double)
         there = layer.ties.maps[layer.ties.class_of_block.long()] == -1
-        before, buffer = layer.linear.values.detach().clone(), optimiser.state[layer.linear.values]
+        before, buffer = layer.linear.values.detach().clone(), optimizer.state[layer.linear.values]
         momentum = buffer["momentum_buffer"].clone() if buffer else torch.zeros_like(before)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with growth.watch():
             efcn(x).square().mean().backward()
         slope = 0.9 * momentum + 0.5 * layer.linear.values.grad
-        optimiser.step()
+        optimizer.step()
         expected = before - 0.1 * slope - 0.1 * 0.5 * 1e-4 * before.sign()
         expected = expected.masked_fill(expected.abs() < 1e-4, 0)[there]
         torch.testing.assert_close(layer.linear.values.detach()[there], expected, atol=1e-15, rtol=1e-12)
@@ -325,11 +325,11 @@ def test_blocks_that_move_are_followed():
 
 def test_a_support_that_changed_is_refused():
     _, efcn = pair()
-    optimiser = SelectiveSGD(efcn, 0.1)
+    optimizer = SelectiveSGD(efcn, 0.1)
     efcn[2].ties = copy.copy(efcn[0].ties)
     before = [parameter.detach().clone() for parameter in efcn.parameters()]
     with pytest.raises(RuntimeError, match=r"^2: ties must be of the \d+ blocks of values, got others"):
-        step(efcn, optimiser, 0)
+        step(efcn, optimizer, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, efcn.parameters(), strict=True))
 
 

@@ -43,11 +43,11 @@ def _net(dtype: torch.dtype) -> nn.Sequential:
     return nn.Sequential(up, nn.ReLU(), down).to("cuda", dtype)
 
 
-def _step(net: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor) -> Tensor:
-    optimiser.zero_grad(set_to_none=True)
+def _step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
+    optimizer.zero_grad(set_to_none=True)
     loss = net(x).square().mean()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss
 
 
@@ -61,7 +61,7 @@ def test_a_graph_of_a_training_step_is_the_step(dtype: torch.dtype) -> None:
     x = batches[0].clone()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # the first steps make schedules, compile kernels and fill the optimiser's state
+    with torch.cuda.stream(side):  # the first steps make schedules, compile kernels and fill the optimizer's state
         for batch in batches[:3]:
             x.copy_(batch)
             _step(nets[1], captured, x)
@@ -89,13 +89,13 @@ def test_a_capture_without_a_step_before_it_is_refused() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_waits_after_the_first_step(dtype: torch.dtype) -> None:
     net, x = _net(dtype), torch.randn(48, 96).to("cuda", dtype)
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     twin = es.embed(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 8, 8), support=es.Dilated(1)).to("cuda", dtype)
-    _step(net, optimiser, x)
+    _step(net, optimizer, x)
     es.project(twin, "cnn")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        _step(net, optimiser, x)
+        _step(net, optimizer, x)
         es.project(twin, "cnn")
     finally:
         torch.cuda.set_sync_debug_mode("default")

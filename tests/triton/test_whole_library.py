@@ -67,11 +67,11 @@ def test_entries_outside_the_support_stay_zero(row: Row, name: str) -> None:
     layer.linear.backend = row.backend
     outside = layer.ties.maps[layer.ties.class_of_block.long()] == OUTSIDE
     assert bool(outside.any())
-    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         layer(case.example(2, row.dtype).to(row.device)).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     assert not bool(layer.linear.values[outside].any())
 
 
@@ -95,12 +95,12 @@ def test_fused_updates_are_the_unfused_ones(row: Row, monkeypatch: pytest.Monkey
     def make(parameters: object) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)  # type: ignore[arg-type]
 
-    for net, optimiser in ((plain, make(plain.parameters())), (fused, es.FusedOptimizer(fused, make))):
+    for net, optimizer in ((plain, make(plain.parameters())), (fused, es.FusedOptimizer(fused, make))):
         generator = torch.Generator().manual_seed(1)
         for _ in range(2):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             net(torch.randn(9, 21, generator=generator).to(row.device)).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 

@@ -95,8 +95,8 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def colours_of_times(run: Run, arms: Sequence[str] | None = None) -> dict[int, Any]:
-    """The colours of the relax times that ``arms`` have readings of: viridis by rank in the plan, dark is early.
+def colors_of_times(run: Run, arms: Sequence[str] | None = None) -> dict[int, Any]:
+    """The colors of the relax times that ``arms`` have readings of: viridis by rank in the plan, dark is early.
 
     They do not change while a run goes on, and are the same in every figure. The palest end is left out.
     """
@@ -107,11 +107,11 @@ def colours_of_times(run: Run, arms: Sequence[str] | None = None) -> dict[int, A
     return {time: colormaps["viridis"](steps[time]) for time in run.relax_epochs(arms)}
 
 
-def legend_of_times(figure: Figure, colours: dict[int, Any], extra: Sequence[Any] = ()) -> None:
-    """A legend right of the axes with one line for each relax time of ``colours``, then ``extra`` handles."""
+def legend_of_times(figure: Figure, colors: dict[int, Any], extra: Sequence[Any] = ()) -> None:
+    """A legend right of the axes with one line for each relax time of ``colors``, then ``extra`` handles."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, lw=2.0, label=f"epoch {time}") for time, colour in colours.items()]
+    handles = [Line2D([], [], color=color, lw=2.0, label=f"epoch {time}") for time, color in colors.items()]
     if handles or extra:
         figure.legend(
             handles=[*handles, *extra],

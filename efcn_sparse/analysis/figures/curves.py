@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure, plain_log_labels
+from efcn_sparse.analysis.figures.canvas import Drawing, colors_of_times, legend_of_times, new_figure, plain_log_labels
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import mean_curve
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _CAPTION = (
-    "One column for each arm, colour is the relax time: a curve starts with a dot at the epoch at which the CNN was "
+    "One column for each arm, color is the relax time: a curve starts with a dot at the epoch at which the CNN was "
     "embedded. The dashed black curve is the CNN at its own learning rate. Means over seeds, shades are one standard "
     "deviation."
 )
@@ -47,13 +47,13 @@ def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
         row[0].set_ylabel(quantity.replace("_", " ") + (" (cross-entropy, log scale)" if what == "loss" else ""))
     for axes, arms in zip(grid[0], columns, strict=True):
         name = " and ".join(look_of(arm, run.arms).name for arm in arms)
-        axes.set_title(name, color=look_of(arms[0], run.arms).colour, fontweight="bold")
+        axes.set_title(name, color=look_of(arms[0], run.arms).color, fontweight="bold")
     figure.supxlabel("epoch", fontsize=9)
     extra = [
-        Line2D([], [], color=look_of(arm).colour, ls="--" if arm == "cnn" else "-", label=look_of(arm).name)
+        Line2D([], [], color=look_of(arm).color, ls="--" if arm == "cnn" else "-", label=look_of(arm).name)
         for arm in scratch
     ]
-    legend_of_times(figure, colours_of_times(run), extra)
+    legend_of_times(figure, colors_of_times(run), extra)
     alt = f"Test and training {what} over the epochs for every arm and relax time."
     return Drawing(f"curves-{what}", figure, alt, _CAPTION)
 
@@ -61,23 +61,23 @@ def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
 def _panel(axes: Axes, run: Run, arms: list[str], quantity: str) -> None:
     if quantity.endswith("loss"):
         axes.set_yscale("log")
-    colours = colours_of_times(run)
+    colors = colors_of_times(run)
     if run.of("cnn"):
-        _curve(axes, run, "cnn", None, quantity, look_of("cnn").colour, dashed=True)
+        _curve(axes, run, "cnn", None, quantity, look_of("cnn").color, dashed=True)
     for arm in arms:
         if arm != "cnn" and run.of(arm):
-            _curve(axes, run, arm, None, quantity, look_of(arm, run.arms).colour)
+            _curve(axes, run, arm, None, quantity, look_of(arm, run.arms).color)
         for time in run.relax_epochs([arm]):
-            _curve(axes, run, arm, time, quantity, colours[time])
+            _curve(axes, run, arm, time, quantity, colors[time])
 
 
-def _curve(axes: Axes, run: Run, arm: str, time: int | None, quantity: str, colour: Any, dashed: bool = False) -> None:
+def _curve(axes: Axes, run: Run, arm: str, time: int | None, quantity: str, color: Any, dashed: bool = False) -> None:
     epochs, mean, std = mean_curve(run.of(arm, time), quantity)
     if not epochs.size:
         return
     if std.any():
         low = np.maximum(mean - std, mean * 0.2) if quantity.endswith("loss") else mean - std
-        axes.fill_between(epochs, low, mean + std, color=colour, alpha=0.12, lw=0)
-    axes.plot(epochs, mean, "--" if dashed else "-", color=colour, lw=1.1 if dashed else 1.3)
+        axes.fill_between(epochs, low, mean + std, color=color, alpha=0.12, lw=0)
+    axes.plot(epochs, mean, "--" if dashed else "-", color=color, lw=1.1 if dashed else 1.3)
     if time is not None:
-        axes.plot(epochs[:1], mean[:1], "o", color=colour, ms=4.5, mec="white", mew=0.6, zorder=4)
+        axes.plot(epochs[:1], mean[:1], "o", color=color, ms=4.5, mec="white", mew=0.6, zorder=4)

@@ -10,7 +10,7 @@ import numpy as np
 from efcn_sparse.analysis.figures.canvas import (
     T_W,
     Drawing,
-    colours_of_times,
+    colors_of_times,
     legend_of_times,
     new_figure,
     set_epoch_ticks,
@@ -48,7 +48,7 @@ def draw_deviation(run: Run) -> list[Drawing]:
 
 
 def _draw_arm(run: Run, arm: str) -> Drawing:
-    layers, colours = run.layer_names(arm), colours_of_times(run, [arm])
+    layers, colors = run.layer_names(arm), colors_of_times(run, [arm])
     quantities = [name for name in LABELS if name != "off_local" or arm != "elcn"]
     figure = new_figure(height=0.9 + 1.75 * len(quantities))
     columns = len(layers) + 1
@@ -58,16 +58,16 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
             axes.sharey(row[0])
             axes.tick_params(labelleft=False)
         for axes, layer in zip(row, [*layers, None], strict=True):
-            for time, colour in colours.items():
+            for time, color in colors.items():
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
-                _curve(axes, traces, quantity, time, colour)
+                _curve(axes, traces, quantity, time, color)
         if quantity in ("off_local", "untied"):
             row[0].set_ylim(bottom=0)
         row[0].set_ylabel(LABELS[quantity])
     for axes, name in zip(grid[0], [*layers, "all embedded layers"], strict=True):
         axes.set_title(name, fontweight="bold")
     figure.supxlabel("epochs since the embedding", fontsize=9)
-    legend_of_times(figure, colours)
+    legend_of_times(figure, colors)
     look = look_of(arm, run.arms)
     none = " It has no off-local weights, so δ is 0." if arm == "elcn" else ""
     caption = (
@@ -78,7 +78,7 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
     return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.name} from the CNN subspace over time.", caption)
 
 
-def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, colour: object) -> None:
+def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, color: object) -> None:
     derived = [
         Trace(t.arm, t.seed, t.relax_epoch, t.layer, t.epochs - time, {quantity: measured(t, quantity)}) for t in traces
     ]
@@ -86,8 +86,8 @@ def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, colour
         return
     epochs, mean, std = mean_curve(derived, quantity)
     if std.any():
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.12, lw=0)
-    axes.plot(epochs, mean, color=colour, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)
+        axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.12, lw=0)
+    axes.plot(epochs, mean, color=color, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)
 
 
 def _draw_summary(run: Run) -> Drawing:
@@ -100,7 +100,7 @@ def _draw_summary(run: Run) -> Drawing:
                 continue
             last = [spread([measured(trace, quantity)[-1] for trace in run.of(arm, time)]) for time in times]
             axes.errorbar(
-                times, [one.mean for one in last], np.nan_to_num([one.std for one in last]), color=look.colour,
+                times, [one.mean for one in last], np.nan_to_num([one.std for one in last]), color=look.color,
                 marker=look.marker, ms=5, mec="white", mew=0.6, capsize=2, elinewidth=0.9, label=look.name,
             )  # fmt: skip
     panels["off_local"].set_ylim(bottom=0)

@@ -58,7 +58,7 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
         axes.set_title(layer, fontweight="bold")
     figure.supxlabel("distance from the receptive field (input pixels)", fontsize=9)
     looks = [look_of(arm, run.arms) for arm in arms]
-    handles = [Line2D([], [], color=look.colour, marker=look.marker, ms=4, label=look.name) for look in looks]
+    handles = [Line2D([], [], color=look.color, marker=look.marker, ms=4, label=look.name) for look in looks]
     handles += [
         Line2D([], [], color="#555555", ls=_STYLES[when], marker="o", ms=4, mfc=fill, label=when)
         for when, fill in (("midway", "white"), ("end", "#555555"))
@@ -77,8 +77,8 @@ def _curve(axes: Axes, moment: Moment, layer: str, quantity: str, look: Look) ->
     line = np.where(line > 0, line, np.nan)
     at = np.flatnonzero(np.isfinite(line))
     axes.plot(
-        at, line[at], ls=_STYLES[moment.when], color=look.colour, lw=1.4, marker=look.marker, ms=3.5,
-        mfc=look.colour if moment.when == "end" else "white", mew=0.8,
+        at, line[at], ls=_STYLES[moment.when], color=look.color, lw=1.4, marker=look.marker, ms=3.5,
+        mfc=look.color if moment.when == "end" else "white", mew=0.8,
     )  # fmt: skip
     if quantity == "rms" and moment.when == "end":
-        axes.plot([0], [profile.local_rms], "D", mfc="white", mec=look.colour, ms=5.5)
+        axes.plot([0], [profile.local_rms], "D", mfc="white", mec=look.color, ms=5.5)

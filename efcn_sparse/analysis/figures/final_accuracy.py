@@ -47,10 +47,10 @@ def draw_final_accuracy(run: Run) -> list[Drawing]:
 def _band(axes: Axes, run: Run, final: Final) -> Line2D:
     look, got = look_of(final.arm, run.arms), final.test_accuracy
     if got.n > 1:
-        axes.axhspan(got.mean - got.std, got.mean + got.std, color=look.colour, alpha=0.13, lw=0)
+        axes.axhspan(got.mean - got.std, got.mean + got.std, color=look.color, alpha=0.13, lw=0)
     epochs = "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs))
     label = f"{look.name}, epoch {epochs}: {got.text()}"
-    return axes.axhline(got.mean, color=look.colour, lw=1.6, label=label)
+    return axes.axhline(got.mean, color=look.color, lw=1.6, label=label)
 
 
 def _control_line(axes: Axes, last: list[Final]) -> Line2D | None:
@@ -63,9 +63,7 @@ def _control_line(axes: Axes, last: list[Final]) -> Line2D | None:
         return None
     times = sorted(at)
     means = [float(np.mean(at[time])) for time in times]
-    (line,) = axes.plot(
-        times, means, "--", color=look_of("cnn").colour, lw=1.2, label="CNN at the same epoch (control)"
-    )
+    (line,) = axes.plot(times, means, "--", color=look_of("cnn").color, lw=1.2, label="CNN at the same epoch (control)")
     return line
 
 
@@ -74,18 +72,18 @@ def _arm_line(axes: Axes, run: Run, arm: str, last: list[Final], position: int) 
     times = [final.relax_epoch or 0 for final in last]
     means = np.array([final.test_accuracy.mean for final in last])
     bars = np.nan_to_num([final.test_accuracy.std for final in last])
-    axes.errorbar(times, means, bars, color=look.colour, fmt="none", capsize=2.5, lw=1.0, alpha=0.8)
+    axes.errorbar(times, means, bars, color=look.color, fmt="none", capsize=2.5, lw=1.0, alpha=0.8)
     for final in last:
         singles = [trace.final("test_accuracy") for trace in run.of(arm, final.relax_epoch)]
         if len(singles) > 1:
-            axes.plot([final.relax_epoch or 0] * len(singles), singles, ".", color=look.colour, ms=4, alpha=0.45, mew=0)
+            axes.plot([final.relax_epoch or 0] * len(singles), singles, ".", color=look.color, ms=4, alpha=0.45, mew=0)
     (line,) = axes.plot(
-        times, means, color=look.colour, marker=look.marker, ms=5.5, mec="white", mew=0.6, lw=1.7, label=look.name,
+        times, means, color=look.color, marker=look.marker, ms=5.5, mec="white", mew=0.6, lw=1.7, label=look.name,
         zorder=3 + 0.01 * position,
     )  # fmt: skip
     unfinished = [final for final in last if not final.complete]
     axes.plot(
         [final.relax_epoch or 0 for final in unfinished], [final.test_accuracy.mean for final in unfinished],
-        ls="", marker=look.marker, ms=5.5, mfc="white", mec=look.colour, mew=1.2, zorder=4,
+        ls="", marker=look.marker, ms=5.5, mfc="white", mec=look.color, mew=1.2, zorder=4,
     )  # fmt: skip
     return line

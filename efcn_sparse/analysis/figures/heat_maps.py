@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOMENTS = ("embedding", "midway", "end")
-DECADES = 6  # at most, of the colour scale
+DECADES = 6  # at most, of the color scale
 _ZERO = "#d4d4d4"
 
 
@@ -50,12 +50,12 @@ def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
                 if (group, column) == (0, 0):
                     axes.set_ylabel(f"{layer}\n{_unit(moments[0], layer)}", fontsize=8)
     for row, layer in enumerate(layers):
-        _colour_bar(figure, cells.bar(row), norms[layer])
+        _color_bar(figure, cells.bar(row), norms[layer])
     look = look_of(arm, run.arms)
     caption = (
         f"{look.name}, seed {weights.seed}: incoming weights of the unit named on the left (channel and output pixel), "
         "at every input pixel, as the norm over input channels, on a logarithmic scale that the layer's row shares. "
-        "The outline is the unit's receptive field; grey pixels have weights of exactly zero."
+        "The outline is the unit's receptive field; gray pixels have weights of exactly zero."
     )
     return Drawing(f"weights-{arm}", figure, f"Heat maps of one unit's incoming weights in {look.name}.", caption)
 
@@ -79,7 +79,7 @@ class _Cells:
         return self._share(x, self.top + row * (self.size + 0.14), self.size)
 
     def bar(self, row: int) -> tuple[float, float, float, float]:
-        """The same for a row's colour bar."""
+        """The same for a row's color bar."""
         return self._share(self.end + 0.12, self.top + row * (self.size + 0.14), 0.12)
 
     def _share(self, x: float, down: float, width: float) -> tuple[float, float, float, float]:
@@ -87,7 +87,7 @@ class _Cells:
         return x / WIDTH, y / self.height, width / WIDTH, self.size / self.height
 
 
-def _colour_bar(figure: Figure, place: tuple[float, float, float, float], norm: LogNorm) -> None:
+def _color_bar(figure: Figure, place: tuple[float, float, float, float], norm: LogNorm) -> None:
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(ScalarMappable(norm, "magma"), cax=figure.add_axes(place))
@@ -123,8 +123,8 @@ def _image(axes: Axes, moment: Moment | None, layer: str, norm: LogNorm) -> None
         axes.set_box_aspect(1)
         return
     weights = moment.layers[layer]
-    colours = colormaps["magma"].with_extremes(bad=_ZERO)
-    axes.imshow(np.ma.masked_equal(weights.image, 0), norm=norm, cmap=colours, interpolation="nearest")
+    colors = colormaps["magma"].with_extremes(bad=_ZERO)
+    axes.imshow(np.ma.masked_equal(weights.image, 0), norm=norm, cmap=colors, interpolation="nearest")
     axes.set_aspect("auto" if 1 in weights.image.shape else "equal")
     _outline(axes, weights)
 
@@ -134,5 +134,5 @@ def _outline(axes: Axes, weights: LayerWeights) -> None:
 
     (top, bottom), (left, right) = weights.box
     corner, width, height = (left - 0.5, top - 0.5), right - left + 1, bottom - top + 1
-    for colour, line in (("#0b0b0b", 2.6), ("#4df3ff", 1.2)):  # a dark casing keeps it visible on light pixels
-        axes.add_patch(Rectangle(corner, width, height, fill=False, ec=colour, lw=line, clip_on=False))
+    for color, line in (("#0b0b0b", 2.6), ("#4df3ff", 1.2)):  # a dark casing keeps it visible on light pixels
+        axes.add_patch(Rectangle(corner, width, height, fill=False, ec=color, lw=line, clip_on=False))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import Drawing, colours_of_times, legend_of_times, new_figure
+from efcn_sparse.analysis.figures.canvas import Drawing, colors_of_times, legend_of_times, new_figure
 from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import Final, Spread, finals
@@ -31,28 +31,28 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
     if not read:
         return []
     arms = [arm for arm in run.relaxed_arms if any(final.arm == arm for final in read)]
-    colours = colours_of_times(run, arms)
+    colors = colors_of_times(run, arms)
     figure = new_figure(height=3.6)
     panels = dict(zip(_LABELS, figure.subplots(1, len(_LABELS)), strict=True))
     for quantity, axes in panels.items():
-        for time, colour in colours.items():
+        for time, color in colors.items():
             at_time = [final for final in read if final.relax_epoch == time]
-            _line(axes, run, [final for final in at_time if not _is_grown(final)], quantity, colour, "-")
+            _line(axes, run, [final for final in at_time if not _is_grown(final)], quantity, color, "-")
             grown = [final for final in at_time if _is_grown(final) or final.arm == "elcn"]
             if any(map(_is_grown, grown)):
-                _line(axes, run, grown, quantity, colour, "--")
+                _line(axes, run, grown, quantity, color, "--")
         axes.set_ylabel(_LABELS[quantity])
         _set_stored_ticks(axes, sorted({final.stored.mean for final in read}))
         if quantity != "test_accuracy":
             axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     figure.supxlabel("weights stored in the embedded layers (log scale)", fontsize=9)
     looks = [look_of(arm, run.arms) for arm in arms]
-    handles = [Line2D([], [], color=look.colour, marker=look.marker, ls="", ms=6, label=look.name) for look in looks]
-    legend_of_times(figure, colours, handles)
+    handles = [Line2D([], [], color=look.color, marker=look.marker, ls="", ms=6, label=look.name) for look in looks]
+    legend_of_times(figure, colors, handles)
     dashed = " Dashed lines lead to supports that grow." if any(map(_is_grown, read)) else ""
     caption = (
-        "What the embedded nets get for the weights that they store. Colours of lines are relax times, markers and "
-        f"their colours are arms.{dashed} Accuracy and δ are those of the last epoch, the captured share is the mean "
+        "What the embedded nets get for the weights that they store. Colors of lines are relax times, markers and "
+        f"their colors are arms.{dashed} Accuracy and δ are those of the last epoch, the captured share is the mean "
         "over the epochs: 0 for the eLCN, 1 for the full eFCN. Means over seeds, bars are one standard deviation."
     )
     alt = "Final accuracy, deviation and captured off-local gradient against the number of stored weights."
@@ -63,16 +63,16 @@ def _is_grown(final: Final) -> bool:
     return isinstance(support_of(final.arm), Grown)
 
 
-def _line(axes: Axes, run: Run, points: list[Final], quantity: str, colour: object, style: str) -> None:
+def _line(axes: Axes, run: Run, points: list[Final], quantity: str, color: object, style: str) -> None:
     points = sorted((final for final in points if _of(final, quantity).n), key=lambda final: final.stored.mean)
     if not points:
         return
     x, y = [final.stored.mean for final in points], [_of(final, quantity).mean for final in points]
     bars = np.nan_to_num([_of(final, quantity).std for final in points])
-    axes.errorbar(x, y, bars if bars.any() else None, color=colour, ls=style, lw=1.2, elinewidth=0.8, capsize=2)
+    axes.errorbar(x, y, bars if bars.any() else None, color=color, ls=style, lw=1.2, elinewidth=0.8, capsize=2)
     for final, at, height in zip(points, x, y, strict=True):
         look = look_of(final.arm, run.arms)
-        axes.plot(at, height, look.marker, color=look.colour, ms=6, mec="white", mew=0.6, zorder=3)
+        axes.plot(at, height, look.marker, color=look.color, ms=6, mec="white", mew=0.6, zorder=3)
 
 
 def _of(final: Final, quantity: str) -> Spread:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008); the bound that nothing sparse can pass is grey
+# Okabe and Ito (2008); the bound that nothing sparse can pass is gray
 _LOOKS = {
     "entries": ("#8a8a8a", "o", "--"),
     "blocks": ("#0072b2", "s", "-"),
@@ -74,14 +74,14 @@ def _capture(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _curve(axes: Axes, layers: list[dict[str, Any]], key: str, method: str) -> None:
-    colour, marker, line = _LOOKS[method]
+    color, marker, line = _LOOKS[method]
     local, curves = layers[0]["local"], [layer["curves"][key][method] for layer in layers]
     x = np.asarray(curves[0]["points"]["stored"]) / local
     if method not in _IN_STEPS:
         x, marker = np.union1d(np.concatenate([x, BUDGETS]), [0.0]), ""
     at = [_at(curve, local, x, method) for curve in curves]
-    axes.plot(x, np.mean(at, 0), color=colour, ls=line, label=METHODS[method], marker=marker, ms=4)
-    axes.fill_between(x, np.min(at, 0), np.max(at, 0), color=colour, alpha=0.15, lw=0)
+    axes.plot(x, np.mean(at, 0), color=color, ls=line, label=METHODS[method], marker=marker, ms=4)
+    axes.fill_between(x, np.min(at, 0), np.max(at, 0), color=color, alpha=0.15, lw=0)
 
 
 def _at(curve: dict[str, Any], local: int, x: Any, method: str) -> Any:
@@ -104,11 +104,11 @@ def _trained(records: Sequence[dict[str, Any]]) -> Figure:
             for number, method in enumerate(TRAINED):
                 at = np.array([[outcome[key] for outcome in record["trained"][method]] for record in some])
                 mean = at.mean(0)
-                colour, marker, line = _LOOKS[method]
+                color, marker, line = _LOOKS[method]
                 x = np.asarray(TRAINED_BUDGETS) * 1.04 ** (number - len(TRAINED) / 2)
                 whiskers = np.stack([mean - at.min(0), at.max(0) - mean])
                 cell.errorbar(
-                    x, mean, whiskers, color=colour, marker=marker, ls=line, ms=5, capsize=2, elinewidth=0.8,
+                    x, mean, whiskers, color=color, marker=marker, ls=line, ms=5, capsize=2, elinewidth=0.8,
                     label=_NAMES[method],
                 )  # fmt: skip
             for name, outcomes, line in (

@@ -31,10 +31,10 @@ def trained(
     The net is the same object each time, and goes on training when the next one is asked for.
     """
     lr = config.relaxed_lr if embedded(net) else config.lr
-    optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
     yield first, net
     for epoch in range(first + 1, last + 1):
-        train_epoch(net, optimiser, images, batch_size=config.batch_size, seed=seed, epoch=epoch)
+        train_epoch(net, optimizer, images, batch_size=config.batch_size, seed=seed, epoch=epoch)
         yield epoch, net
 
 

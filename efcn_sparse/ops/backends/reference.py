@@ -33,10 +33,10 @@ def spmm(
     """y = alpha · (x Wᵀ + bias) + beta · y; with ``transpose``, x W."""
     values = _in_support(values, structure, shape)
     if transpose:
-        starts, neighbours = structure.ccol_indices, structure.row_indices
+        starts, neighbors = structure.ccol_indices, structure.row_indices
         blocks, block_of = values.transpose(1, 2), structure.block_order
     else:
-        starts, neighbours = structure.crow_indices, structure.col_indices
+        starts, neighbors = structure.crow_indices, structure.col_indices
         blocks, block_of = values, torch.arange(values.shape[0], device=values.device)
     height, width = blocks.shape[1:]
     compute = torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
@@ -46,7 +46,7 @@ def spmm(
     for k in range(int(counts.max()) if counts.numel() else 0):  # the k-th block of every row at once: no collisions
         rows = (counts > k).nonzero().squeeze(1)
         at = starts[rows].to(torch.int64) + k
-        product = tiles[neighbours[at].to(torch.int64)] @ blocks[block_of[at].to(torch.int64)].mT.to(compute)
+        product = tiles[neighbors[at].to(torch.int64)] @ blocks[block_of[at].to(torch.int64)].mT.to(compute)
         total[rows] += product
     result = total.transpose(0, 1).reshape(x.shape[0], -1)[:, : y.shape[1]]
     if bias is not None:

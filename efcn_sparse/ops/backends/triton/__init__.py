@@ -1,7 +1,7 @@
 """Kernels in Triton: any GPU that it compiles for, and CPU tensors under its interpreter.
 
 The modules beside this one import Triton; this one does not, so that the package works without it. Block rows that are
-multiplied together share tiles of x: what is not finite in x may reach the neighbours of the rows that need it.
+multiplied together share tiles of x: what is not finite in x may reach the neighbors of the rows that need it.
 """
 
 from __future__ import annotations

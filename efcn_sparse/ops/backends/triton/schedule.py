@@ -15,7 +15,7 @@ from efcn_sparse.ops.structure import Structure
 
 @dataclass(frozen=True)
 class SuperRows:
-    """Block rows in groups of neighbours, each over the union of the columns that its members need.
+    """Block rows in groups of neighbors, each over the union of the columns that its members need.
 
     Attributes:
         members: int32 ``[groups, size]``: the block rows of each group, -1 past the last one.

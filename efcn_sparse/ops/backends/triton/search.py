@@ -108,7 +108,7 @@ def alternatives(problem: plan.Problem, present: Config, most: int) -> list[Conf
         by_time = sorted(distinct, key=lambda config: expected_seconds(problem, config, rated))
         for config in by_time[:_TILES_FOR_A_RATE]:
             found |= dict.fromkeys((config, _in_pairs(problem, config)))
-    found |= dict.fromkeys(neighbours(problem, present))
+    found |= dict.fromkeys(neighbors(problem, present))
     found.pop(present, None)
     return list(found)[:most]
 
@@ -124,7 +124,7 @@ def _in_pairs(problem: plan.Problem, config: Config) -> Config:
     return next(fit, config)
 
 
-def neighbours(problem: plan.Problem, config: Config) -> list[Config]:
+def neighbors(problem: plan.Problem, config: Config) -> list[Config]:
     """Configurations one step away that fit, the model's best first.
 
     A step doubles or halves a side, warps or members, or takes the next number of stages, swizzle or pieces.

@@ -14,7 +14,7 @@ from efcn_sparse import BlockPattern
 from tests import oracle
 from tests.table import BFLOAT16, FLOAT32, FLOAT64, Row, pattern, rows
 
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd-momentum-decay": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
     "sgd-foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, foreach=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1),
@@ -27,15 +27,15 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("row", rows(FLOAT64, FLOAT32, BFLOAT16))
 @pytest.mark.parametrize("name", ["masked", "masked-ragged", "ragged", "larger-than-the-matrix"])
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_entries_outside_the_support_stay_zero(row: Row, name: str, optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_entries_outside_the_support_stay_zero(row: Row, name: str, optimizer: str) -> None:
     torch.manual_seed(0)
     p = pattern(name, row.device)
     layer = es.SparseLinear(p.shape[1], p.shape[0], p, dtype=row.dtype, device=row.device)
     layer.backend = row.backend
     outside, before = ~oracle.support_of(p), layer.values.detach().clone()
     assert bool((layer.values[outside] == 0).all())
-    stepper = OPTIMISERS[optimiser](layer.parameters())
+    stepper = OPTIMIZERS[optimizer](layer.parameters())
     for _ in range(5):
         stepper.zero_grad()
         layer(torch.randn(9, p.shape[1], dtype=row.dtype).to(row.device)).square().mean().backward()
@@ -67,20 +67,20 @@ def test_clipping_counts_the_stored_gradient() -> None:
     assert float(after) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_optimiser_state_survives_saving() -> None:
+def test_optimizer_state_survives_saving() -> None:
     torch.manual_seed(0)
     layer = es.SparseLinear(48, 32, pattern("masked"))
     stepper = torch.optim.AdamW(layer.parameters())
     layer(torch.randn(5, 48)).sum().backward()
     stepper.step()
     file = io.BytesIO()
-    torch.save({"layer": layer.state_dict(), "optimiser": stepper.state_dict()}, file)
+    torch.save({"layer": layer.state_dict(), "optimizer": stepper.state_dict()}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     other = es.SparseLinear(48, 32, pattern("masked"))
     other.load_state_dict(saved["layer"])
     resumed = torch.optim.AdamW(other.parameters())
-    resumed.load_state_dict(saved["optimiser"])
+    resumed.load_state_dict(saved["optimizer"])
     x = torch.randn(5, 48)
     for one, step in ((layer, stepper), (other, resumed)):
         step.zero_grad()

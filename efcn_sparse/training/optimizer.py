@@ -1,4 +1,4 @@
-"""The optimiser of a stage."""
+"""The optimizer of a stage."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from efcn_sparse.training.config import RelaxConfig
 
 
-def optimiser_of(config: RelaxConfig, arm: str, lr: float, model: nn.Module) -> Optimizer:
-    """The optimiser that ``config`` gives an arm: selective for embedded nets where it asks for that."""
+def optimizer_of(config: RelaxConfig, arm: str, lr: float, model: nn.Module) -> Optimizer:
+    """The optimizer that ``config`` gives an arm: selective for embedded nets where it asks for that."""
     momentum, decay = config.momentum, config.weight_decay
     if not (config.selective and is_embedded(arm)):
-        return make_optimiser(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
+        return make_optimizer(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
     parts = parts_of_layers(convolutions(config.preset), config.relaxing, config.parts, decay)
     layers = {glob.escape(name): vars(one) for name, one in parts.items()}
     return SelectiveSGD(model, lr, momentum=momentum, weight_decay=decay, copies=config.copies, layers=layers)
 
 
-def make_optimiser(
+def make_optimizer(
     model: nn.Module, *, lr: float, momentum: float, weight_decay: float, fused: bool = False
 ) -> Optimizer:
     """SGD over all parameters of ``model``; with ``fused``, inside the backward pass where there are sparse layers.
