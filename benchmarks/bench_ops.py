@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efcn_sparse.benchmarking import ops
+from efcn_sparse.measure import ops
 
 
 @pytest.mark.usefixtures("case_group")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from efcn_sparse.benchmarking import machine, scale
-from efcn_sparse.benchmarking.scale_page import markdown
+from efcn_sparse.measure import machine
+from experiments import scale
+from experiments.scale_page import markdown
 
 PIXELS = {"full": 192, "quick": 96, "tiny": 32}
 LEAVE = 6 << 30  # bytes of memory, to others

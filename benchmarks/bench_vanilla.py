@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efcn_sparse.benchmarking import vanilla
+from efcn_sparse.measure import vanilla
 
 
 @pytest.mark.benchmark(group="VanillaCNN training step")

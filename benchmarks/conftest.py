@@ -1,4 +1,4 @@
-"""Options and the session of ``pytest benchmarks/``; what is measured lives in ``efcn_sparse.benchmarking``."""
+"""Options and the session of ``pytest benchmarks/``; what is measured lives in ``efcn_sparse.measure``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from efcn_sparse.benchmarking import report
-from efcn_sparse.benchmarking.contest import OURS, Contest
-from efcn_sparse.benchmarking.shapes import SHAPES, OpsCase, Shapes
-from efcn_sparse.benchmarking.suite import Session, threads_set_to
+from efcn_sparse.measure import report
+from efcn_sparse.measure.contest import OURS, Contest
+from efcn_sparse.measure.shapes import SHAPES, OpsCase, Shapes
+from efcn_sparse.measure.suite import Session, threads_set_to
 
 _SESSION = pytest.StashKey[Session]()
 

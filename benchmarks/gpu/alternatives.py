@@ -17,7 +17,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import GOALS, OPERATIONS, Net, Product
 from benchmarks.gpu.nets import distinct_layers
 from benchmarks.gpu.predict import make_pattern
-from efcn_sparse.benchmarking import tune
+from efcn_sparse.measure import tune
 from efcn_sparse.ops.backends.triton import plan, search, tuning
 from efcn_sparse.ops.backends.triton.tuning import Config
 from efcn_sparse.pattern import BlockPattern

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efcn_sparse.benchmarking.gpu_clock import Clock, DryClock
+from efcn_sparse.measure.gpu_clock import Clock, DryClock
 
 
 @dataclass(frozen=True)

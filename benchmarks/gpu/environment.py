@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.bench import Bench
-from efcn_sparse.benchmarking import machine
+from efcn_sparse.measure import machine
 
 _ASKED = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
 

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
-    from efcn_sparse.benchmarking import report, suite
-    from efcn_sparse.benchmarking.shapes import SHAPES
+    from efcn_sparse.measure import report, suite
+    from efcn_sparse.measure.shapes import SHAPES
 
     shapes = SHAPES["quick" if args.quick else "tiny" if args.tiny else "full"]
     suites = suite.SUITES if args.suite == "all" else (args.suite,)

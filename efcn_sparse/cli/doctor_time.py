@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.benchmarking.rates_file import KeptRates, load_rates, save_rates
-from efcn_sparse.benchmarking.step_rates import measure_rates
+from efcn_sparse.measure.rates_file import KeptRates, load_rates, save_rates
+from efcn_sparse.measure.step_rates import measure_rates
 from efcn_sparse.planning.duration import expected_time
 from efcn_sparse.planning.text import seconds_text
 from efcn_sparse.planning.work import StepWork

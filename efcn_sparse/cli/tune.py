@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from efcn_sparse.benchmarking.tune import Wanted
+    from efcn_sparse.measure.tune import Wanted
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if reason is not None:
         raise ValueError(f"tune needs the Triton backend on {device}: {reason}")
 
-    from efcn_sparse.benchmarking import gpu_clock, tune
+    from efcn_sparse.measure import gpu_clock, tune
 
     if output.exists():
         tune.tuning.read(output)  # before minutes of work, not after
@@ -95,7 +95,7 @@ def _tiny() -> Any:
 
 
 def _wanted(args: argparse.Namespace, dtype: Any) -> Iterator[Wanted]:
-    from efcn_sparse.benchmarking.tune import Wanted
+    from efcn_sparse.measure.tune import Wanted
 
     for (name, pattern), batch in itertools.product(_patterns(args), args.batch):
         yield Wanted(name, pattern, batch, dtype)

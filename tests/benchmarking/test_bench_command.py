@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from efcn_sparse.benchmarking import report
 from efcn_sparse.cli import bench
+from efcn_sparse.measure import report
 
 
 def _run(*arguments):

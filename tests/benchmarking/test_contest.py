@@ -1,7 +1,7 @@
 import pytest
 
-from efcn_sparse.benchmarking import contest as contests
-from efcn_sparse.benchmarking.contest import Contest, Spread
+from efcn_sparse.measure import contest as contests
+from efcn_sparse.measure.contest import Contest, Spread
 
 
 def test_contestants_take_turns_and_ours_is_last():

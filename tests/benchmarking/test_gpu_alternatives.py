@@ -16,8 +16,8 @@ from benchmarks.gpu import alternatives, page, summary, warm
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import GROUPS, OPERATIONS, Net, Product, specs
 from benchmarks.gpu.results import Results
-from efcn_sparse.benchmarking import tune
-from efcn_sparse.benchmarking.gpu_clock import DryClock, Timing
+from efcn_sparse.measure import tune
+from efcn_sparse.measure.gpu_clock import DryClock, Timing
 from efcn_sparse.ops.backends.triton import plan, search, tuning
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.tuning import Config

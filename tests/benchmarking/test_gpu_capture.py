@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from efcn_sparse.benchmarking import gpu_capture as capture
+from efcn_sparse.measure import gpu_capture as capture
 
 
 class _Device:

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from efcn_sparse.benchmarking.locally_connected import UnfoldLocallyConnected, unfold_twin
+from efcn_sparse.measure.locally_connected import UnfoldLocallyConnected, unfold_twin
 from efcn_sparse.models import vanilla_cnn
 
 

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from efcn_sparse.benchmarking import machine, report
-from efcn_sparse.benchmarking.machine import CpuClock
+from efcn_sparse.measure import machine, report
+from efcn_sparse.measure.machine import CpuClock
 
 
 def test_what_others_took_is_what_all_took_less_our_own(monkeypatch):

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import efcn_sparse as es
-from efcn_sparse.benchmarking import machine
-from efcn_sparse.benchmarking.off_local import __main__ as command
-from efcn_sparse.benchmarking.off_local import curves
-from efcn_sparse.benchmarking.off_local.cut import kept, mask_of, rank_of, with_off_local
-from efcn_sparse.benchmarking.off_local.figure import draw
-from efcn_sparse.benchmarking.off_local.layers import Layer, layers_of, off_local_gradients, off_local_weights
-from efcn_sparse.benchmarking.off_local.low_rank import low_rank
-from efcn_sparse.benchmarking.off_local.measure import BUDGETS, CUTS, measure
-from efcn_sparse.benchmarking.off_local.page import markdown
-from efcn_sparse.benchmarking.off_local.train import LOW_RANK, TRAINED, restrict
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.measure import machine
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.images import Images
+from experiments.off_local import __main__ as command
+from experiments.off_local import curves
+from experiments.off_local.cut import kept, mask_of, rank_of, with_off_local
+from experiments.off_local.figure import draw
+from experiments.off_local.layers import Layer, layers_of, off_local_gradients, off_local_weights
+from experiments.off_local.low_rank import low_rank
+from experiments.off_local.measure import BUDGETS, CUTS, measure
+from experiments.off_local.page import markdown
+from experiments.off_local.train import LOW_RANK, TRAINED, restrict
 
 METHODS = ("entries", "blocks", "small blocks", "dilated")
 

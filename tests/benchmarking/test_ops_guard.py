@@ -1,7 +1,7 @@
 import pytest
 
-from efcn_sparse.benchmarking import ops
-from efcn_sparse.benchmarking.shapes import DTYPES, FULL, OPS, OpsCase, ops_goal
+from efcn_sparse.measure import ops
+from efcn_sparse.measure.shapes import DTYPES, FULL, OPS, OpsCase, ops_goal
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

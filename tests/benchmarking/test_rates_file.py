@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from efcn_sparse.benchmarking.rates_file import identity, load_rates, rates_path, save_rates
-from efcn_sparse.benchmarking.step_rates import measure_rates
 from efcn_sparse.embedding import Grown, Local, plan
+from efcn_sparse.measure.rates_file import identity, load_rates, rates_path, save_rates
+from efcn_sparse.measure.step_rates import measure_rates
 from efcn_sparse.planning.duration import Rates
 from efcn_sparse.planning.probe import Probe
 
@@ -84,8 +84,8 @@ def test_the_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efcn_sparse.benchmarking import step_rates
-    from efcn_sparse.benchmarking.shapes import RooflineShapes
+    from efcn_sparse.measure import step_rates
+    from efcn_sparse.measure.shapes import RooflineShapes
 
     monkeypatch.setattr(step_rates, "_SECONDS", 0.0)
     monkeypatch.setattr(step_rates, "_ROOFLINE", RooflineShapes(gemm_size=64, array_mb=1, rounds=1))

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from efcn_sparse.benchmarking import scale
-from efcn_sparse.benchmarking.dense_rows import dense_column, dense_row, stored_row
-from efcn_sparse.benchmarking.machine import describe
-from efcn_sparse.benchmarking.sampled_check import StepRecorder
-from efcn_sparse.benchmarking.scale_page import markdown
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.extension import extension_status
 from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.measure.machine import describe
 from efcn_sparse.ops import contract
+from experiments import scale
+from experiments.dense_rows import dense_column, dense_row, stored_row
+from experiments.sampled_check import StepRecorder
+from experiments.scale_page import markdown
 
 compiled = pytest.mark.skipif(
     not extension_status().available, reason="the reference backend gathers blocks, so it holds more"

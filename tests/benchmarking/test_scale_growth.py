@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from efcn_sparse.benchmarking import scale_growth
-from efcn_sparse.benchmarking.machine import describe
-from efcn_sparse.benchmarking.memory import run_apart
+from efcn_sparse.measure.machine import describe
+from efcn_sparse.measure.memory import run_apart
+from experiments import scale_growth
 
 
 def test_a_growth_chooses_right_and_holds_one_layer_twice():
     arguments = ("--pixels", "32", "--budget", "1.2", "--threads", "1", "--leave", "0", "--json")
-    result = scale_growth.GrowthResult(**json.loads(run_apart("efcn_sparse.benchmarking.scale_growth", *arguments)))
+    result = scale_growth.GrowthResult(**json.loads(run_apart("experiments.scale_growth", *arguments)))
     assert result.wrong() == []
     assert result.moved > 500
     assert result.scored > 10 * result.stored

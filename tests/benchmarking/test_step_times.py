@@ -7,9 +7,10 @@ import re
 import pytest
 from torch import nn
 
-from efcn_sparse.benchmarking import step_rates, step_times
-from efcn_sparse.benchmarking.shapes import RooflineShapes
-from efcn_sparse.benchmarking.step_times import Case, main
+from efcn_sparse.measure import step_rates
+from efcn_sparse.measure.shapes import RooflineShapes
+from experiments import step_times
+from experiments.step_times import Case, main
 
 
 def _net() -> nn.Module:

@@ -2,10 +2,10 @@ import mmap
 
 import pytest
 
-from efcn_sparse.benchmarking import memory, vanilla
-from efcn_sparse.benchmarking.contest import OURS
-from efcn_sparse.benchmarking.roofline import Roofline
-from efcn_sparse.benchmarking.shapes import VanillaShapes
+from efcn_sparse.measure import memory, vanilla
+from efcn_sparse.measure.contest import OURS
+from efcn_sparse.measure.roofline import Roofline
+from efcn_sparse.measure.shapes import VanillaShapes
 from efcn_sparse.ops import contract
 
 SHAPES = VanillaShapes(batch=2, rounds=1, memory_steps=1)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from efcn_sparse.benchmarking import step_rates
-from efcn_sparse.benchmarking.shapes import RooflineShapes
 from efcn_sparse.cli.main import main
+from efcn_sparse.measure import step_rates
+from efcn_sparse.measure.shapes import RooflineShapes
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import cases, ceilings, worker
-from efcn_sparse.benchmarking import gpu_clock
+from efcn_sparse.measure import gpu_clock
 from efcn_sparse.models import MODELS
 
 TINY = cases.Net("tiny", 8, 2)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from efcn_sparse.benchmarking import tune
-from efcn_sparse.benchmarking.gpu_clock import Clock, Timing
 from efcn_sparse.cli import tune as command
 from efcn_sparse.cli.main import main
+from efcn_sparse.measure import tune
+from efcn_sparse.measure.gpu_clock import Clock, Timing
 from efcn_sparse.ops.backends.triton import plan, tuning
 from efcn_sparse.ops.backends.triton.tuning import Case, Config, Row, read, write
 from tests.table import GPU, pattern

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.benchmarking.dense_rows import dense_column, dense_row, stored_row
 from efcn_sparse.embedding import EmbeddedConv
+from experiments.dense_rows import dense_column, dense_row, stored_row
 
 LAYERS = (  # of ResNet-18: RGB; 3×3; strided; 1×1; the widest
     "conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.downsample.0", "layer4.1.conv2",

@@ -9,7 +9,6 @@ It lives in the package, not in ``benchmarks/``, so that an installed wheel can 
     ops       spmm and sddmm against dense, torch.sparse and SciPy
     vanilla   a training step of VanillaCNN and of its twins
     memory    the peak memory of such a step, each in a process of its own
-    scale     a training step of a billion weights: memory, time, and rows checked one by one
     gpu_clock the time of a call on a GPU
     tune      configurations of the GPU kernels, timed: rows for a tuning file
     suite     all of it in one run

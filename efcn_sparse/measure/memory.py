@@ -1,6 +1,6 @@
 """The peak memory of a training step, measured in a process of its own.
 
-``python -m efcn_sparse.benchmarking.memory VARIANT --batch N --steps N --threads N`` prints the bytes.
+``python -m efcn_sparse.measure.memory VARIANT --batch N --steps N --threads N`` prints the bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import efcn_sparse
-from efcn_sparse.benchmarking.shapes import VanillaShapes
-from efcn_sparse.benchmarking.vanilla import VARIANTS, make_trainer
+from efcn_sparse.measure.shapes import VanillaShapes
+from efcn_sparse.measure.vanilla import VARIANTS, make_trainer
 
 
 def peak_memory(shapes: VanillaShapes, threads: int) -> dict[str, int]:
@@ -30,7 +30,7 @@ def peak_memory(shapes: VanillaShapes, threads: int) -> dict[str, int]:
 def _measure_apart(variant: str, shapes: VanillaShapes, threads: int) -> int:
     steps = ("--batch", str(shapes.batch), "--steps", str(shapes.memory_steps))
     arguments = (variant, *steps, "--threads", str(threads))
-    return int(run_apart("efcn_sparse.benchmarking.memory", *arguments))
+    return int(run_apart("efcn_sparse.measure.memory", *arguments))
 
 
 def run_apart(module: str, *arguments: str) -> str:

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.benchmarking.off_local.cut import mask_of, rank_of
-from efcn_sparse.benchmarking.off_local.layers import Layer, embedded
-from efcn_sparse.benchmarking.off_local.measure import performance
-from efcn_sparse.benchmarking.off_local.trajectory import last_of, trained
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.nets import embed_as
 from efcn_sparse.training.plan import ELCN, FULL
 from efcn_sparse.training.seeds import derived_seed
+from experiments.off_local.cut import mask_of, rank_of
+from experiments.off_local.layers import Layer, embedded
+from experiments.off_local.measure import performance
+from experiments.off_local.trajectory import last_of, trained
 
 LOW_RANK = {
     "low rank": "V from the gradient at the embedding, restricted to off-local entries",

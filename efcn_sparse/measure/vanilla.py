@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efcn_sparse.benchmarking.contest import OURS, Contest
-from efcn_sparse.benchmarking.locally_connected import unfold_twin
-from efcn_sparse.benchmarking.ops import relative_error
-from efcn_sparse.benchmarking.roofline import Roofline
-from efcn_sparse.benchmarking.shapes import DEVIATION_GOAL, EMBED_GOAL, FULL, VANILLA_GOALS, VanillaShapes
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.measure.contest import OURS, Contest
+from efcn_sparse.measure.locally_connected import unfold_twin
+from efcn_sparse.measure.ops import relative_error
+from efcn_sparse.measure.roofline import Roofline
+from efcn_sparse.measure.shapes import DEVIATION_GOAL, EMBED_GOAL, FULL, VANILLA_GOALS, VanillaShapes
 from efcn_sparse.models import vanilla_cnn
 
 VARIANTS = {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from efcn_sparse.benchmarking.gpu_clock import Clock
+from efcn_sparse.measure.gpu_clock import Clock
 from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.backends.triton import plan, search, tuning
 from efcn_sparse.ops.backends.triton.device import device_of

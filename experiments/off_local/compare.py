@@ -62,7 +62,7 @@ def _scaled(spread: Spread, factor: float) -> Spread:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing, print the table, draw the figure; 2 where the options cannot be met."""
-    parser = argparse.ArgumentParser(prog="python -m efcn_sparse.benchmarking.off_local.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.off_local.compare", description=__doc__)
     add = parser.add_argument
     add("--run-dir", type=Path, default=Path("runs/supports"), help="default: runs/supports")
     add("--seeds", type=int, default=3, metavar="N", help="run the seeds 0 to N-1 (default: 3)")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import Drawing, drawing_style, new_figure, save
-from efcn_sparse.benchmarking.off_local.curves import METHODS
-from efcn_sparse.benchmarking.off_local.measure import BUDGETS, OBJECTS
-from efcn_sparse.benchmarking.off_local.train import TRAINED, TRAINED_BUDGETS
+from experiments.off_local.curves import METHODS
+from experiments.off_local.measure import BUDGETS, OBJECTS
+from experiments.off_local.train import TRAINED, TRAINED_BUDGETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

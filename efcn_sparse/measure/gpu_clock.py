@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.benchmarking.gpu_capture import captured
+from efcn_sparse.measure.gpu_capture import captured
 
 _WARM_UPS, _SETTLING, _ROUNDS, _LEAST_FLUSH = 3, 2, 11, 256 << 20
 _SHORT, _MIDDLE, _LONG = 2e-4, 1e-3, 2e-2  # seconds

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efcn_sparse.benchmarking.contest import OURS
-from efcn_sparse.benchmarking.shapes import DEVIATION_GOAL, EMBED_GOAL
-from efcn_sparse.benchmarking.vanilla import VARIANTS
+from efcn_sparse.measure.contest import OURS
+from efcn_sparse.measure.shapes import DEVIATION_GOAL, EMBED_GOAL
+from efcn_sparse.measure.vanilla import VARIANTS
 
 Results = dict[str, Any]
 _BUSY = 0.05

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from efcn_sparse.benchmarking.machine import Machine
-from efcn_sparse.benchmarking.off_local.curves import METHODS
-from efcn_sparse.benchmarking.off_local.measure import BUDGETS, CHOOSERS, CUTS, OBJECTS
-from efcn_sparse.benchmarking.off_local.train import TRAINED, TRAINED_BUDGETS
+from efcn_sparse.measure.machine import Machine
+from experiments.off_local.curves import METHODS
+from experiments.off_local.measure import BUDGETS, CHOOSERS, CUTS, OBJECTS
+from experiments.off_local.train import TRAINED, TRAINED_BUDGETS
 
 Record = dict[str, Any]
 

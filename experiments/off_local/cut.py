@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.benchmarking.off_local.curves import ordered
-from efcn_sparse.benchmarking.off_local.layers import Layer, embedded
-from efcn_sparse.benchmarking.off_local.low_rank import low_rank
+from experiments.off_local.curves import ordered
+from experiments.off_local.layers import Layer, embedded
+from experiments.off_local.low_rank import low_rank
 
 
 def mask_of(scores: Tensor, layer: Layer, method: str, numbers: float) -> Tensor:

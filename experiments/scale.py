@@ -1,6 +1,6 @@
 """A training step of an eFCN made from ResNet-18: its memory, its time, and whether its numbers are right.
 
-``python -m efcn_sparse.benchmarking.scale --pixels 192 --batch 4`` trains 1.2 billion weights and prints a page.
+``python -m experiments.scale --pixels 192 --batch 4`` trains 1.2 billion weights and prints a page.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efcn_sparse.benchmarking import machine as machines
-from efcn_sparse.benchmarking.held import Saved, available_bytes, max_rss_bytes, parameter_bytes, structure_bytes, trim
-from efcn_sparse.benchmarking.memory import peak_bytes, reset_peak, run_apart
-from efcn_sparse.benchmarking.sampled_check import LAYERS, SampledErrors, StepRecorder
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.embedding.plan import Plan, plan
 from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.measure import machine as machines
+from efcn_sparse.measure.memory import peak_bytes, reset_peak, run_apart
 from efcn_sparse.models import resnet18
+from experiments.held import Saved, available_bytes, max_rss_bytes, parameter_bytes, structure_bytes, trim
+from experiments.sampled_check import LAYERS, SampledErrors, StepRecorder
 
 _GIB, _MIB = 1 << 30, 1 << 20
 _CLASSES = 1000
@@ -233,7 +233,7 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(asdict(result)))
         return 0
-    from efcn_sparse.benchmarking.scale_page import markdown  # which knows this module
+    from experiments.scale_page import markdown  # which knows this module
 
     print(markdown(result, machine), end="")
     return 1 if result.wrong() else 0

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from efcn_sparse.benchmarking import roofline
-from efcn_sparse.benchmarking.shapes import RooflineShapes
 from efcn_sparse.embedding.build import build
+from efcn_sparse.measure import roofline
+from efcn_sparse.measure.shapes import RooflineShapes
 from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.planning.duration import Rates
 from efcn_sparse.planning.live_memory import LiveMemory

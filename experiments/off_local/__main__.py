@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.benchmarking import machine as machines
-from efcn_sparse.benchmarking.off_local.measure import measure
-from efcn_sparse.benchmarking.off_local.train import train_each
-from efcn_sparse.benchmarking.off_local.trajectory import cnn_at, recorded, trained
+from efcn_sparse.measure import machine as machines
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data import load_data
 from efcn_sparse.training.load import load_arm
 from efcn_sparse.training.nets import embed_as
 from efcn_sparse.training.plan import CNN, FULL
 from efcn_sparse.training.run_directory import read_config
+from experiments.off_local.measure import measure
+from experiments.off_local.train import train_each
+from experiments.off_local.trajectory import cnn_at, recorded, trained
 
 NAME = "off_local"
 
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _write(records, options.out)
 
-    from efcn_sparse.benchmarking.off_local.figure import draw
-    from efcn_sparse.benchmarking.off_local.page import markdown
+    from experiments.off_local.figure import draw
+    from experiments.off_local.page import markdown
 
     print(markdown(records, machine), end="")
     draw(records, options.out)
@@ -92,7 +92,7 @@ def _write(records: list[dict[str, Any]], folder: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m efcn_sparse.benchmarking.off_local",
+        prog="python -m experiments.off_local",
         description="What supports of different kinds hold of the off-local part of an eFCN of the digits CNN.",
     )
     add = parser.add_argument

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efcn_sparse.benchmarking.contest import Contest
-from efcn_sparse.benchmarking.shapes import DTYPES, RooflineShapes
+from efcn_sparse.measure.contest import Contest
+from efcn_sparse.measure.shapes import DTYPES, RooflineShapes
 
 
 @dataclass(frozen=True)

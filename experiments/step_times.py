@@ -1,4 +1,4 @@
-"""Expected against measured times of training steps: ``python -m efcn_sparse.benchmarking.step_times``."""
+"""Expected against measured times of training steps: ``python -m experiments.step_times``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from efcn_sparse.benchmarking import machine
-from efcn_sparse.benchmarking.step_rates import measure_rates
 from efcn_sparse.embedding import embed
 from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.measure import machine
+from efcn_sparse.measure.step_rates import measure_rates
 from efcn_sparse.models import resnet18, vanilla_cnn
 from efcn_sparse.planning.duration import StepTime, expected_time
 from efcn_sparse.planning.fused_cost import OPTIMIZERS

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efcn_sparse.benchmarking.contest import OURS, Contest
-from efcn_sparse.benchmarking.roofline import Roofline, has_onednn
-from efcn_sparse.benchmarking.shapes import DTYPES, OpsCase, ops_goal
+from efcn_sparse.measure.contest import OURS, Contest
+from efcn_sparse.measure.roofline import Roofline, has_onednn
+from efcn_sparse.measure.shapes import DTYPES, OpsCase, ops_goal
 from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.select import resolve
 from efcn_sparse.pattern import BlockPattern

@@ -2,7 +2,7 @@
 
 Its page is docs/supports.md.
 
-    python -m efcn_sparse.benchmarking.off_local            # docs/supports.md: table, JSON and figure
+    python -m experiments.off_local            # docs/supports.md: table, JSON and figure
 
     curves       share of the squared norm against numbers stored: single entries, blocks, low rank, dilation
     low_rank     UVᵀ fitted where the matrix counts, free where it does not

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.benchmarking import machine as machines
-from efcn_sparse.benchmarking import memory, ops, roofline, vanilla
-from efcn_sparse.benchmarking.shapes import Shapes
+from efcn_sparse.measure import machine as machines
+from efcn_sparse.measure import memory, ops, roofline, vanilla
+from efcn_sparse.measure.shapes import Shapes
 
 SCHEMA = 1
 SUITES = ("ops", "vanilla")

@@ -1,6 +1,6 @@
 """Blocks that move in an eFCN made from ResNet-18: memory and time of a growth, and whether its choice is right.
 
-``python -m efcn_sparse.benchmarking.scale_growth --pixels 192 --batch 4 --budget 1.05`` scores all blocks of dense
+``python -m experiments.scale_growth --pixels 192 --batch 4 --budget 1.05`` scores all blocks of dense
 matrices with 2·10¹¹ entries, and prints a page.
 """
 
@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efcn_sparse.benchmarking import machine as machines
-from efcn_sparse.benchmarking.held import available_bytes
-from efcn_sparse.benchmarking.memory import peak_bytes
-from efcn_sparse.benchmarking.scale import fused_sgd, settled_peak, warm_up
-from efcn_sparse.benchmarking.scale_page import described, gib
 from efcn_sparse.embedding import EmbeddedConv, Grown, embed
 from efcn_sparse.embedding.plan import plan
 from efcn_sparse.growth import Factors, Growth, record_factors
 from efcn_sparse.growth.regrow import Regrown
+from efcn_sparse.measure import machine as machines
+from efcn_sparse.measure.memory import peak_bytes
 from efcn_sparse.models import resnet18
+from experiments.held import available_bytes
+from experiments.scale import fused_sgd, settled_peak, warm_up
+from experiments.scale_page import described, gib
 
 _GIB = 1 << 30
 _CLASSES = 1000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from efcn_sparse.benchmarking.machine import Machine
-from efcn_sparse.benchmarking.scale import ScaleResult
+from efcn_sparse.measure.machine import Machine
+from experiments.scale import ScaleResult
 
 
 def markdown(result: ScaleResult, machine: Machine) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efcn_sparse.benchmarking.off_local.layers import Layer
-from efcn_sparse.benchmarking.off_local.low_rank import low_rank
+from experiments.off_local.layers import Layer
+from experiments.off_local.low_rank import low_rank
 
 METHODS = {
     "entries": "single entries",

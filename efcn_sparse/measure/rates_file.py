@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from efcn_sparse.benchmarking import machine
 from efcn_sparse.checkpoint.atomic import write_text_atomically
+from efcn_sparse.measure import machine
 from efcn_sparse.planning.duration import Rates
 from efcn_sparse.planning.work import Operation
 
