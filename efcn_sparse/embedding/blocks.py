@@ -9,7 +9,7 @@ import torch
 
 from efcn_sparse.embedding.cover import covered_blocks
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.support import Full, Support
+from efcn_sparse.embedding.support import Support
 
 # Share of the full rate at which a kernel runs whose narrower side has this many entries; linear in log2 between.
 _EFFICIENCY = {1: 0.05, 2: 0.1, 4: 0.2, 8: 0.35, 16: 0.6, 32: 0.85, 64: 1.0}
@@ -59,7 +59,7 @@ def _sides(channels: int, groups: int, features: int) -> list[int]:
 def _cost(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> float:
     """Cost of one pass over the layer, in multiplications at the full rate, from a sample of its block rows."""
     total = -(-geometry.out_features // block_shape[0])
-    samples = 1 if isinstance(support, Full) else min(total, _SAMPLED_ROWS)
+    samples = 1 if support.stores_all else min(total, _SAMPLED_ROWS)
     sampled = torch.linspace(0, total - 1, samples, dtype=torch.float64, device="cpu").long()
     rows, cols = covered_blocks(geometry, support, block_shape, sampled)
     blocks = max(1, rows.numel())

@@ -15,7 +15,7 @@ from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.kernel import KernelFacts, mean_bias, mean_kernel
 from efcn_sparse.embedding.low_rank import LowRankPart
 from efcn_sparse.embedding.moved_ties import moved_ties, off_local_blocks
-from efcn_sparse.embedding.support import Grown, Local, LowRank, Support
+from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.linear import SparseLinear
@@ -97,9 +97,7 @@ class EmbeddedConv(nn.Module):
             geometry.in_features, geometry.out_features, pattern, bias=bias, device=device, dtype=dtype
         )
         self.linear.pattern_owner = "EmbeddedConv"
-        self.low_rank = None
-        if isinstance(self.support, LowRank):
-            self.low_rank = self._new_low_rank(self.support.rank, device, self.linear.values.dtype)
+        self.low_rank = self._new_low_rank(device, self.linear.values.dtype)
         unread = int((ties.counts == 0).sum())
         kernel = torch.zeros(unread, device=device, dtype=self.linear.values.dtype) if unread else None
         self.register_buffer("unread_kernel", kernel, persistent=unread > 0)
@@ -145,8 +143,8 @@ class EmbeddedConv(nn.Module):
         if conv.bias is not None:
             untied = conv.bias.detach().repeat(math.prod(geometry.output_size))
             layer.linear.bias = nn.Parameter(untied, requires_grad=conv.bias.requires_grad)
-        if isinstance(layer.support, LowRank):
-            layer.low_rank = layer._new_low_rank(layer.support.rank, weight.device, weight.dtype)
+        layer.low_rank = layer._new_low_rank(weight.device, weight.dtype)
+        if layer.low_rank is not None:
             layer.low_rank.requires_grad_(weight.requires_grad)
         if layer.unread_kernel is not None:
             layer.unread_kernel = weight.detach().flatten()[layer.ties.counts == 0]
@@ -183,7 +181,7 @@ class EmbeddedConv(nn.Module):
     @property
     def grows(self) -> bool:
         """Whether off-local blocks may move: the support is :class:`Grown`."""
-        return isinstance(self.support, Grown)
+        return self.support.moves_blocks
 
     def movable_blocks(self) -> Tensor:
         """bool ``[nnz_blocks]``: the off-local blocks, if the support is :class:`Grown`."""
@@ -231,8 +229,9 @@ class EmbeddedConv(nn.Module):
             y = y.contiguous()
         return y if batched else y.squeeze(0)
 
-    def _new_low_rank(self, rank: int, device: torch.device, dtype: torch.dtype) -> LowRankPart:
-        return LowRankPart(self.geometry.in_features, self.geometry.out_features, rank, device, dtype)
+    def _new_low_rank(self, device: torch.device, dtype: torch.dtype) -> LowRankPart | None:
+        rank = self.support.low_rank
+        return LowRankPart(self.geometry.in_features, self.geometry.out_features, rank, device, dtype) if rank else None
 
     def extra_repr(self) -> str:
         geometry = self.geometry

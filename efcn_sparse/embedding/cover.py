@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.support import Full, Support
+from efcn_sparse.embedding.support import Support
 
 _CHUNK_CANDIDATES = 1 << 19
 
@@ -27,7 +27,7 @@ def covered_blocks(
     """
     grid, support = grid_of(geometry, block_shape), support.touching
     wanted = torch.arange(grid[0], device="cpu") if block_rows is None else block_rows
-    if isinstance(support, Full):
+    if support.stores_all:
         return wanted.repeat_interleave(grid[1]), torch.arange(grid[1], device="cpu").repeat(wanted.numel())
     found = list(_covered(geometry, support, block_shape, wanted))
     blocks = torch.cat(found) if found else wanted
@@ -37,7 +37,7 @@ def covered_blocks(
 def count_stored(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> int:
     """How many blocks are stored for the support."""
     grid, touching = grid_of(geometry, block_shape), support.touching
-    if isinstance(touching, Full):
+    if touching.stores_all:
         return grid[0] * grid[1]
     wanted = torch.arange(grid[0], device="cpu")
     touched = sum(blocks.numel() for blocks in _covered(geometry, touching, block_shape, wanted))

@@ -15,7 +15,7 @@ from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.cover import count_stored
 from efcn_sparse.embedding.example_run import checked_example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.support import Grown, Local, LowRank, Support
+from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.survey import survey
 from efcn_sparse.pattern import BlockPattern
 
@@ -50,12 +50,12 @@ class LayerPlan:
     @property
     def support_weights(self) -> int:
         """Entries that may be non-zero; where a part is of low rank, its numbers are counted."""
-        return self.block_weights if isinstance(self.support, Grown) else self.support.weights(self.geometry)
+        return self.support.free_numbers(self.geometry, self.block_weights)
 
     @property
     def rank(self) -> int:
         """Of the low-rank part; 0 without one."""
-        return self.support.rank if isinstance(self.support, LowRank) else 0
+        return self.support.low_rank
 
     @property
     def block_weights(self) -> int:

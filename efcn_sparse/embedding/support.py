@@ -1,4 +1,4 @@
-"""Which entries of W may be non-zero."""
+"""Which entries of W may be non-zero. A new support is one class here, and a name in ``_KINDS``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ from efcn_sparse.embedding.geometry import ConvGeometry
 
 @dataclass(frozen=True)
 class Support:
-    """A window of kernel coordinates per spatial dimension: the base of the supports.
+    """The base of the supports: a window of kernel coordinates in each spatial dimension.
 
     An entry of W at output pixel p and input pixel q is in the support where its kernel coordinate
     ``t = q + padding_low - stride * p`` lies in the window, in every dimension.
+
+    Attributes:
+        form: how its texts look, for error messages.
+        within_groups: whether entries between different groups of channels are left out.
+        stores_all: whether every block is stored, whatever the layer.
+        moves_blocks: whether off-local blocks may move during training.
     """
 
+    form: ClassVar[str]
     within_groups: ClassVar[bool] = True
+    stores_all: ClassVar[bool] = False
+    moves_blocks: ClassVar[bool] = False
+
+    def window(self, geometry: ConvGeometry, dim: int) -> range:
+        """The kernel coordinates in the support along one spatial dimension."""
+        raise NotImplementedError
+
+    # -- which blocks are stored, and which of their entries count ---------------------------------------------
 
     @property
     def touching(self) -> Support:
@@ -36,14 +51,56 @@ class Support:
         """How many blocks are stored, of ``grid`` in all, where ``touched`` have an entry in :attr:`touching`."""
         return touched
 
-    def window(self, geometry: ConvGeometry, dim: int) -> range:
-        """The kernel coordinates in the support along one spatial dimension."""
-        raise NotImplementedError
+    @property
+    def low_rank(self) -> int:
+        """The rank of the product that stands at the entries which are not stored; 0: they are zero."""
+        return 0
 
-    def weights(self, geometry: ConvGeometry) -> int:
-        """How many entries of W are in the support."""
+    # -- how many numbers that makes ---------------------------------------------------------------------------
+
+    def entries(self, geometry: ConvGeometry) -> int:
+        """How many entries of W the window holds."""
         windows = [self.window(geometry, dim) for dim in range(len(geometry.input_size))]
         return geometry.weights_in(windows, self.within_groups)
+
+    def free_numbers(self, geometry: ConvGeometry, stored: int) -> int:
+        """How many numbers training may change, of a layer whose blocks hold ``stored``."""
+        return self.entries(geometry)
+
+    def least_numbers(self, geometry: ConvGeometry) -> int:
+        """About how many numbers a layer stores at least, known without looking for its blocks."""
+        return self.entries(geometry)
+
+    # -- what it is called -------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, text: str) -> Support | None:
+        """The support of this class that prints as ``text``; None if there is none."""
+        return cls() if text == cls.form else None
+
+    def __str__(self) -> str:
+        return self.form
+
+    @property
+    def label(self) -> str:
+        """Its name in figures and tables."""
+        return str(self)
+
+    @property
+    def order(self) -> tuple[int, float, float]:
+        """A key that sorts supports by class (in the order of ``_KINDS``), and each class by size."""
+        return _KINDS.index(type(self)), *self._size()
+
+    def _size(self) -> tuple[float, float]:
+        return 0, 0
+
+    def smaller_radius(self, reach: int) -> int:
+        """The largest radius of a :class:`Dilated` that is smaller than this support.
+
+        Args:
+            reach: the least radius at which one covers everything.
+        """
+        return reach - 1
 
 
 @dataclass(frozen=True)
@@ -55,11 +112,10 @@ class Local(Support):
         (True, 'local')
     """
 
+    form: ClassVar[str] = "local"
+
     def window(self, geometry: ConvGeometry, dim: int) -> range:
         return range(0, geometry.dilation[dim] * geometry.kernel_size[dim], geometry.dilation[dim])
-
-    def __str__(self) -> str:
-        return "local"
 
 
 @dataclass(frozen=True)
@@ -76,6 +132,8 @@ class Dilated(Support):
         'dilated2'
     """
 
+    form: ClassVar[str] = "dilated<radius> such as dilated2"
+
     radius: int
 
     def __post_init__(self) -> None:
@@ -87,8 +145,23 @@ class Dilated(Support):
         everything = _everything(geometry, dim)
         return range(max(-self.radius, everything.start), min(last + self.radius + 1, everything.stop))
 
+    @classmethod
+    def parse(cls, text: str) -> Dilated | None:
+        found = re.fullmatch(r"dilated(\d+)", text, re.ASCII)
+        return cls(int(found[1])) if found else None
+
     def __str__(self) -> str:
         return f"dilated{self.radius}"
+
+    @property
+    def label(self) -> str:
+        return f"dilated {self.radius}"
+
+    def _size(self) -> tuple[float, float]:
+        return self.radius, 0
+
+    def smaller_radius(self, reach: int) -> int:
+        return self.radius - 1
 
 
 @dataclass(frozen=True)
@@ -100,13 +173,12 @@ class Full(Support):
         'full'
     """
 
+    form: ClassVar[str] = "full"
     within_groups: ClassVar[bool] = False
+    stores_all: ClassVar[bool] = True
 
     def window(self, geometry: ConvGeometry, dim: int) -> range:
         return _everything(geometry, dim)
-
-    def __str__(self) -> str:
-        return "full"
 
 
 @dataclass(frozen=True)
@@ -129,10 +201,12 @@ class Grown(Support):
         ('grown1.5', 'grown2-dilated1')
     """
 
+    form: ClassVar[str] = "grown<budget> such as grown1.5"
+    within_groups: ClassVar[bool] = False
+    moves_blocks: ClassVar[bool] = True
+
     budget: float
     start: Support = Local()
-
-    within_groups: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number = isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool)
@@ -154,12 +228,26 @@ class Grown(Support):
     def window(self, geometry: ConvGeometry, dim: int) -> range:
         return _everything(geometry, dim)
 
-    def weights(self, geometry: ConvGeometry) -> int:
-        """About how many: whole blocks are counted as if they touched nothing but the support ``start``."""
-        return min(int(self.start.weights(geometry) * self.budget), geometry.full_weights)
+    def free_numbers(self, geometry: ConvGeometry, stored: int) -> int:
+        return stored
+
+    def least_numbers(self, geometry: ConvGeometry) -> int:
+        return min(int(self.start.entries(geometry) * self.budget), geometry.full_weights)
+
+    @classmethod
+    def parse(cls, text: str) -> Grown | None:
+        found = re.fullmatch(rf"grown(\d+(?:\.\d+)?){_START}", text, re.ASCII)
+        return cls(float(found[1]), _start(found[2])) if found else None
 
     def __str__(self) -> str:
         return f"grown{numpy.format_float_positional(self.budget, trim='-')}{_started(self.start)}"
+
+    @property
+    def label(self) -> str:
+        return f"grown {self.budget:g}{_label_of_start(self.start)}"
+
+    def _size(self) -> tuple[float, float]:
+        return self.budget, self.start._size()[0]
 
 
 @dataclass(frozen=True)
@@ -181,6 +269,8 @@ class LowRank(Support):
         ('lowrank8', 'lowrank8-dilated1')
     """
 
+    form: ClassVar[str] = "lowrank<rank>"
+
     rank: int
     start: Support = Local()
 
@@ -200,34 +290,42 @@ class LowRank(Support):
     def window(self, geometry: ConvGeometry, dim: int) -> range:
         return self.start.window(geometry, dim)
 
-    def weights(self, geometry: ConvGeometry) -> int:
-        """How many numbers there are: entries of ``start``, and those of ``U`` and ``V``."""
-        return self.start.weights(geometry) + self.rank * (geometry.in_features + geometry.out_features)
+    @property
+    def low_rank(self) -> int:
+        return self.rank
+
+    def free_numbers(self, geometry: ConvGeometry, stored: int) -> int:
+        return self.entries(geometry) + self.rank * (geometry.in_features + geometry.out_features)
+
+    def least_numbers(self, geometry: ConvGeometry) -> int:
+        return self.free_numbers(geometry, 0)
+
+    @classmethod
+    def parse(cls, text: str) -> LowRank | None:
+        found = re.fullmatch(rf"lowrank(\d+){_START}", text, re.ASCII)
+        return cls(int(found[1]), _start(found[2])) if found else None
 
     def __str__(self) -> str:
         return f"lowrank{self.rank}{_started(self.start)}"
 
+    @property
+    def label(self) -> str:
+        return f"low rank {self.rank}{_label_of_start(self.start)}"
 
-def _check_start(start: Support) -> None:
-    if not isinstance(start, (Local, Dilated)):
-        raise ValueError(f"start must be Local() or Dilated(radius), got {start!r}")
-
-
-def _started(start: Support) -> str:
-    return "" if start == Local() else f"-{start}"
+    def _size(self) -> tuple[float, float]:
+        return self.rank, self.start._size()[0]
 
 
-def _everything(geometry: ConvGeometry, dim: int) -> range:
-    """All kernel coordinates that occur inside the image."""
-    low = geometry.padding[dim][0]
-    return range(low - geometry.stride[dim] * (geometry.output_size[dim] - 1), low + geometry.input_size[dim])
+# From the smallest kind to the largest.
+_KINDS: tuple[type[Support], ...] = (Local, Dilated, Grown, LowRank, Full)
+_START = r"(?:-dilated(\d+))?"
 
 
 def parse_support(text: str) -> Support:
     """The support that prints as ``text``.
 
     Raises:
-        ValueError: ``text`` is not ``local``, ``full``, ``dilated<radius>``, ``grown<budget>`` or ``lowrank<rank>``.
+        ValueError: no support does.
 
     Law: ``parse_support(str(support)) == support``.
 
@@ -237,18 +335,32 @@ def parse_support(text: str) -> Support:
         >>> parse_support("lowrank8")
         LowRank(rank=8, start=Local())
     """
-    plain = {"local": Local(), "full": Full()}
-    if text in plain:
-        return plain[text]
-    if found := re.fullmatch(r"dilated(\d+)", text, re.ASCII):
-        return Dilated(int(found[1]))
-    if found := re.fullmatch(r"grown(\d+(?:\.\d+)?)(?:-dilated(\d+))?", text, re.ASCII):
-        return Grown(float(found[1]), _start(found[2]))
-    if found := re.fullmatch(r"lowrank(\d+)(?:-dilated(\d+))?", text, re.ASCII):
-        return LowRank(int(found[1]), _start(found[2]))
-    known = "local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or lowrank<rank>"
-    raise ValueError(f"support must be {known}, got {text!r}")
+    for kind in _KINDS:
+        found = kind.parse(text)
+        if found is not None:
+            return found
+    forms = sorted((kind.form for kind in _KINDS), key=lambda form: "<" in form)
+    raise ValueError(f"support must be {', '.join(forms[:-1])}, or {forms[-1]}, got {text!r}")
+
+
+def _check_start(start: Support) -> None:
+    if not isinstance(start, (Local, Dilated)):
+        raise ValueError(f"start must be Local() or Dilated(radius), got {start!r}")
 
 
 def _start(radius: str | None) -> Support:
     return Local() if radius is None else Dilated(int(radius))
+
+
+def _started(start: Support) -> str:
+    return "" if start == Local() else f"-{start}"
+
+
+def _label_of_start(start: Support) -> str:
+    return "" if start == Local() else f" from {start.label}"
+
+
+def _everything(geometry: ConvGeometry, dim: int) -> range:
+    """All kernel coordinates that occur inside the image."""
+    low = geometry.padding[dim][0]
+    return range(low - geometry.stride[dim] * (geometry.output_size[dim] - 1), low + geometry.input_size[dim])

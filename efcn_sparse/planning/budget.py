@@ -114,7 +114,9 @@ class StepPlanner:
 
     def least_bytes(self, support: Support) -> int:
         """Of the weights in the support alone: what no step can do without, known without counting blocks."""
-        return sum(support.weights(site.geometry) * next(site.conv.parameters()).dtype.itemsize for site in self._sites)
+        return sum(
+            support.least_numbers(site.geometry) * next(site.conv.parameters()).dtype.itemsize for site in self._sites
+        )
 
     def fit(self, step: Step, budget: int) -> Fit:
         """Which supports fit into ``budget`` bytes, all else being as in ``step``.

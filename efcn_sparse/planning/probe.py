@@ -76,7 +76,7 @@ def _shrunk(geometry: ConvGeometry, support: Support, itemsize: int, batch: int)
 
 def _is_small(geometry: ConvGeometry, support: Support, itemsize: int, batch: int) -> bool:
     units = batch * (geometry.in_features + geometry.out_features)
-    return support.weights(geometry) * itemsize <= _MOST_WEIGHT_BYTES and units <= _MOST_UNITS
+    return support.least_numbers(geometry) * itemsize <= _MOST_WEIGHT_BYTES and units <= _MOST_UNITS
 
 
 def _resized(geometry: ConvGeometry, share: float) -> ConvGeometry | None:

@@ -67,9 +67,9 @@ def test_layers_know_their_receptive_fields(net: nn.Module) -> None:
     for name, layer in layers_of(net).items():
         module = net.get_submodule(name)
         assert isinstance(module, EmbeddedConv)
-        assert layer.local_weights == es.Local().weights(layer.geometry)
+        assert layer.local_weights == es.Local().entries(layer.geometry)
         for radius in range(int(layer.dilated.max()) + 1):
-            assert int((layer.dilated <= radius).sum()) == es.Dilated(radius).weights(layer.geometry)
+            assert int((layer.dilated <= radius).sum()) == es.Dilated(radius).entries(layer.geometry)
         conv = module.to_conv()
         nn.init.ones_(conv.weight)
         units = torch.eye(layer.geometry.in_features).view(-1, *layer.geometry.input_size, layer.geometry.in_channels)

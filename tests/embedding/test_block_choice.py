@@ -60,7 +60,7 @@ def test_local(row: Row) -> None:
 def test_other_supports(name: str, support: Support) -> None:
     geometry = _geometry(ROWS[name])
     layer = EmbeddedConv(geometry, support, device="meta")
-    assert layer.linear.values.numel() <= 2 * support.weights(geometry)
+    assert layer.linear.values.numel() <= 2 * support.entries(geometry)
     assert layer.ties.maps.numel() <= layer.linear.values.numel()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from efcn_sparse import Dilated, Full, Grown, Local
+from efcn_sparse import Dilated, Full, Grown, Local, LowRank
 from efcn_sparse.embedding import ConvGeometry, parse_support
 from tests.embedding.convolutions import Case, cases
 
@@ -49,9 +49,9 @@ def test_sizes(case: Case) -> None:
     assert geometry.out_features == y.numel()
     assert geometry.in_features == case.example(1).numel()
     assert geometry.kernel_shape == conv.weight.shape
-    assert Local().weights(geometry) == geometry.local_weights
-    assert Local().weights(geometry) <= Dilated(0).weights(geometry) <= Dilated(1).weights(geometry)
-    assert Full().weights(geometry) == geometry.full_weights
+    assert Local().entries(geometry) == geometry.local_weights
+    assert Local().entries(geometry) <= Dilated(0).entries(geometry) <= Dilated(1).entries(geometry)
+    assert Full().entries(geometry) == geometry.full_weights
 
 
 def test_supports_compare_by_value() -> None:
@@ -62,6 +62,11 @@ def test_supports_compare_by_value() -> None:
         "local", "dilated0", "dilated1", "full", "grown1", "grown1.25", "grown2-dilated3"
     ]  # fmt: skip
     assert [parse_support(str(support)) for support in supports] == supports
+    in_order = sorted([*supports, LowRank(2), LowRank(10), Grown(10)], key=lambda support: support.order)
+    assert [support.label for support in in_order] == [
+        "local", "dilated 0", "dilated 1", "grown 1", "grown 1.25", "grown 2 from dilated 3", "grown 10",
+        "low rank 2", "low rank 10", "full",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

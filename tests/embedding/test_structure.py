@@ -15,7 +15,7 @@ def _check(case: Case) -> None:
     layer = EmbeddedConv.from_conv(conv, case.size, case.support, case.block_shape)
     pattern, ties, truth = layer.linear.pattern, layer.ties, element_map(case)
     assert pattern == BlockPattern.from_mask(truth != OUTSIDE, pattern.block_shape)
-    assert pattern.nnz == case.support.weights(layer.geometry) == int((truth != OUTSIDE).sum())
+    assert pattern.nnz == case.support.entries(layer.geometry) == int((truth != OUTSIDE).sum())
     assert layer.geometry.local_weights == int((truth >= 0).sum())
     assert layer.geometry.full_weights == truth.numel()
     assert count_stored(layer.geometry, case.support, pattern.block_shape) == pattern.nnz_blocks

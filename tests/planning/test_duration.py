@@ -57,7 +57,7 @@ def test_probes_are_small_and_alike(support: Support) -> None:
         assert all(getattr(probe.geometry, name) == getattr(layer.geometry, name) for name in kept)
         assert (probe.support, probe.block_shape, probe.dtype) == (layer.support, layer.block_shape, layer.dtype)
         least = max(probe.geometry.input_size) == 1
-        assert least or support.weights(probe.geometry) * 4 <= 24 << 20
+        assert least or support.least_numbers(probe.geometry) * 4 <= 24 << 20
         assert probe.geometry.in_features * probe.batch <= 1 << 24
 
 

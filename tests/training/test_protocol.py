@@ -105,7 +105,7 @@ def test_the_numbers_stored_are_those_of_the_support(run_dir):
     for arm, support in supports.items():
         model = training.load_arm(run_dir, arm, 0, 3, 5)
         layers = {name: m for name, m in model.named_modules() if isinstance(m, EmbeddedConv)}
-        expected = {name: support.weights(layer.geometry) for name, layer in layers.items()}
+        expected = {name: support.entries(layer.geometry) for name, layer in layers.items()}
         (row,) = rows_of(run_dir, arm=arm, seed=0, relax_epoch=3, epoch=5)
         of_layers = rows_of(run_dir, "layers.csv", arm=arm, seed=0, relax_epoch=3, epoch=5)
         assert {one["layer"]: int(one["stored"]) for one in of_layers} == expected
