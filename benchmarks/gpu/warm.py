@@ -30,8 +30,7 @@ from torch import Tensor
 from benchmarks.gpu.cases import GROUPS, OPERATIONS, Net, Product, Spec, specs
 from efcn_sparse.fused.layer_update import MOST_SLICES, WORKSPACE_BYTES
 from efcn_sparse.ops.backends.triton.device import Device, device_of
-from efcn_sparse.ops.structure import Structure
-from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.pattern import BlockPattern, Structure
 from efcn_sparse.pattern.slices import row_slices
 
 Job = tuple[str, Any, Any]  # kind, case, and which part of it

@@ -158,9 +158,9 @@ class SparseLinear(nn.Module):
         Raises:
             ValueError: a side of W is no multiple of the block, which torch's BSR layout cannot hold.
         """
-        from efcn_sparse.pattern.convert import to_torch_bsr
+        from efcn_sparse.convert import to_bsr
 
-        return to_torch_bsr(self.values.detach(), self.pattern)
+        return to_bsr(self.values.detach(), self.pattern)
 
     # -- nn.Module ---------------------------------------------------------------------------------------------
 

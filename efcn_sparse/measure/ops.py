@@ -177,7 +177,7 @@ def _sparse_rivals(op: str, operands: Operands) -> dict[str, _Rival]:
         matrix = torch.sparse_bsr_tensor(pattern.crow_indices, pattern.col_indices, values, size=pattern.shape)
         found["torch_sparse_bsr"] = (lambda: matrix @ activations, _transposed)
     try:
-        from efcn_sparse.pattern.convert import to_scipy
+        from efcn_sparse.convert import to_scipy
 
         scipy_matrix = to_scipy(values, pattern)
     except ModuleNotFoundError:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efcn_sparse.ops.backends import BACKENDS
 from efcn_sparse.ops.select import resolve
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 _LIBRARY = torch.library.Library("efcn_sparse", "DEF")
 _PATTERN = "Tensor[] structure, SymInt[] shape"

@@ -209,7 +209,7 @@ def test_the_device_sees_who_waits() -> None:
 @on_host
 def test_a_kernel_takes_no_tensor_of_the_cpu() -> None:
     from efcn_sparse.ops.backends.triton import launch_spmm
-    from efcn_sparse.ops.structure import Structure
+    from efcn_sparse.pattern import Structure
 
     p = pattern("square", "cuda")
     x, values = torch.ones(4, p.shape[1], device="cuda"), torch.ones(p.values_shape, device="cuda")

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import bsr_array, csr_array
 
 from efcn_sparse import BlockPattern
-from efcn_sparse.pattern.convert import from_scipy, from_torch_bsr, to_scipy, to_torch_bsr
+from efcn_sparse.convert import from_bsr, from_scipy, to_bsr, to_scipy
 
 T = torch.tensor
 P = BlockPattern.dense((4, 6), (2, 3))
@@ -169,17 +169,17 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "gather-dense": (lambda: P.gather(torch.ones(6, 4)), ValueError, "dense must be [4, 6], got [6, 4]"),
     "bsr-values": (
-        lambda: to_torch_bsr(torch.ones(3, 2, 3), P),
+        lambda: to_bsr(torch.ones(3, 2, 3), P),
         ValueError,
         "values must be [4, 2, 3], got [3, 2, 3]",
     ),
     "bsr-ragged": (
-        lambda: to_torch_bsr(torch.ones(RAGGED.values_shape), RAGGED),
+        lambda: to_bsr(torch.ones(RAGGED.values_shape), RAGGED),
         ValueError,
         f"pattern must have sides that are multiples of its block for torch.sparse_bsr, got {RAGGED}",
     ),
     "bsr-of-dense": (
-        lambda: from_torch_bsr(torch.ones(4, 6)),
+        lambda: from_bsr(torch.ones(4, 6)),
         ValueError,
         "matrix must be a two-dimensional sparse BSR tensor, got torch.strided, 2-D",
     ),

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import bsr_array
 
 from efcn_sparse import BlockPattern
-from efcn_sparse.pattern.convert import from_scipy, from_torch_bsr, to_scipy, to_torch_bsr
+from efcn_sparse.convert import from_bsr, from_scipy, to_bsr, to_scipy
 from tests import oracle
 from tests.table import PATTERNS, pattern
 
@@ -44,7 +44,7 @@ def _values(p: BlockPattern, dtype: torch.dtype = torch.float64) -> torch.Tensor
 def test_to_torch(name: str) -> None:
     p = pattern(name)
     values = _values(p)
-    matrix = to_torch_bsr(values, p)
+    matrix = to_bsr(values, p)
     assert (matrix.layout, tuple(matrix.shape)) == (torch.sparse_bsr, p.shape)
     assert matrix.values().data_ptr() == values.data_ptr()
     assert torch.equal(matrix.to_dense(), oracle.dense(values, p))
@@ -54,7 +54,7 @@ def test_to_torch(name: str) -> None:
 def test_torch_and_back(name: str) -> None:
     p = pattern(name)
     values = _values(p, torch.float32)
-    again, same = from_torch_bsr(to_torch_bsr(values, p))
+    again, same = from_bsr(to_bsr(values, p))
     assert again == p
     assert same.data_ptr() == values.data_ptr()
     assert torch.equal(same, values)
@@ -63,7 +63,7 @@ def test_torch_and_back(name: str) -> None:
 def test_from_a_matrix_that_torch_made() -> None:
     p = pattern("square")
     dense = oracle.dense(_values(p), p)
-    again, values = from_torch_bsr(dense.to_sparse_bsr(p.block_shape))
+    again, values = from_bsr(dense.to_sparse_bsr(p.block_shape))
     assert again == p
     assert torch.equal(oracle.dense(values, again), dense)
 

@@ -11,7 +11,7 @@ from efcn_sparse import BlockPattern
 from efcn_sparse.ops.backends.triton import memory
 from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.schedule import sddmm_tasks, spmm_tasks, super_rows
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 from tests.table import PATTERNS, pattern
 
 

@@ -14,7 +14,7 @@ from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.machines import machine_of
 from efcn_sparse.ops.backends.triton.plan import Problem, configure, stretches
 from efcn_sparse.ops.backends.triton.tuning import Case, Config, Row, config_for, read, rows, write
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 from tests.table import pattern
 
 CASE = Case("spmm", "sm90", 16, 64, 64, 2048, 0.1, 4096)

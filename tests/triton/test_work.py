@@ -9,7 +9,7 @@ from efcn_sparse import BlockPattern
 from efcn_sparse.ops.backends.triton.schedule import super_rows
 from efcn_sparse.ops.backends.triton.tuning import Config
 from efcn_sparse.ops.backends.triton.work import H200, Shape, best_members, candidates, sddmm_work, spmm_work
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 
 def test_a_dense_matrix_in_full_tiles_wastes_nothing() -> None:

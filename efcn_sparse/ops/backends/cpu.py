@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.extension import extension_status
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 NAME = "cpu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

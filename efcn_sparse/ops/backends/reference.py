@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 NAME = "reference"
 _CHUNK_ELEMENTS = 1 << 24

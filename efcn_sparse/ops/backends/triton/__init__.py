@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efcn_sparse.ops.backends.triton import interpreter
 from efcn_sparse.ops.backends.triton.device import is_interpreting
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 NAME = "triton"
 ONLY_BY_NAME = ("cpu",)  # interpreting is right, and very slow

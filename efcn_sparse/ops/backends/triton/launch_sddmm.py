@@ -12,7 +12,7 @@ from efcn_sparse.ops.backends.triton.failure import launch_named
 from efcn_sparse.ops.backends.triton.language import dtype_of_sums
 from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.sddmm_kernel import sddmm_kernel, sum_stretches_kernel
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 _SUM_BLOCK = 1024
 

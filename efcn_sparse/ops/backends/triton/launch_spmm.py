@@ -13,7 +13,7 @@ from efcn_sparse.ops.backends.triton.failure import launch_named
 from efcn_sparse.ops.backends.triton.language import dtype_of_sums
 from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.spmm_kernel import spmm_kernel, sum_pieces_kernel
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 
 def run(

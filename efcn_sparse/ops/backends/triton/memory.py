@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 T = TypeVar("T")
 _REMEMBERED: dict[Hashable, tuple[tuple[StorageWeakRef, ...], dict[Hashable, Any]]] = {}

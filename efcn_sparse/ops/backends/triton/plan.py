@@ -15,8 +15,7 @@ from efcn_sparse.ops.backends.triton.machines import machine_of
 from efcn_sparse.ops.backends.triton.memory import remembered
 from efcn_sparse.ops.backends.triton.schedule import SpmmTasks, SuperRows
 from efcn_sparse.ops.backends.triton.tuning import Case, Config, bits_of, config_for, forced, trimmed
-from efcn_sparse.ops.structure import Structure
-from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.pattern import BlockPattern, Structure
 
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 _SHORTEST_PIECE, _PROGRAMS_PER_PROCESSOR = 8, 2

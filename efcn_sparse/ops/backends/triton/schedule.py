@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.structure import Structure
+from efcn_sparse.pattern import Structure
 
 
 @dataclass(frozen=True)

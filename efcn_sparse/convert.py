@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scipy.sparse import bsr_array
 
 
-def to_torch_bsr(values: Tensor, pattern: BlockPattern) -> Tensor:
+def to_bsr(values: Tensor, pattern: BlockPattern) -> Tensor:
     """W as a :func:`torch.sparse_bsr_tensor` that shares the memory of ``values``.
 
     Args:
@@ -24,7 +24,7 @@ def to_torch_bsr(values: Tensor, pattern: BlockPattern) -> Tensor:
 
     Example:
         >>> pattern = BlockPattern.dense((4, 4), (2, 2))
-        >>> to_torch_bsr(torch.ones(4, 2, 2), pattern).layout
+        >>> to_bsr(torch.ones(4, 2, 2), pattern).layout
         torch.sparse_bsr
     """
     pattern.check_values(values)
@@ -34,7 +34,7 @@ def to_torch_bsr(values: Tensor, pattern: BlockPattern) -> Tensor:
     )
 
 
-def from_torch_bsr(matrix: Tensor) -> tuple[BlockPattern, Tensor]:
+def from_bsr(matrix: Tensor) -> tuple[BlockPattern, Tensor]:
     """``(pattern, values)`` of a sparse BSR matrix; ``values`` shares its memory."""
     if matrix.layout != torch.sparse_bsr or matrix.dim() != 2:
         raise ValueError(f"matrix must be a two-dimensional sparse BSR tensor, got {matrix.layout}, {matrix.dim()}-D")
