@@ -15,11 +15,10 @@ from efcn_sparse.embedding import embed
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.measure import machine
 from efcn_sparse.measure.step_rates import measure_rates
-from efcn_sparse.models import resnet18, vanilla_cnn
+from efcn_sparse.models import digits_cnn, resnet18, vanilla_cnn
 from efcn_sparse.planning.duration import StepTime, expected_time
 from efcn_sparse.planning.fused_cost import OPTIMIZERS
 from efcn_sparse.planning.predict import predict_step
-from efcn_sparse.training.digits_cnn import digits_cnn
 
 _WARM_UP = 2
 

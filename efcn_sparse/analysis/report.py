@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import Drawing, drawing_style, save
-from efcn_sparse.analysis.figures.curves import draw_curves
 from efcn_sparse.analysis.figures.deviation import draw_deviation
-from efcn_sparse.analysis.figures.distance import draw_distance
-from efcn_sparse.analysis.figures.final_accuracy import draw_final_accuracy
-from efcn_sparse.analysis.figures.heat_maps import draw_heat_maps
-from efcn_sparse.analysis.figures.leak import draw_leak
-from efcn_sparse.analysis.figures.stored_weights import draw_stored_weights
+from efcn_sparse.analysis.figures.epochs import draw_curves, draw_leak
+from efcn_sparse.analysis.figures.outcome import draw_final_accuracy, draw_stored_weights
+from efcn_sparse.analysis.figures.weights import draw_distance, draw_heat_maps
 from efcn_sparse.analysis.page import Picture, Section, render_page
 from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights

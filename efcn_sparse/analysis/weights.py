@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from efcn_sparse.analysis.distance_profile import DistanceProfile, distance_profile
+from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile, incoming_weights, receptive_field
 from efcn_sparse.analysis.palette import look_of
-from efcn_sparse.analysis.receptive_field import receptive_field
-from efcn_sparse.analysis.rows import incoming_weights
 from efcn_sparse.analysis.run_data import Floats, Run
 from efcn_sparse.training.checkpoint import checkpoint_path
 from efcn_sparse.training.plan import Stage

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.training.extras import require
-from efcn_sparse.training.images import Images
-from efcn_sparse.training.seeds import derived_seed
+from efcn_sparse.training.images import Images, derived_seed
 
 SPLITS = ("train", "test")
 _IMAGE_COLUMNS = ("img", "image")

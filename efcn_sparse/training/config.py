@@ -13,7 +13,7 @@ import torch
 
 from efcn_sparse.embedding import LowRank
 from efcn_sparse.training.plan import ARMS, CNN, CONTROL, FCN, is_embedded, size_order, snapshot_epochs, support_of
-from efcn_sparse.training.presets import PRESETS, convolutions
+from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.relaxing import RELAXING, PartEntry, parts_of_layers
 from efcn_sparse.training.selective import COPIES
 from efcn_sparse.training.shares import Part
@@ -149,7 +149,7 @@ class RelaxConfig:
         if self.copies not in COPIES:
             raise ValueError(f"copies must be one of {', '.join(COPIES)}, got {self.copies!r}")
         self._set("parts", tuple(str(PartEntry.parse(text)) for text in _sequence("parts", self.parts)))
-        parts_of_layers(convolutions(self.preset), self.relaxing, self.parts, self.weight_decay)
+        parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
         if self.fused and self.selective:
             raise ValueError(
                 "fused must be False with relaxing, parts or copies, got True: the tied part of a step needs the "
@@ -164,7 +164,7 @@ class RelaxConfig:
         if CNN not in self.arms and self.arms != (FCN,):
             raise ValueError(f"arms must hold 'cnn', from which the others are embedded, got {self.arms}")
         low_rank = [arm for arm in self.arms if isinstance(support_of(arm), LowRank)]
-        parts = parts_of_layers(convolutions(self.preset), self.relaxing, self.parts, self.weight_decay)
+        parts = parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
         plain = Part(weight_decay=self.weight_decay)
         if low_rank and any(one.off_local != plain for one in parts.values()):
             raise ValueError(

@@ -1,13 +1,15 @@
-"""The images of a preset."""
+"""The images of a preset, and scikit-learn's digits at random positions on a canvas, so that translation matters."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from efcn_sparse.training.cifar import load_hub_images
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.digits import digits
-from efcn_sparse.training.images import Images
+from efcn_sparse.training.extras import require
+from efcn_sparse.training.images import Images, derived_seed
 from efcn_sparse.training.presets import PRESETS
 
 
@@ -46,3 +48,60 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
 def depends_on_seed(config: RelaxConfig) -> bool:
     """Whether :func:`load_data` gives other images for another seed."""
     return not PRESETS[config.preset].hub_name
+
+
+CANVAS = 20
+SIDE = 8
+TEST_ORIGINALS = 597
+
+
+def split_originals(seed: int, count: int = 1797) -> tuple[Tensor, Tensor]:
+    """Which of the ``count`` originals are for training and which for testing: two disjoint int64 index arrays."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed("split", seed)))
+    return order[TEST_ORIGINALS:], order[:TEST_ORIGINALS]
+
+
+def place(originals: Tensor, positions: Tensor) -> Tensor:
+    """Each original on an empty canvas with its upper left corner at its position.
+
+    Args:
+        originals: ``[N, 8, 8]``.
+        positions: int64 ``[N, 2]``, row and column in ``[0, 12]``.
+
+    Returns:
+        ``[N, 1, 20, 20]``.
+    """
+    span = torch.arange(SIDE)
+    rows = (positions[:, :1] + span)[:, :, None]
+    cols = (positions[:, 1:] + span)[:, None, :]
+    canvas = originals.new_zeros((len(originals), CANVAS, CANVAS))
+    canvas[torch.arange(len(originals))[:, None, None], rows, cols] = originals
+    return canvas.unsqueeze(1)
+
+
+def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
+    """Scikit-learn's 1797 digits (8×8, 16 gray levels), each placed at random on a 20×20 canvas.
+
+    Training and test images come from different originals; ``seed`` decides the split and the positions.
+
+    Args:
+        train_places, test_places: at how many positions each original is shown.
+
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+
+    Example:
+        >>> images = digits(0)
+        >>> images.train_x.shape, images.test_x.shape
+        (torch.Size([2400, 1, 20, 20]), torch.Size([1194, 1, 20, 20]))
+    """
+    datasets = require("sklearn.datasets", package="scikit-learn", extra="digits", needed_for="the preset digits")
+    source = datasets.load_digits()
+    pixels = torch.from_numpy(source.images.astype(np.float32)) / 16
+    labels = torch.from_numpy(source.target.astype(np.int64))
+    generator = torch.Generator().manual_seed(derived_seed("places", seed))
+    parts: list[Tensor] = []
+    for indices, places in zip(split_originals(seed, len(pixels)), (train_places, test_places), strict=True):
+        shown = indices.repeat(places)
+        positions = torch.randint(0, CANVAS - SIDE + 1, (len(shown), 2), generator=generator)
+        parts += [place(pixels[shown], positions), labels[shown]]
+    return Images.normalized(*parts)

@@ -12,8 +12,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from efcn_sparse.growth import Growth
-from efcn_sparse.training.images import Images
-from efcn_sparse.training.seeds import derived_seed, order_of_epoch
+from efcn_sparse.training.images import Images, derived_seed, order_of_epoch
 
 READING_BATCH = 2000
 TRAIN_READING = 10_000

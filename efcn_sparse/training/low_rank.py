@@ -8,8 +8,7 @@ from torch.nn import functional
 
 from efcn_sparse.embedding import LowRankPart, start_low_rank
 from efcn_sparse.growth import record_factors
-from efcn_sparse.training.images import Images
-from efcn_sparse.training.seeds import order_of_epoch
+from efcn_sparse.training.images import Images, order_of_epoch
 
 
 def begin_low_rank(model: nn.Module, images: Images, *, batch_size: int, seed: int, epoch: int) -> None:

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.training.plan import is_embedded
-from efcn_sparse.training.presets import convolutions
+from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.relaxing import parts_of_layers
 from efcn_sparse.training.selective import SelectiveSGD
 
@@ -24,7 +24,7 @@ def optimizer_of(config: RelaxConfig, arm: str, lr: float, model: nn.Module) -> 
     momentum, decay = config.momentum, config.weight_decay
     if not (config.selective and is_embedded(arm)):
         return make_optimizer(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
-    parts = parts_of_layers(convolutions(config.preset), config.relaxing, config.parts, decay)
+    parts = parts_of_layers(PRESETS[config.preset].convolutions, config.relaxing, config.parts, decay)
     layers = {glob.escape(name): vars(one) for name, one in parts.items()}
     return SelectiveSGD(model, lr, momentum=momentum, weight_decay=decay, copies=config.copies, layers=layers)
 

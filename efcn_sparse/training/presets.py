@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from efcn_sparse.models import alexnet_variant, vanilla_cnn
-from efcn_sparse.training.digits_cnn import digits_cnn
+from efcn_sparse.models import alexnet_variant, digits_cnn, vanilla_cnn
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,14 @@ class Preset:
     label: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @functools.cached_property
+    def convolutions(self) -> tuple[str, ...]:
+        """The names of the CNN's convolutions, which are those of the layers of its embeddings."""
+        with torch.device("meta"):
+            net = self.build(self.classes)
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        return tuple(name for name, module in net.named_modules() if isinstance(module, kinds))
+
 
 _DIGITS = {
     "seeds": (0, 1),
@@ -50,12 +57,3 @@ PRESETS: dict[str, Preset] = {
     "alexnet-cifar10": Preset(alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
     "alexnet-cifar100": Preset(alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label"),
 }
-
-
-@functools.cache
-def convolutions(preset: str) -> tuple[str, ...]:
-    """The names of the convolutions of a preset's CNN, which are those of the layers of its embeddings."""
-    with torch.device("meta"):
-        net = PRESETS[preset].build(PRESETS[preset].classes)
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return tuple(name for name, module in net.named_modules() if isinstance(module, kinds))

@@ -15,8 +15,7 @@ import torch
 from efcn_sparse.measure import machine as machines
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data import load_data
-from efcn_sparse.training.load import load_arm
-from efcn_sparse.training.nets import embed_as
+from efcn_sparse.training.nets import embed_as, load_arm
 from efcn_sparse.training.plan import CNN, FULL
 from efcn_sparse.training.run_directory import read_config
 from experiments.off_local.measure import measure

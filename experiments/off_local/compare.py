@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efcn_sparse.analysis.figures.canvas import drawing_style, save
-from efcn_sparse.analysis.figures.stored_weights import draw_stored_weights
+from efcn_sparse.analysis.figures.outcome import draw_stored_weights
 from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.statistics import Final, Spread, finals
 from efcn_sparse.training.config import RelaxConfig

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.subspace import deviation
 from efcn_sparse.training.epoch import evaluate
-from efcn_sparse.training.images import Images
-from efcn_sparse.training.seeds import order_of_epoch
+from efcn_sparse.training.images import Images, order_of_epoch
 from experiments.off_local.curves import Curve, by_blocks, curves_of
 from experiments.off_local.cut import kept, with_off_local
 from experiments.off_local.layers import Layer, layers_of, off_local_gradients, off_local_weights

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.images import Images
+from efcn_sparse.training.images import Images, derived_seed
 from efcn_sparse.training.nets import embed_as
 from efcn_sparse.training.plan import ELCN, FULL
-from efcn_sparse.training.seeds import derived_seed
 from experiments.off_local.cut import mask_of, rank_of
 from experiments.off_local.layers import Layer, embedded
 from experiments.off_local.measure import performance

@@ -12,8 +12,7 @@ from torch import nn
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import train_epoch
 from efcn_sparse.training.images import Images
-from efcn_sparse.training.load import kept_epochs, load_arm
-from efcn_sparse.training.nets import build_cnn
+from efcn_sparse.training.nets import build_cnn, kept_epochs, load_arm
 from efcn_sparse.training.plan import FULL
 from experiments.off_local.layers import embedded
 

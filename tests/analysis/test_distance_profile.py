@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from efcn_sparse import deviation
-from efcn_sparse.analysis.distance_profile import distance_profile
-from efcn_sparse.analysis.receptive_field import receptive_field
+from efcn_sparse.analysis.layer_weights import distance_profile, receptive_field
 from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local, LowRank
 
 LAYERS = {
@@ -77,7 +76,7 @@ def _brute_force(layer: EmbeddedConv):
 )
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_profile_is_that_of_single_entries(name, support, monkeypatch):
-    monkeypatch.setattr("efcn_sparse.analysis.distance_profile.ELEMENTS_AT_ONCE", 100)  # several chunks
+    monkeypatch.setattr("efcn_sparse.analysis.layer_weights.ELEMENTS_AT_ONCE", 100)  # several chunks
     layer = _layer(name, support)
     profile = distance_profile(layer)
     squares, counts, local = _brute_force(layer)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efcn_sparse import BlockPattern
-from efcn_sparse.analysis.rows import incoming_weights
+from efcn_sparse.analysis.layer_weights import incoming_weights
 from efcn_sparse.analysis.weights import incoming
 from efcn_sparse.embedding import EmbeddedConv, LowRank
 

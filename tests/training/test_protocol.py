@@ -115,7 +115,7 @@ def test_the_numbers_stored_are_those_of_the_support(run_dir):
 def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
     """From the checkpoint before the epoch, the same steps once more, with gradients of the dense matrices."""
     from efcn_sparse.training.epoch import _rows
-    from efcn_sparse.training.seeds import order_of_epoch
+    from efcn_sparse.training.images import order_of_epoch
 
     images = training.load_data(config, 0)
     model = training.load_arm(run_dir, "efcn-dilated1", 0, 3, 4).train()

@@ -1,8 +1,9 @@
-"""How strong the off-local weights are at each distance from the receptive field."""
+"""The weights of an embedded layer without forming W: a unit's row, its receptive field, and norms by distance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,85 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efcn_sparse.analysis.receptive_field import axis_distances
 from efcn_sparse.analysis.run_data import Floats
+from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.ties import OFF_LOCAL
+from efcn_sparse.pattern import BlockPattern
 
 if TYPE_CHECKING:
     from efcn_sparse.embedding import EmbeddedConv
+
+
+def incoming_weights(values: Tensor, pattern: BlockPattern, unit: int) -> Tensor:
+    """Row ``unit`` of W, taken from the blocks of its block row.
+
+    Args:
+        values: ``[nnz_blocks, block_rows, block_cols]``.
+        unit: from 0 to ``out_features - 1``.
+
+    Returns:
+        ``[in_features]``, zero where nothing is stored.
+
+    Law: ``incoming_weights(values, pattern, u)`` equals ``pattern.to_dense(values)[u]``.
+
+    Raises:
+        ValueError: ``unit`` is out of range, or ``values`` does not belong to ``pattern``.
+
+    Example:
+        >>> pattern = BlockPattern.from_bsr([0, 1, 1], [1], (4, 6), (2, 3))
+        >>> incoming_weights(torch.ones(1, 2, 3), pattern, 1)
+        tensor([0., 0., 0., 1., 1., 1.])
+    """
+    pattern.check_values(values)
+    if not 0 <= unit < pattern.shape[0]:
+        raise ValueError(f"unit must lie in [0, {pattern.shape[0]}), got {unit}")
+    block_row, row = divmod(unit, pattern.block_shape[0])
+    first, last = pattern.crow_indices[block_row : block_row + 2].tolist()
+    stored = values.detach()[first:last, row]
+    if pattern.masks.shape[0]:
+        index = pattern.mask_index[first:last].to(torch.int64)
+        counts = pattern.masks.bool()[index.clamp(min=0), row] | (index < 0)[:, None]
+        stored = stored.masked_fill(~counts, 0)
+    tiles = values.new_zeros((pattern.grid[1], pattern.block_shape[1]))
+    tiles[pattern.col_indices[first:last].to(torch.int64)] = stored
+    return tiles.flatten()[: pattern.shape[1]]
+
+
+def receptive_field(geometry: ConvGeometry, pixel: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last input pixel that output ``pixel`` sees, for each dimension, padding left out.
+
+    An output pixel that sees only padding has a last pixel below its first.
+
+    Args:
+        pixel: the output pixel's coordinates, one for each spatial dimension.
+    """
+    box = []
+    for p, size, kernel, stride, (low, _), dilation in zip(
+        pixel, geometry.input_size, geometry.kernel_size, geometry.stride, geometry.padding,
+        geometry.dilation, strict=True,
+    ):  # fmt: skip
+        first = p * stride - low
+        box.append((max(first, 0), min(first + (kernel - 1) * dilation, size - 1)))
+    return box
+
+
+def axis_distances(geometry: ConvGeometry) -> list[Tensor]:
+    """int64 ``[output_size[d], input_size[d]]`` for each dimension d: pixels outside the receptive field's interval.
+
+    The distance of two pixels is the largest of these over the dimensions (the measure of ``es.Dilated(radius)``);
+    it is 0 inside the box that the receptive field spans, holes of a dilated kernel included.
+    """
+    tables = []
+    for out, size, kernel, stride, (low, _), dilation in zip(
+        geometry.output_size, geometry.input_size, geometry.kernel_size, geometry.stride, geometry.padding,
+        geometry.dilation, strict=True,
+    ):  # fmt: skip
+        first = (torch.arange(out) * stride - low)[:, None]
+        last = first + (kernel - 1) * dilation
+        at = torch.arange(size)[None, :]
+        tables.append(torch.maximum(first - at, at - last).clamp(min=0))
+    return tables
+
 
 ELEMENTS_AT_ONCE = 1 << 22  # of values: bounds the memory of a reading
 
