@@ -10,11 +10,11 @@ from efcn_sparse.embedding import start_low_rank as start_low_rank
 from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
 from efcn_sparse.fused import FusedOptimizer as FusedOptimizer
+from efcn_sparse.gradients import outside_gradient_norm as outside_gradient_norm
+from efcn_sparse.gradients import record_factors as record_factors
+from efcn_sparse.gradients import record_leak as record_leak
 from efcn_sparse.growth import Growth as Growth
 from efcn_sparse.growth import adopt_patterns as adopt_patterns
-from efcn_sparse.growth import outside_gradient_norm as outside_gradient_norm
-from efcn_sparse.growth import record_factors as record_factors
-from efcn_sparse.growth import record_leak as record_leak
 from efcn_sparse.growth import regrow as regrow
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify

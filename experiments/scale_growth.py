@@ -19,7 +19,8 @@ from torch import Tensor
 
 from efcn_sparse.embedding import EmbeddedConv, Grown, embed
 from efcn_sparse.embedding.plan import plan
-from efcn_sparse.growth import Factors, Growth, record_factors
+from efcn_sparse.gradients import Factors, record_factors
+from efcn_sparse.growth import Growth
 from efcn_sparse.growth.regrow import Regrown
 from efcn_sparse.measure import machine as machines
 from efcn_sparse.measure.memory import peak_bytes

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from efcn_sparse.growth.factors import Factors
+from efcn_sparse.gradients import Factors
 
 
 @torch.no_grad()

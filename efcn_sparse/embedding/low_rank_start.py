@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.growth.factors import Factors
+from efcn_sparse.gradients import Factors
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm, spmm
 

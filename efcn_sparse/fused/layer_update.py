@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from efcn_sparse.fused.moved_blocks import moved_parameters, moved_states
 from efcn_sparse.fused.rounding import Storage
-from efcn_sparse.fused.workspace import Workspace
+from efcn_sparse.fused.workspace import WORKSPACE_BYTES, Workspace, workspace_bytes
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.slices import RowSlice, row_slices
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-WORKSPACE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 MOST_SLICES = 64  # torch's optimizers look at every parameter in each step
 
 
@@ -45,7 +44,7 @@ class LayerUpdate:
 
     def _cut_of(self, pattern: BlockPattern, values: Tensor) -> Cut:
         block_bytes = max(1, math.prod(pattern.block_shape) * values.element_size())
-        target = WORKSPACE_BYTES.get(values.device.type, WORKSPACE_BYTES["cuda"])
+        target = workspace_bytes(values.device, WORKSPACE_BYTES)
         most = max(target // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
         slices = row_slices(pattern, most)
         parts = [values[part.blocks] for part in slices]

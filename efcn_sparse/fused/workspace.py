@@ -1,11 +1,20 @@
-"""Memory for one gradient slice at a time, shared by all layers."""
+"""How much memory passes over the gradient of a layer take, and the buffers of the updates."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+WORKSPACE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}  # one slice of a gradient, used while it is in the cache
+SCORING_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}  # tiles of a gradient, or of its Gram matrices, to be measured
+
+
+def workspace_bytes(device: torch.device, table: Mapping[str, int] = SCORING_BYTES) -> int:
+    """The bytes that a pass may take at a time on ``device``, whatever the size of the layer."""
+    return table.get(device.type, table["cuda"])
 
 
 class Workspace:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.growth.checks import checked_factors
+from efcn_sparse.fused.workspace import workspace_bytes
+from efcn_sparse.gradients.factors import checked_factors
 from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
 from efcn_sparse.growth.growable import parts_of
 from efcn_sparse.growth.moved_state import state_like_values
 from efcn_sparse.growth.scores import flat_positions, scores_at, scores_outside
 from efcn_sparse.growth.selection import best_blocks
-from efcn_sparse.growth.workspace import workspace_bytes
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
 

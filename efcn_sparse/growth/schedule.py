@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from efcn_sparse.growth.factors import Factors, record_factors
+from efcn_sparse.gradients import Factors, record_factors
 from efcn_sparse.growth.growable import is_growable, parts_of
 from efcn_sparse.growth.regrow import Regrown, regrow
 from efcn_sparse.linear import SparseLinear

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from efcn_sparse.growth.workspace import workspace_bytes
+from efcn_sparse.fused.workspace import workspace_bytes
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.slices import row_slices

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv
-from efcn_sparse.growth.norms import split_squares
+from efcn_sparse.gradients.norms import split_squares
 from efcn_sparse.subspace.backends import resolve
 from efcn_sparse.subspace.layers import bias_blocks, embedded_layers, weight_blocks
 from efcn_sparse.subspace.plan import Plan

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.ties import OFF_LOCAL
-from efcn_sparse.growth.factors import Factors, watched
-from efcn_sparse.growth.norms import product_square
-from efcn_sparse.growth.workspace import workspace_bytes
-from efcn_sparse.linear import SparseLinear
+from efcn_sparse.fused.workspace import workspace_bytes
+from efcn_sparse.gradients.factors import Factors, measured
+from efcn_sparse.gradients.norms import product_square
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern.slices import RowSlice, row_slices
 from efcn_sparse.subspace.layers import embedded_layers
@@ -106,47 +105,16 @@ def record_gradient_parts(model: nn.Module) -> Iterator[GradientParts]:
         >>> 0.0 < parts.total.leak < 1.0, 0.0 < parts.total.captured < 1.0
         (True, True)
     """
-    parts, readings = GradientParts(), _Readings(embedded_layers(model))
-    with watched(model, readings.take):
+    parts, embedded = GradientParts(), embedded_layers(model)
+    linears = {name: layer.linear for name, layer in embedded.items()}
+
+    def measure(name: str, factors: Factors) -> Tensor:
+        return gradient_squares(*factors, embedded[name])
+
+    with measured(linears, measure, "record_gradient_parts") as squares:
         yield parts
-    squares = readings.finish()
-    if not squares:
-        raise RuntimeError(
-            "record_gradient_parts must hold the forward and the backward pass, got no gradient of a convolution"
-        )
-    for name in readings.names:
-        if name in squares:
-            parts.layers[name] = LayerGradientParts(*squares[name].sqrt().tolist())
-
-
-class _Readings:
-    """Squared norms per layer, each taken once all uses of the layer have their gradients."""
-
-    def __init__(self, layers: dict[str, EmbeddedConv]) -> None:
-        self.names = list(layers)
-        self._layers = {id(layer.linear): (name, layer) for name, layer in layers.items()}
-        self._waiting: dict[str, tuple[EmbeddedConv, list[Factors]]] = {}
-        self._squares: dict[str, Tensor] = {}
-
-    def take(self, _: str, linear: SparseLinear, factors: Factors, uses: int) -> None:
-        if id(linear) not in self._layers:
-            return
-        name, layer = self._layers[id(linear)]
-        if name in self._squares:
-            raise RuntimeError(f"{name or 'model'}: must get one gradient within record_gradient_parts, got a second")
-        parts = self._waiting.setdefault(name, (layer, []))[1]
-        parts.append(factors)
-        if len(parts) == uses:
-            self._measure(name)
-
-    def finish(self) -> dict[str, Tensor]:
-        for name in list(self._waiting):
-            self._measure(name)
-        return self._squares
-
-    def _measure(self, name: str) -> None:
-        layer, parts = self._waiting.pop(name)
-        self._squares[name] = gradient_squares(*Factors.joined(parts), layer)
+    for name, square in squares.items():
+        parts.layers[name] = LayerGradientParts(*square.sqrt().tolist())
 
 
 @torch.no_grad()

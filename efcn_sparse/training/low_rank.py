@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from efcn_sparse.embedding import LowRankPart, start_low_rank
-from efcn_sparse.growth import record_factors
+from efcn_sparse.gradients import record_factors
 from efcn_sparse.training.images import Images, order_of_epoch
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from efcn_sparse.growth import workspace
+from efcn_sparse.fused import workspace
 
 
 @pytest.fixture(params=[2 << 10, 64 << 20], ids=["many-tiles", "one-tile"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(workspace._BYTES, "cpu", request.param)
+    monkeypatch.setitem(workspace.SCORING_BYTES, "cpu", request.param)

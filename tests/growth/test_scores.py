@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import efcn_sparse as es
-from efcn_sparse.growth import scores, selection, workspace
+from efcn_sparse.fused import workspace
+from efcn_sparse.growth import scores, selection
 from efcn_sparse.growth.scores import Scored
 from tests.growth.cases import NAMES, block_norms, dense_gradient, factors, layer_of, pattern, stored_blocks
 
@@ -90,7 +91,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("batch", "block"), [(4, (16, 16)), (64, (4, 4))], ids=["grams", "products"])
 def test_the_dense_gradient_is_never_held(batch: int, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(workspace._BYTES, "cpu", 1 << 16)
+    monkeypatch.setitem(workspace.SCORING_BYTES, "cpu", 1 << 16)
     p = es.BlockPattern.random((512, 768), block, 0.02, torch.Generator().manual_seed(0))
     layer, (dy, x) = layer_of(p), factors(p, batch)
     with Largest() as largest:

@@ -1,10 +1,10 @@
-"""The two factors of each sparse layer's gradient, caught while backward runs."""
+"""The two factors of each sparse layer's gradient, checked, or caught while backward runs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.ops.checks import check_alike, check_features, check_floating, check_pattern
+from efcn_sparse.pattern import BlockPattern
 
 
 class Factors(NamedTuple):
@@ -31,20 +33,40 @@ class Factors(NamedTuple):
         return uses[0] if len(uses) == 1 else cls(*(torch.cat(parts) for parts in zip(*uses, strict=True)))
 
 
+def checked_factors(dy: Tensor, x: Tensor, pattern: BlockPattern) -> tuple[Tensor, Tensor]:
+    """``dy`` and ``x`` as detached ``[N, out_features]`` and ``[N, in_features]``, or an error."""
+    check_floating("dy", dy)
+    check_floating("x", x)
+    check_pattern(pattern, "dy", dy)
+    check_features("dy", dy, pattern.shape[0])
+    check_features("x", x, pattern.shape[1])
+    check_alike("x", x, "dy", dy, may_cast=False)
+    if dy.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"x must have the leading dimensions of dy, {list(dy.shape[:-1])}, got {list(x.shape[:-1])}")
+    if dy.is_meta:
+        raise ValueError(f"dy must hold numbers, got a meta tensor of shape {list(dy.shape)}")
+    batch = math.prod(dy.shape[:-1])
+    return dy.detach().reshape(batch, pattern.shape[0]), x.detach().reshape(batch, pattern.shape[1])
+
+
 Take = Callable[[str, SparseLinear, Factors, int], None]
 
 
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """Every :class:`SparseLinear` of a model by name; a ``ValueError`` where there is none."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not layers:
+        raise ValueError(f"model must hold a SparseLinear, got {type(model).__name__} without one")
+    return layers
+
+
 @contextmanager
-def watched(model: nn.Module, take: Take) -> Iterator[None]:
-    """Call ``take(name, layer, factors, uses)`` for each use of each sparse layer, as its output's gradient arrives.
+def watched(layers: Mapping[str, SparseLinear], take: Take) -> Iterator[None]:
+    """Call ``take(name, layer, factors, uses)`` for each use of each layer, as its output's gradient arrives.
 
     ``uses`` is how many uses of the layer there have been so far, with or without their gradients. Hooks on outputs see
     the same whoever consumes the gradient afterwards, a fused optimizer included.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    if not layers:
-        raise ValueError(f"model must hold a SparseLinear, got {type(model).__name__} without one")
-
     uses: Counter[str] = Counter()
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
@@ -110,6 +132,48 @@ def record_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
     def take(name: str, layer: SparseLinear, one: Factors, _: int) -> None:
         uses.setdefault(name, []).append(one)
 
-    with watched(model, take):
+    with watched(sparse_layers(model), take):
         yield factors
     factors.update((name, Factors.joined(parts)) for name, parts in uses.items())
+
+
+@contextmanager
+def measured(
+    layers: Mapping[str, SparseLinear], measure: Callable[[str, Factors], Tensor], recorder: str
+) -> Iterator[dict[str, Tensor]]:
+    """Keep ``measure(name, factors)`` of each layer, taken as soon as all its uses have their gradients.
+
+    Args:
+        layers: by the names that results and messages have.
+        measure: takes the factors of a layer's whole gradient.
+        recorder: the public function, for messages.
+
+    Yields:
+        The results by name, in the order of ``layers`` and complete once the ``with`` block has ended.
+
+    Raises:
+        RuntimeError: no gradient passed through any layer; or (in backward) a layer got a second one.
+    """
+    results: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    waiting: dict[str, list[Factors]] = {}
+
+    def take(name: str, layer: SparseLinear, factors: Factors, uses: int) -> None:
+        if name in found:
+            raise RuntimeError(f"{name or 'model'}: must get one gradient within {recorder}, got a second one")
+        parts = waiting.setdefault(name, [])
+        parts.append(factors)
+        if len(parts) == uses:
+            finish(name)
+
+    @torch.no_grad()
+    def finish(name: str) -> None:
+        found[name] = measure(name, Factors.joined(waiting.pop(name)))
+
+    with watched(layers, take):
+        yield results
+    for name in list(waiting):
+        finish(name)
+    if not found:
+        raise RuntimeError(f"{recorder} must hold the forward and the backward pass, got no gradient of a SparseLinear")
+    results.update((name, found[name]) for name in layers if name in found)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.growth.factors import Factors, watched
-from efcn_sparse.growth.norms import split_squares
-from efcn_sparse.linear import SparseLinear
+from efcn_sparse.gradients.factors import Factors, measured, sparse_layers
+from efcn_sparse.gradients.norms import split_squares
 
 
 @dataclass(frozen=True)
@@ -88,39 +87,13 @@ def record_leak(model: nn.Module, *, precise: bool = False) -> Iterator[Leak]:
         >>> leak.layers[""].outside, leak.layers[""].inside, leak.share
         (5.656..., 5.656..., 0.5...)
     """
-    leak, readings = Leak(), _Readings(precise)
-    with watched(model, readings.take):
+    leak, layers = Leak(), sparse_layers(model)
+
+    def measure(name: str, factors: Factors) -> Tensor:
+        return torch.stack(split_squares(*factors, layers[name].pattern, precise=precise))
+
+    with measured(layers, measure, "record_leak") as squares:
         yield leak
-    readings.finish()
-    if not readings.squares:
-        raise RuntimeError("record_leak must hold the forward and the backward pass, got no gradient of a SparseLinear")
-    for name, _ in model.named_modules():
-        if name in readings.squares:
-            inside, outside = readings.squares[name].sqrt().tolist()
-            leak.layers[name] = LayerLeak(outside, inside)
-
-
-class _Readings:
-    """Squared norms per layer, each taken once all uses of a layer have their gradients."""
-
-    def __init__(self, precise: bool) -> None:
-        self._precise = precise
-        self.squares: dict[str, Tensor] = {}
-        self._waiting: dict[str, tuple[SparseLinear, list[Factors]]] = {}
-
-    def take(self, name: str, layer: SparseLinear, factors: Factors, uses: int) -> None:
-        if name in self.squares:
-            raise RuntimeError(f"{name or 'model'}: must get one gradient within record_leak, got a second one")
-        parts = self._waiting.setdefault(name, (layer, []))[1]
-        parts.append(factors)
-        if len(parts) == uses:
-            self._measure(name)
-
-    def finish(self) -> None:
-        for name in list(self._waiting):
-            self._measure(name)
-
-    @torch.no_grad()
-    def _measure(self, name: str) -> None:
-        layer, parts = self._waiting.pop(name)
-        self.squares[name] = torch.stack(split_squares(*Factors.joined(parts), layer.pattern, precise=self._precise))
+    for name, square in squares.items():
+        inside, outside = square.sqrt().tolist()
+        leak.layers[name] = LayerLeak(outside, inside)

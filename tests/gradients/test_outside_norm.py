@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import efcn_sparse as es
-from efcn_sparse.growth import norms
+from efcn_sparse.gradients import norms
 from tests.growth.cases import NAMES, dense_gradient, factors, pattern, support
 from tests.table import BFLOAT16, DTYPES, EMPTY_SHAPES
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from efcn_sparse.growth.checks import checked_factors
-from efcn_sparse.growth.workspace import workspace_bytes
+from efcn_sparse.fused.workspace import workspace_bytes
+from efcn_sparse.gradients.factors import checked_factors
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.slices import row_slices

@@ -41,7 +41,7 @@ def dense_parts(model: nn.Sequential, backward=lambda m: loss_of(m).backward()) 
     return parts
 
 
-def check(leak: es.growth.Leak, expected: dict[str, tuple[float, float]]) -> None:
+def check(leak: es.gradients.Leak, expected: dict[str, tuple[float, float]]) -> None:
     assert list(leak.layers) == list(expected)
     for name, (outside, inside) in expected.items():
         layer = leak.layers[name]
