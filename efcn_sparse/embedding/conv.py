@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.kernel import KernelFacts, mean_bias, mean_kernel
 from efcn_sparse.embedding.low_rank import LowRankPart
-from efcn_sparse.embedding.moved_ties import moved_ties, off_local_blocks
 from efcn_sparse.embedding.support import Local, Support
-from efcn_sparse.embedding.ties import Ties
+from efcn_sparse.embedding.ties import KernelFacts, Ties, mean_bias, mean_kernel, moved_ties, off_local_blocks
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern

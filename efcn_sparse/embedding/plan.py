@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding.blocks import choose_block_shape
+from efcn_sparse.embedding.blocks import choose_block_shape, count_stored
 from efcn_sparse.embedding.build import build
-from efcn_sparse.embedding.cover import count_stored
 from efcn_sparse.embedding.example_run import checked_example
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.support import Local, Support

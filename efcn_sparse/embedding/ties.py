@@ -1,4 +1,4 @@
-"""Which kernel entry each stored weight copies."""
+"""Which kernel entry each stored weight copies, and the nearest kernel: the mean over copies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from efcn_sparse.pattern import BlockPattern
 
 OFF_LOCAL = -1
 OUTSIDE = -2
@@ -93,3 +95,99 @@ class Ties:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ties:
         return self
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """What models ask a convolution's ``weight``, where there is no kernel any more: everything but its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def mean_kernel(values: Tensor, ties: Ties, unread: Tensor | None) -> Tensor:
+    """Each kernel entry as the mean over its stored copies: the orthogonal projection onto tied weights.
+
+    Sums are fp64, of differences to one of the copies, so that equal copies give back exactly their number.
+
+    Args:
+        values: ``[nnz_blocks, block_rows, block_cols]``.
+        ties: of the layer that ``values`` belong to.
+        unread: the kernel entries without a copy, in order; None where there are none.
+
+    Returns:
+        ``ties.kernel_shape``, in the dtype of ``values``.
+    """
+    entries = ties.counts.numel()
+    tied_classes = (ties.maps >= 0).flatten(1).any(1).nonzero().squeeze(1)
+    starts, sizes = ties.class_starts[:-1][tied_classes].to(torch.int64), ties.class_starts.diff()[tied_classes]
+    maps = ties.maps[tied_classes].to(torch.int64)
+    tied = maps >= 0
+    at = maps[tied]
+
+    first = values[ties.blocks_by_class[starts].to(torch.int64)]
+    one_copy = torch.zeros(entries, dtype=values.dtype, device=values.device)
+    one_copy.scatter_reduce_(0, at, first[tied], "amax", include_self=False)  # any copy will do, the same every run
+    reference = torch.zeros(maps.shape, dtype=torch.float64, device=values.device)
+    reference[tied] = one_copy[at].to(torch.float64)
+
+    differences = torch.zeros_like(reference)
+    for k in range(int(sizes.max()) if sizes.numel() else 0):  # the k-th block of every class at once: no collisions
+        has = (sizes > k).nonzero().squeeze(1)
+        blocks = ties.blocks_by_class[starts[has] + k].to(torch.int64)
+        differences[has] += values[blocks].to(torch.float64) - reference[has]
+    total = torch.zeros(entries, dtype=torch.float64, device=values.device)
+    total.index_put_((at,), differences[tied], accumulate=True)
+    kernel = (one_copy.to(torch.float64) + total / ties.counts.clamp(min=1)).to(values.dtype)
+    if unread is not None:
+        kernel[ties.counts == 0] = unread.to(values.dtype)
+    return kernel.view(ties.kernel_shape)
+
+
+def mean_bias(bias: Tensor, channels: int) -> Tensor:
+    """Each channel's bias as the mean over positions, exact where all are equal.
+
+    Args:
+        bias: ``[positions * channels]``.
+    """
+    by_position = bias.view(-1, channels).to(torch.float64)
+    return (by_position[0] + (by_position - by_position[0]).mean(0)).to(bias.dtype)
+
+
+def off_local_blocks(ties: Ties) -> Tensor:
+    """bool ``[nnz_blocks]``: the stored blocks without a single local entry."""
+    return (ties.maps < 0).flatten(1).all(1)[ties.class_of_block.to(torch.int64)]
+
+
+def moved_ties(ties: Ties, pattern: BlockPattern, source: Tensor) -> Ties:
+    """The ties of the blocks of ``pattern``, of which those that are new are wholly off-local.
+
+    Args:
+        ties: of the blocks as they were.
+        source: int64 ``[nnz_blocks]``: which old block each block is; -1: it is new.
+
+    Returns:
+        On the device of ``ties``.
+    """
+    device = ties.maps.device
+    source, old = source.cpu(), ties.to("cpu")
+    (grid_rows, grid_cols), (height, width) = pattern.grid, pattern.block_shape
+    new = (source < 0).nonzero().squeeze(1)
+    last_row = pattern.rows_of_blocks().cpu()[new] == grid_rows - 1
+    last_col = pattern.col_indices.cpu()[new] == grid_cols - 1
+    rest = (pattern.shape[0] - (grid_rows - 1) * height, pattern.shape[1] - (grid_cols - 1) * width)
+
+    classes = old.class_of_block.to(torch.int64)[source.clamp(min=0)] if len(old.class_of_block) else source.clone()
+    maps = old.maps
+    for at_bottom in (False, True):
+        for at_right in (False, True):
+            blocks = new[(last_row == at_bottom) & (last_col == at_right)]
+            if blocks.numel():
+                entries = torch.full((1, height, width), OFF_LOCAL, dtype=torch.int32)
+                entries[:, rest[0] if at_bottom else height :] = OUTSIDE
+                entries[:, :, rest[1] if at_right else width :] = OUTSIDE
+                known = (maps == entries).flatten(1).all(1).nonzero()
+                classes[blocks] = int(known[0]) if known.numel() else len(maps)
+                maps = maps if known.numel() else torch.cat([maps, entries])
+    return Ties.of_classes(ties.kernel_shape, classes, maps).to(device)

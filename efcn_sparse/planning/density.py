@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from efcn_sparse.embedding.cover import covered_blocks, grid_of
+from efcn_sparse.embedding.blocks import covered_blocks, grid_of
 from efcn_sparse.embedding.plan import LayerPlan
 
 _MOST_BLOCKS = 1 << 23  # that are looked at in one layer

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from efcn_sparse.embedding.cover import covered_blocks
+from efcn_sparse.embedding.blocks import covered_blocks
 from efcn_sparse.embedding.plan import LayerPlan
 from efcn_sparse.fused.layer_update import MOST_SLICES, WORKSPACE_BYTES
 

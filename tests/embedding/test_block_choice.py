@@ -8,8 +8,7 @@ from torch import nn
 
 from efcn_sparse import Dilated, Full, Local
 from efcn_sparse.embedding import ConvGeometry, EmbeddedConv, Support
-from efcn_sparse.embedding.blocks import choose_block_shape
-from efcn_sparse.embedding.cover import count_stored
+from efcn_sparse.embedding.blocks import choose_block_shape, count_stored
 
 
 class Row(NamedTuple):

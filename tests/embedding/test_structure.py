@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from efcn_sparse import BlockPattern, Full, Local
 from efcn_sparse.embedding import OUTSIDE, ConvGeometry, EmbeddedConv
-from efcn_sparse.embedding.cover import count_stored
+from efcn_sparse.embedding.blocks import count_stored
 from tests.embedding.convolutions import CASES, Case, cases, dense_matrix, element_map
 
 

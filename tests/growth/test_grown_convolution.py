@@ -11,7 +11,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse.embedding import OFF_LOCAL, OUTSIDE, EmbeddedConv
-from efcn_sparse.embedding.cover import count_stored, covered_blocks
+from efcn_sparse.embedding.blocks import count_stored, covered_blocks
 from tests.embedding.convolutions import CASES, Case, element_map
 from tests.growth.cases import block_norms, stored_blocks
 
