@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile, incoming_weights, receptive_field
 from efcn_sparse.analysis.palette import look_of
@@ -122,7 +121,7 @@ def _moments(
             continue
         try:
             model = load_arm(run.path, stage.arm, stage.seed, stage.relax_epoch, epoch)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             unreadable.setdefault(name, []).append(f"{place}: {error}")
             continue
         layers = {key: _layer_weights(layer, key, channels) for key, layer in _embedded_layers(model)}

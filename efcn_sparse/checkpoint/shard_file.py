@@ -1,21 +1,21 @@
 """The safetensors file: eight bytes with the header's length, a JSON header, then the numbers of all tensors.
 
 Written and read here and not by the library of that name, whose writer copies each tensor and whose reader maps whole
-files: the numbers go between the file and the storage where they live.
+files: the numbers go between the file and the storage where they live, a bounded piece at a time.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from efcn_sparse.checkpoint.joined import Stored, parts_of
-from efcn_sparse.checkpoint.stream import write_bytes, write_tensor
+from torch import Tensor
 
 NAME_OF_DTYPE = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -26,6 +26,51 @@ NAME_OF_DTYPE = {
 _DTYPE_OF_NAME = {name: dtype for dtype, name in NAME_OF_DTYPE.items()}
 _LONGEST_HEADER = 100_000_000  # as in the format's own reader
 _ALIGNMENT = 8
+_PIECE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What ``torch.cat(parts)`` would be, without making it: files are written and read part by part.
+
+    Attributes:
+        parts: one or more tensors of one dtype, alike but for the first dimension.
+
+    Raises:
+        ValueError: the parts do not fit together.
+
+    Example:
+        >>> Joined((torch.ones(2, 3), torch.ones(1, 3))).shape
+        (3, 3)
+    """
+
+    parts: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        kinds = {(part.dtype, tuple(part.shape[1:]), part.dim() > 0) for part in self.parts}
+        if len(kinds) != 1 or not next(iter(kinds))[2]:
+            got = [f"{part.dtype} {list(part.shape)}" for part in self.parts]
+            raise ValueError(f"parts must be alike but for the first dimension, got {got}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+Stored = Tensor | Joined
+
+
+def parts_of(tensor: Stored) -> tuple[Tensor, ...]:
+    """The tensors that hold its numbers, in their order."""
+    return tensor.parts if isinstance(tensor, Joined) else (tensor,)
 
 
 class Entry(NamedTuple):
@@ -95,3 +140,72 @@ def _entry(path: Path, start: int, facts: Mapping[str, Any]) -> Entry:
     if first < 0 or min(shape, default=0) < 0 or last - first != entry.nbytes:
         raise ValueError(f"{entry.nbytes} bytes of {list(shape)} at [{first}, {last})")
     return entry
+
+
+# -- numbers, piece by piece ----------------------------------------------------------------------------------
+
+
+def write_tensor(file: FileIO, tensor: Tensor) -> None:
+    """Write the numbers of ``tensor`` in row-major order; only what lies otherwise in memory is copied, by pieces."""
+    most = max(1, _PIECE_BYTES // tensor.element_size())
+    numbers: Tensor | None = None  # one for all pieces: freed ones may stay with the process
+    for piece in _pieces(tensor, most):
+        if piece.device.type == "cpu" and piece.is_contiguous():
+            write_bytes(file, _as_bytes(piece.reshape(-1)))
+        else:
+            if numbers is None:
+                numbers = torch.empty(min(most, tensor.numel()), dtype=tensor.dtype, device="cpu")
+            numbers[: piece.numel()].view(piece.shape).copy_(piece)
+            write_bytes(file, _as_bytes(numbers[: piece.numel()]))
+
+
+def write_bytes(file: FileIO, view: memoryview) -> None:
+    """Write all of ``view``, of which an unbuffered file may take less at a time."""
+    while view:
+        view = view[file.write(view) :]
+
+
+def read_tensor(file: FileIO, dtype: torch.dtype, tensor: Tensor) -> None:
+    """Overwrite ``tensor`` in place with the next numbers of ``file``, which are of ``dtype``.
+
+    Raises:
+        EOFError: the file ends before.
+    """
+    most = max(1, _PIECE_BYTES // dtype.itemsize)
+    numbers: Tensor | None = None
+    for piece in _pieces(tensor, most):
+        if piece.dtype == dtype and piece.device.type == "cpu" and piece.is_contiguous():
+            _fill(file, piece.reshape(-1))
+        else:
+            if numbers is None:
+                numbers = torch.empty(min(most, tensor.numel()), dtype=dtype, device="cpu")
+            _fill(file, numbers[: piece.numel()])
+            piece.copy_(numbers[: piece.numel()].view(piece.shape))
+
+
+def _fill(file: FileIO, flat: Tensor) -> None:
+    view = _as_bytes(flat)
+    while view:
+        got = file.readinto(view)
+        if not got:
+            raise EOFError(f"the file must hold {len(view)} more bytes, got its end")
+        view = view[got:]
+
+
+def _as_bytes(flat: Tensor) -> memoryview:
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # arrays are buffers
+
+
+def _pieces(tensor: Tensor, most: int) -> Iterator[Tensor]:
+    """Views of at most ``most`` numbers that, one after another, are the tensor's numbers in row-major order."""
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous():
+        yield from tensor.view(-1).split(most)
+        return
+    row = tensor.numel() // tensor.shape[0]
+    if row <= most:
+        yield from tensor.split(most // row)
+    else:
+        for part in tensor.unbind(0):
+            yield from _pieces(part, most)

@@ -1,4 +1,4 @@
-"""Sparse layers over several processes, where PyTorch's own tools need a word about patterns."""
+"""Sparse layers over several processes, and what PyTorch's own tools for that cannot know about patterns."""
 
 import torch.distributed
 
@@ -6,5 +6,5 @@ if not torch.distributed.is_available():
     raise ImportError("efcn_sparse.distributed needs a torch that was built with torch.distributed")
 
 from efcn_sparse.distributed.block_rows import BlockRowParallel as BlockRowParallel
-from efcn_sparse.distributed.factors import join_factors as join_factors
-from efcn_sparse.distributed.same_patterns import check_same_patterns as check_same_patterns
+from efcn_sparse.distributed.data_parallel import check_same_patterns as check_same_patterns
+from efcn_sparse.distributed.data_parallel import join_factors as join_factors

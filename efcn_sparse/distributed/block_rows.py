@@ -10,8 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from efcn_sparse.distributed.run_of_blocks import run_of_blocks
-from efcn_sparse.distributed.same_patterns import check_same_patterns
+from efcn_sparse.distributed.data_parallel import check_same_patterns
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import spmm
 from efcn_sparse.pattern import BlockPattern
@@ -152,3 +151,26 @@ class DividedLinear(SparseLinear):
         super()._apply(fn, recurse)
         self.own_pattern = self.own_pattern.to(self.values.device)
         return self
+
+
+def run_of_blocks(pattern: BlockPattern, first: int, last: int) -> BlockPattern:
+    """The pattern of the blocks ``values[first:last]``, in the same matrix; all other block rows are empty.
+
+    Law: W is the sum of the W of the runs that ``values`` is cut into.
+
+    Example:
+        >>> run_of_blocks(BlockPattern.dense((4, 4), (2, 2)), 1, 3).to_mask().int()
+        tensor([[0, 0, 1, 1],
+                [0, 0, 1, 1],
+                [1, 1, 0, 0],
+                [1, 1, 0, 0]], dtype=torch.int32)
+    """
+    masked = pattern.mask_index.numel() > 0
+    return BlockPattern.from_bsr(
+        pattern.crow_indices.to(torch.int64).clamp(first, last) - first,
+        pattern.col_indices[first:last],
+        pattern.shape,
+        pattern.block_shape,
+        mask_index=pattern.mask_index[first:last] if masked else None,
+        masks=pattern.masks if masked else None,
+    )

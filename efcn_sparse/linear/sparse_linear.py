@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
-from efcn_sparse.linear.product import Product
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import load_pattern, save_pattern
 from efcn_sparse.ops import spmm
 from efcn_sparse.pattern import BlockPattern
+
+
+class Product(Protocol):
+    """``x Wᵀ + b`` with a backward pass of its own, as :class:`efcn_sparse.FusedOptimizer` puts into a layer."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``."""
+
+    def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
+        """Prepare for blocks that move; what is returned makes it so, cannot fail, and may be called again.
+
+        Args:
+            pattern: the one to come.
+            source: int64 ``[nnz_blocks]``: which old block each new block is; -1: none, it starts at zero.
+            values: the memory in which the values will be.
+        """
 
 
 class SparseLinear(nn.Module):

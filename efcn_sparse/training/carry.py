@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from efcn_sparse.checkpoint.joined import Stored
+from efcn_sparse.checkpoint.shard_file import Stored
 from efcn_sparse.embedding import EmbeddedConv, LowRankPart
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.fused import FusedOptimizer

@@ -11,10 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from efcn_sparse.checkpoint.atomic import replace_atomically
-from efcn_sparse.checkpoint.fill import adopt, fill, targets_in
-from efcn_sparse.checkpoint.joined import Stored
-from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
-from efcn_sparse.checkpoint.state import tensors_of
+from efcn_sparse.checkpoint.fill import adopt, fill, targets_in, tensors_of
+from efcn_sparse.checkpoint.shard_file import Entry, Stored, read_header, write_file
 from efcn_sparse.training.optimizer_state import check_states, live_states, make_room
 
 _OPTIMIZER = "optimizer/"  # no module name holds a slash

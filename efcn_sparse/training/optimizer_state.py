@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from efcn_sparse.checkpoint.fill import read_entry
-from efcn_sparse.checkpoint.joined import Joined, Stored
-from efcn_sparse.checkpoint.shard_file import Entry
+from efcn_sparse.checkpoint.shard_file import Entry, Joined, Stored
 from efcn_sparse.fused import FusedOptimizer
 
 State = dict[str, Stored]

@@ -12,7 +12,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse.checkpoint import load_sharded, save_sharded
-from efcn_sparse.checkpoint.index import INDEX
+from efcn_sparse.checkpoint.sharded import INDEX
 from tests.table import pattern
 
 NOT_SAVED = {

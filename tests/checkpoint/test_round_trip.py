@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import efcn_sparse as es
 from efcn_sparse.checkpoint import load_sharded, save_sharded
-from efcn_sparse.checkpoint.index import INDEX
 from efcn_sparse.checkpoint.shard_file import NAME_OF_DTYPE
+from efcn_sparse.checkpoint.sharded import INDEX
 from tests.table import PATTERNS, pattern
 
 

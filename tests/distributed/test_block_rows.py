@@ -10,7 +10,7 @@ if not dist.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
 from efcn_sparse.checkpoint import load_sharded
-from efcn_sparse.distributed.run_of_blocks import run_of_blocks
+from efcn_sparse.distributed.block_rows import run_of_blocks
 from tests.distributed import block_rows, workers
 
 CLOSE = dict(rtol=1e-11, atol=1e-12)

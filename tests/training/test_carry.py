@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 import efcn_sparse as es
-from efcn_sparse.checkpoint.joined import parts_of
+from efcn_sparse.checkpoint.shard_file import parts_of
 from efcn_sparse.fused import layer_update
 from efcn_sparse.training import Part, SelectiveSGD, carry_state
 from efcn_sparse.training.optimizer_state import live_states

@@ -10,7 +10,7 @@ import torch
 
 import efcn_sparse as es
 import efcn_sparse.training as training
-from efcn_sparse.checkpoint.joined import parts_of
+from efcn_sparse.checkpoint.shard_file import parts_of
 from efcn_sparse.fused import layer_update
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.nets import build_cnn, build_fcn
