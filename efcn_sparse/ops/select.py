@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import ModuleType
 
 import torch
 
@@ -11,9 +13,15 @@ from efcn_sparse.ops.backends import BACKENDS
 
 @functools.cache
 def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The name of the backend that runs; ``"auto"`` takes the first that can.
+    """The name of the backend of the two operations that runs, as :func:`choose` has it."""
+    return choose(BACKENDS, backend, device, dtype)
+
+
+def choose(backends: Mapping[str, ModuleType], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The name of the one of ``backends`` that runs; ``"auto"`` takes the first that can.
 
     Args:
+        backends: modules, best first, with ``why_not`` and ``ONLY_BY_NAME`` as ``ops.backends`` describes them.
         device: the operands', which names its GPU: several in one machine may be of different kinds.
 
     Raises:
@@ -21,19 +29,15 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str
         RuntimeError: the backend that was named cannot run there: it never falls back silently.
     """
     if backend == "auto":
-        return next(name for name in BACKENDS if _volunteers(name, device, dtype))
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {sorted(BACKENDS)}, got {backend!r}")
-    reason = BACKENDS[backend].why_not(device, dtype)
+        kind = torch.device(device).type
+        volunteers = (name for name, one in backends.items() if kind not in getattr(one, "ONLY_BY_NAME", ()))
+        return next(name for name in volunteers if backends[name].why_not(device, dtype) is None)
+    if backend not in backends:
+        raise ValueError(f"backend must be 'auto' or one of {sorted(backends)}, got {backend!r}")
+    reason = backends[backend].why_not(device, dtype)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} cannot run {dtype} on {device}: {reason}")
     return backend
-
-
-def _volunteers(name: str, device: torch.device | str, dtype: torch.dtype) -> bool:
-    candidate = BACKENDS[name]
-    only_by_name = getattr(candidate, "ONLY_BY_NAME", ())
-    return torch.device(device).type not in only_by_name and candidate.why_not(device, dtype) is None
 
 
 def located(device: torch.device | str) -> torch.device:
