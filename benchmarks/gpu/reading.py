@@ -12,7 +12,7 @@ from benchmarks.gpu.cases import Net
 from benchmarks.gpu.nets import images_of, make_cnn
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.subspace.backends import resolve
-from efcn_sparse.subspace.layers import weight_blocks
+from efcn_sparse.subspace.plan import weight_blocks
 
 _TOLERANCE = 1e-5
 

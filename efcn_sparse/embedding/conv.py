@@ -242,3 +242,21 @@ class EmbeddedConv(nn.Module):
         super()._apply(fn, recurse)
         self.ties = self.ties.to(self.linear.values.device)
         return self
+
+
+def embedded_layers(model: nn.Module) -> dict[str, EmbeddedConv]:
+    """Every embedded convolution by name; one that is used under several names counts once, under the first."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, EmbeddedConv)}
+    if not layers:
+        raise ValueError(f"model holds no embedded convolution, got {type(model).__name__}: embed it first")
+    for name, layer in layers.items():
+        if layer.linear.values.is_meta:
+            raise ValueError(f"model must hold numbers, got meta tensors in the embedded convolution {name!r}")
+        if layer.ties.maps.device != layer.linear.values.device:
+            raise ValueError(
+                f"model must have ties and weights on one device, got {layer.ties.maps.device} and "
+                f"{layer.linear.values.device} in the embedded convolution {name!r}"
+            )
+    return layers

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.gradients.norms import split_squares
 from efcn_sparse.subspace.backends import resolve
-from efcn_sparse.subspace.layers import bias_blocks, embedded_layers, weight_blocks
-from efcn_sparse.subspace.plan import Plan
+from efcn_sparse.subspace.plan import SubspacePlan, bias_blocks, weight_blocks
 
 _COLUMNS = ("delta", "tied", "untied", "off_local", "norm", "bias_untied")
 
@@ -117,7 +116,7 @@ def _squares(layer: EmbeddedConv, backend: str) -> tuple[Tensor, Tensor | None]:
     return weight, None if bias is None else _read(*bias, backend)
 
 
-def _read(values: Tensor, plan: Plan, backend: str) -> Tensor:
+def _read(values: Tensor, plan: SubspacePlan, backend: str) -> Tensor:
     run = resolve(backend, values.device, values.dtype)
     return run.squares(values.contiguous(), plan)
 

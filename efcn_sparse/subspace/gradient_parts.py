@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.embedding.ties import OFF_LOCAL
 from efcn_sparse.fused.workspace import workspace_bytes
 from efcn_sparse.gradients.factors import Factors, measured
 from efcn_sparse.gradients.norms import product_square
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern.slices import RowSlice, row_slices
-from efcn_sparse.subspace.layers import embedded_layers
 
 _BYTES_PER_NUMBER = 16  # the gradient, a copy of its mixed blocks, and their squares in fp64
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from efcn_sparse.embedding.ties import OFF_LOCAL, OUTSIDE
-
-if TYPE_CHECKING:
-    from efcn_sparse.embedding.ties import Ties
+from efcn_sparse.embedding import OFF_LOCAL, OUTSIDE, EmbeddedConv, Ties
 
 TIED, PURELY_OFF_LOCAL, MIXED = 0, 1, 2
 _SLICE_ELEMENTS = 512  # as kSlice in csrc/cpu/subspace_plan.h
@@ -21,7 +17,7 @@ _OFF_LOCAL_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class SubspacePlan:
     """The classes of a :class:`Ties`, sorted by how they are read, and the tasks that read them.
 
     Attributes:
@@ -60,7 +56,7 @@ class Plan:
 _PLANS = WeakIdKeyDictionary()
 
 
-def plan_of(ties: Ties) -> Plan:
+def plan_of(ties: Ties) -> SubspacePlan:
     """The plan for ``ties``, made at the first call."""
     plan = _PLANS.get(ties)
     if plan is None:
@@ -69,7 +65,7 @@ def plan_of(ties: Ties) -> Plan:
 
 
 @functools.lru_cache(maxsize=256)
-def plan_of_bias(positions: int, channels: int, device: torch.device) -> Plan:
+def plan_of_bias(positions: int, channels: int, device: torch.device) -> SubspacePlan:
     """The plan for an untied bias, read as ``positions`` blocks ``[1, channels]`` of one class."""
     return make_plan(
         torch.arange(channels, dtype=torch.int32, device=device).view(1, 1, channels),
@@ -78,7 +74,21 @@ def plan_of_bias(positions: int, channels: int, device: torch.device) -> Plan:
     )
 
 
-def make_plan(maps: Tensor, class_starts: Tensor, blocks_by_class: Tensor) -> Plan:
+def weight_blocks(layer: EmbeddedConv) -> tuple[Tensor, SubspacePlan]:
+    """The stored blocks, and the plan to read them."""
+    return layer.linear.values.detach(), plan_of(layer.ties)
+
+
+def bias_blocks(layer: EmbeddedConv) -> tuple[Tensor, SubspacePlan] | None:
+    """The bias as blocks ``[positions, 1, channels]`` that all copy the convolution's bias; None without one."""
+    if layer.linear.bias is None:
+        return None
+    channels = layer.ties.kernel_shape[0]
+    blocks = layer.linear.bias.detach().view(-1, 1, channels)
+    return blocks, plan_of_bias(blocks.shape[0], channels, blocks.device)
+
+
+def make_plan(maps: Tensor, class_starts: Tensor, blocks_by_class: Tensor) -> SubspacePlan:
     """The plan for blocks sorted by class; the arguments are those of :class:`Ties`."""
     _check(maps, class_starts, blocks_by_class)
     sizes = class_starts.diff().to(torch.int64)
@@ -93,7 +103,7 @@ def make_plan(maps: Tensor, class_starts: Tensor, blocks_by_class: Tensor) -> Pl
     mixed = kinds == MIXED
     offsets = torch.nn.functional.pad((mixed * used.shape[1]).cumsum(0), (1, 0))
     group_starts, group_positions = _places_by_entry(used[mixed].flatten())
-    return Plan(
+    return SubspacePlan(
         maps.contiguous(), class_starts.contiguous(), blocks_by_class.contiguous(), kinds, offsets,
         _units(kinds, sizes, used.shape[1]), group_starts, group_positions,
     )  # fmt: skip

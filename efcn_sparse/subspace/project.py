@@ -7,9 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.embedding import embedded_layers
 from efcn_sparse.subspace.backends import resolve
-from efcn_sparse.subspace.layers import bias_blocks, embedded_layers, weight_blocks
-from efcn_sparse.subspace.plan import Plan
+from efcn_sparse.subspace.plan import SubspacePlan, bias_blocks, weight_blocks
 
 _SUBSPACES = ("cnn", "lcn")
 
@@ -59,7 +59,7 @@ def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
     return model
 
 
-def _project_tensor(values: Tensor, plan: Plan, tie: bool, run: ModuleType) -> None:
+def _project_tensor(values: Tensor, plan: SubspacePlan, tie: bool, run: ModuleType) -> None:
     packed = values.contiguous()
     run.project(packed, plan, tie)
     if packed is not values:

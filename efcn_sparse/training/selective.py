@@ -10,8 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import EmbeddedConv
-from efcn_sparse.subspace.layers import embedded_layers
+from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.training.shares import Part, Parts, Shares
 
 COPIES = ("mean", "sum")

@@ -11,7 +11,7 @@ from torch import Tensor
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.ties import OFF_LOCAL
 from efcn_sparse.subspace.backends import resolve
-from efcn_sparse.subspace.plan import Plan, plan_of, plan_of_bias
+from efcn_sparse.subspace.plan import SubspacePlan, plan_of, plan_of_bias
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -86,7 +86,14 @@ class Shares:
     """
 
     def __init__(
-        self, parts: Parts, maps: Tensor, class_of_block: Tensor, counts: Tensor, plan: Plan, *, sum_copies: bool
+        self,
+        parts: Parts,
+        maps: Tensor,
+        class_of_block: Tensor,
+        counts: Tensor,
+        plan: SubspacePlan,
+        *,
+        sum_copies: bool,
     ) -> None:
         self._class_of_block, self._plan = class_of_block, plan
         self._local, self._off_local = maps >= 0, maps == OFF_LOCAL

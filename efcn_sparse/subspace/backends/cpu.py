@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.ops.backends import cpu as operations
-from efcn_sparse.subspace.plan import Plan
+from efcn_sparse.subspace.plan import SubspacePlan
 
 NAME = "cpu"
 
@@ -19,11 +19,11 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     return reason
 
 
-def squares(values: Tensor, plan: Plan) -> Tensor:
+def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
     """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
     return torch.ops.efcn_sparse_cpu.subspace_squares(values, plan.tensors)
 
 
-def project(values: Tensor, plan: Plan, tie: bool) -> None:
+def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
     """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
     torch.ops.efcn_sparse_cpu.subspace_project(values, plan.tensors, tie)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.embedding.ties import OFF_LOCAL
-from efcn_sparse.subspace.plan import Plan
+from efcn_sparse.subspace.plan import SubspacePlan
 
 NAME = "reference"
 _CHUNK_ELEMENTS = 1 << 22
@@ -20,7 +20,7 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def squares(values: Tensor, plan: Plan) -> Tensor:
+def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
     """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
     first, total, square, count = _sums_over_copies(values, plan)
     means, untied, counts = _entries(first, total, square, count, plan)
@@ -28,7 +28,7 @@ def squares(values: Tensor, plan: Plan) -> Tensor:
     return torch.stack([(counts * means.square()).sum(), untied.sum(), off_local])
 
 
-def project(values: Tensor, plan: Plan, tie: bool) -> None:
+def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
     """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
     projected = values.new_zeros(plan.maps.shape)
     if tie:
@@ -43,7 +43,7 @@ def project(values: Tensor, plan: Plan, tie: bool) -> None:
             values[blocks] = values[blocks].masked_fill(off_local, 0)
 
 
-def _chunks(plan: Plan) -> Iterator[tuple[int, Tensor]]:
+def _chunks(plan: SubspacePlan) -> Iterator[tuple[int, Tensor]]:
     """Each class with its blocks, a bounded number at a time."""
     size = max(1, _CHUNK_ELEMENTS // max(1, plan.maps[:1].numel()))
     starts = plan.class_starts.tolist()
@@ -52,7 +52,7 @@ def _chunks(plan: Plan) -> Iterator[tuple[int, Tensor]]:
             yield k, plan.blocks_by_class[at : min(at + size, end)].to(torch.int64)
 
 
-def _sums_over_copies(values: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sums_over_copies(values: Tensor, plan: SubspacePlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each element of ``maps``: the first copy, sums of differences to it and of their squares, and how many."""
     maps, tile = plan.maps.flatten(1), plan.maps[:1].numel()
     first, total, square = values.new_zeros((3, maps.shape[0], tile), dtype=torch.float64)
@@ -68,7 +68,9 @@ def _sums_over_copies(values: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tenso
     return first.flatten(), total.flatten(), square.flatten(), count.flatten()
 
 
-def _entries(first: Tensor, total: Tensor, square: Tensor, count: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+def _entries(
+    first: Tensor, total: Tensor, square: Tensor, count: Tensor, plan: SubspacePlan
+) -> tuple[Tensor, Tensor, Tensor]:
     """``(mean, untied², count)`` of every kernel entry from the sums at its places (Chan, Golub and LeVeque 1979)."""
     starts, places = plan.entries
     here = places[starts[:-1]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.ops.backends import triton as operations
-from efcn_sparse.subspace.plan import Plan
+from efcn_sparse.subspace.plan import SubspacePlan
 
 NAME, ONLY_BY_NAME = operations.NAME, operations.ONLY_BY_NAME
 
@@ -19,14 +19,14 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     return operations.why_not(device, dtype)
 
 
-def squares(values: Tensor, plan: Plan) -> Tensor:
+def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
     """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
     from efcn_sparse.subspace.backends.triton import launch
 
     return launch.squares(values, plan)
 
 
-def project(values: Tensor, plan: Plan, tie: bool) -> None:
+def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
     """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
     from efcn_sparse.subspace.backends.triton import launch
 

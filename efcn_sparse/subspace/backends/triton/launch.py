@@ -16,7 +16,7 @@ from efcn_sparse.subspace.backends.triton.subspace_kernel import (
     project_kernel,
     read_copies_kernel,
 )
-from efcn_sparse.subspace.plan import Plan
+from efcn_sparse.subspace.plan import SubspacePlan
 
 
 class _Sums(NamedTuple):
@@ -27,14 +27,14 @@ class _Sums(NamedTuple):
     off_local: Tensor
 
 
-def squares(values: Tensor, plan: Plan) -> Tensor:
+def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
     """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
     sums, todo = _read(values, plan), schedule_of(plan)
     parts = _join(values, plan, todo, sums, None)
     return torch.cat([parts.sum(0), sums.off_local.sum(0, keepdim=True)])
 
 
-def project(values: Tensor, plan: Plan, tie: bool) -> None:
+def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
     """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
     if must_widen(values.dtype):
         wide = values.float()
@@ -53,7 +53,7 @@ def project(values: Tensor, plan: Plan, tie: bool) -> None:
             )  # fmt: skip
 
 
-def _read(values: Tensor, plan: Plan) -> _Sums:
+def _read(values: Tensor, plan: SubspacePlan) -> _Sums:
     todo, tile = schedule_of(plan), plan.maps[:1].numel()
     totals, squares = values.new_empty((2, *plan.maps.shape), dtype=torch.float64)
     slots = values.new_empty((2, max(1, todo.slots), todo.width), dtype=torch.float64)
@@ -72,7 +72,7 @@ def _read(values: Tensor, plan: Plan) -> _Sums:
     return _Sums(totals, squares, off_local)
 
 
-def _join(values: Tensor, plan: Plan, todo: Schedule, sums: _Sums, projected: Tensor | None) -> Tensor:
+def _join(values: Tensor, plan: SubspacePlan, todo: Schedule, sums: _Sums, projected: Tensor | None) -> Tensor:
     """fp64 ``[programs, 2]``: tied and untied squares; means of kernel entries go to ``projected`` if it is there."""
     starts, places = plan.entries
     entries = starts.numel() - 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from efcn_sparse.subspace.plan import PURELY_OFF_LOCAL, Plan
+from efcn_sparse.subspace.plan import PURELY_OFF_LOCAL, SubspacePlan
 
 FINAL, NOT_KEPT = -1, -2  # instead of a slot
 _LANES, _WIDEST_SLICE = 2048, 1024
@@ -41,7 +41,7 @@ class Schedule:
 _SCHEDULES = WeakIdKeyDictionary()
 
 
-def schedule_of(plan: Plan) -> Schedule:
+def schedule_of(plan: SubspacePlan) -> Schedule:
     """The schedule for ``plan``, made at the first call.
 
     Raises:
@@ -58,7 +58,7 @@ def schedule_of(plan: Plan) -> Schedule:
     return found
 
 
-def make_schedule(plan: Plan) -> Schedule:
+def make_schedule(plan: SubspacePlan) -> Schedule:
     """The schedule for ``plan``, without Python loops."""
     starts, tile = plan.class_starts.to(torch.int64), plan.maps[:1].numel()
     sizes = starts.diff()
