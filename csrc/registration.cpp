@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "cpu/ops.h"
+#include "cpu/pack.h"
 
 TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
   m.def(
@@ -16,8 +17,17 @@ TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
   m.impl("sddmm", &efcn_sparse::cpu::sddmm);
 }
 
-// Importing efcn_sparse._C loads this library, which registers the operators above.
+// Importing efcn_sparse._C loads this library, which registers the operators above; the module holds constants alone.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  PyObject* module = PyModule_Create(&definition);
+  for (const auto& [name, number] :
+       std::initializer_list<std::pair<const char*, int64_t>>{{"GATHER_SIDE", efcn_sparse::cpu::kGatherSide},
+                                                              {"GATHER_ROWS", efcn_sparse::cpu::kGatherRows},
+                                                              {"DIRECT_RUN", efcn_sparse::cpu::kDirectRun},
+                                                              {"CROWDED_BYTES", efcn_sparse::cpu::kCrowdedBytes},
+                                                              {"CROWDED_SIDE", efcn_sparse::cpu::kCrowdedSide}})
+    if (module != nullptr && PyModule_AddIntConstant(module, name, number) != 0) Py_CLEAR(module);
+  return module;
 }

@@ -14,6 +14,11 @@
 
 namespace efcn_sparse::cpu {
 
+// What decides by size whether activations are copied; Python reads them (efcn_sparse/planning/kernel_rules.py).
+// Runs of at least kDirectRun columns are read from x in place by SpMM.
+constexpr int64_t kDirectRun = 48;
+// Rows a multiple of kCrowdedBytes apart fall into few cache sets, so SDDMM copies b, unless blocks are narrower than this.
+constexpr int64_t kCrowdedBytes = 1024, kCrowdedSide = 8;
 // Blocks so narrow, and tall enough to repay the copy, are multiplied after gathering their columns side by side: a
 // product per block would mostly load and store its sums.
 constexpr int64_t kGatherSide = 16, kGatherRows = 32;

@@ -26,7 +26,7 @@ class SampledProduct {
         ld_left_(padded_batch_ + 64 / sizeof(Operand)),  // one cache line more: no power of two
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
-    const bool crowded = b.stride(0) * sizeof(Stored) % 1024 == 0 && walk.in_side >= 8;
+    const bool crowded = b.stride(0) * sizeof(Stored) % kCrowdedBytes == 0 && walk.in_side >= kCrowdedSide;
     gathered_ = worth_gathering(walk);
     in_place_ = can_stay && !crowded && !gathered_;
     x_ = b.const_data_ptr<Stored>();

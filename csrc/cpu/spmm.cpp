@@ -15,7 +15,6 @@ constexpr int64_t kMinBatchRows = 64;     // less than this is not worth another
 constexpr int64_t kTogether = 128;        // columns of y that a task writes, at least, where block rows are lower
 constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
 constexpr int64_t kSegmentK = 320;        // K of one product
-constexpr int64_t kDirectK = 48;          // runs at least this long are read from x in place
 
 // How the micro-kernel reads the activations: x itself, column panels of x that all rows share, or the columns of one
 // block row side by side, where blocks are so narrow that a product per block would mostly load and store its sums.
@@ -42,9 +41,9 @@ class Multiplication {
     constexpr int64_t multiple = Product<Operand>::k_multiple;
     const bool even = walk.in_side % multiple == 0 && walk.in_features % multiple == 0;
     const double run = mean_run_length(walk) * walk.in_side;
-    reading_ = std::is_same_v<Stored, Operand> && even && run >= kDirectK ? Reading::kInPlace
-               : worth_gathering(walk)                                    ? Reading::kGathered
-                                                                          : Reading::kPanels;
+    reading_ = std::is_same_v<Stored, Operand> && even && run >= kDirectRun ? Reading::kInPlace
+               : worth_gathering(walk)                                      ? Reading::kGathered
+                                                                            : Reading::kPanels;
     x_ = x.const_data_ptr<Stored>();
     batch_ = x.size(0);
     ldx_ = x.stride(0);

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
 from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
-from efcn_sparse.planning.sizes import parse_size
+from efcn_sparse.sizes import parse_size
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from efcn_sparse.embedding.plan import Plan
     from efcn_sparse.planning.budget import Step, StepPlanner
 
 
@@ -24,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what embedding a model would store, without building it",
         description="Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
         "Nothing is allocated: the model is made and run on torch's meta device. With --batch, also what a training "
-        "step on the CPU holds, does and takes; with --budget, which supports fit. Python and torch are not counted.",
+        "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted.",
     )
     parser.add_argument(
         "model",
@@ -57,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="measure this machine's rates, from which the time of a step is expected; they are kept for other calls",
+        help="time forward and backward of each sparse layer on this machine",
     )
     parser.add_argument("--picture", metavar="FILE", help="draw the density of each layer's pattern: .png or .svg")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -110,21 +111,32 @@ def run(args: argparse.Namespace) -> int:
 
 def _step(step: Step, planner: StepPlanner, budget: int | None, measure: bool, told: dict[str, Any]) -> list[str]:
     """The lines about a training step; the same goes into ``told``."""
-    from efcn_sparse.cli.doctor_time import time_of
-    from efcn_sparse.planning.text import budget_lines, step_lines
+    from efcn_sparse.cli.doctor_tables import budget_lines, step_lines
 
     fit = None if budget is None else planner.fit(step, budget)
     prediction = planner.predict(step)
-    time, time_line = time_of(prediction.work, measure)
-    predicted = {name: number for name, number in vars(prediction).items() if name != "work"}
     told["step"] = {
-        "batch": step.batch, "optimizer": step.optimizer, "fused": step.fused, "predicted": predicted, "time": time
+        "batch": step.batch, "optimizer": step.optimizer, "fused": step.fused, "predicted": vars(prediction)
     }  # fmt: skip
-    lines = ["", *step_lines(step, prediction), time_line]
+    lines = ["", *step_lines(step, prediction)]
+    if measure:
+        lines += _measured(planner.plan(step.support), step.batch, told)
     if fit is not None:
         told["budget"] = {"fits": prediction.peak <= fit.budget, **vars(fit)}
         lines += ["", *budget_lines(fit)]
     return lines
+
+
+def _measured(planned: Plan, batch: int, told: dict[str, Any]) -> list[str]:
+    import torch
+
+    from efcn_sparse.measure.layers import time_layers
+
+    seconds, threads = time_layers(planned, batch), torch.get_num_threads()
+    total = sum(seconds.values())
+    told["step"]["measured"] = {"seconds": total, "layers": seconds, "threads": threads}
+    on = f"{threads} {'thread' if threads == 1 else 'threads'}"
+    return [f"  {'time':<11}  {f'{1e3 * total:,.3g} ms':>10}  forward and backward of the sparse layers, timed on {on}"]
 
 
 def _batch(args: argparse.Namespace) -> int | None:

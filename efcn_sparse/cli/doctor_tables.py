@@ -1,18 +1,30 @@
-"""A plan as tables of text and as plain data."""
+"""A plan and a step as text and as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from efcn_sparse.planning.sizes import size_text
+from efcn_sparse.sizes import size_text
 
 if TYPE_CHECKING:
     from efcn_sparse.embedding.plan import LayerPlan, Plan
+    from efcn_sparse.planning.budget import Fit, Step
+    from efcn_sparse.planning.step import StepPrediction
 
 _HEAD = (
     "layer", "input", "output", "matrix", "support", "block", "blocks", "local", "stored", "of full", "memory"
 )  # fmt: skip
+_PARTS = {
+    "inputs": "the batch",
+    "weights": "parameters and buffers",
+    "structure": "patterns and ties, about",
+    "optimizer": "its state",
+    "gradients": "after the backward pass",
+    "activations": "held for the backward pass",
+    "workspace": "of fused updates",
+    "peak": "held at one time, at most",
+}
 _IN_SUPPORT = ("support_weights", "stored_blocks", "stored_weights", "bytes")
 
 
@@ -98,3 +110,23 @@ def _row(layer: LayerPlan) -> tuple[str, ...]:
         f"{layer.stored_weights / layer.full_weights:.2%}",
         size_text(layer.bytes),
     )
+
+
+def step_lines(step: Step, predicted: StepPrediction) -> list[str]:
+    """What the step holds, part by part, and does."""
+    lines = [f"a training step of {step}"]
+    lines += [f"  {part:<11}  {size_text(getattr(predicted, part)):>10}  {told}" for part, told in _PARTS.items()]
+    return [*lines, f"  {'work':<11}  {f'{predicted.flops / 1e9:,.1f} GFLOP':>10}  of products and convolutions"]
+
+
+def budget_lines(fit: Fit) -> list[str]:
+    """Which supports fit."""
+    width = max(map(len, fit.peaks))
+    lines = [f"in {size_text(fit.budget)}"]
+    for name, peak in fit.peaks.items():
+        verdict = "fits" if peak <= fit.budget else "does not fit"
+        lines.append(f"  {name:<{width}}  {size_text(peak):>10}  {verdict}")
+    if fit.largest_radius is None:
+        return [*lines, "no radius of dilated fits"]
+    end = ", and holds every weight" if fit.largest_radius == fit.reach else ""
+    return [*lines, f"the largest radius of dilated that fits is {fit.largest_radius}{end}"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from efcn_sparse.ops.select import located, reasons, resolve
 from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.sizes import size_text
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Explanation:
         lines.append(f"    per row: {self.blocks_per_row}; per column: {self.blocks_per_column}")
         lines.append(f"    mean run of neighbors in a row: {self.mean_run_length:.3g}")
         lines.append(f"  entries: {self.stored_entries:,} stored, {self.support_entries:,} in the support")
-        lines.append(f"  memory: {_bytes(self.values_bytes)} of values, {_bytes(self.index_bytes)} of indices")
+        lines.append(f"  memory: {size_text(self.values_bytes)} of values, {size_text(self.index_bytes)} of indices")
         lines.append(f"  work: {self.flops_per_sample:,} FLOP a sample, forward")
         return "\n".join(lines)
 
@@ -165,10 +166,3 @@ def _mean_run_length(pattern: BlockPattern) -> float:
     joined = (rows[1:] == rows[:-1]) & (cols[1:] == cols[:-1] + 1)
     runs = pattern.nnz_blocks - int(joined.sum())
     return pattern.nnz_blocks / runs if runs else 0.0
-
-
-def _bytes(count: int) -> str:
-    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.1f} {unit}"
-    return f"{count} B"

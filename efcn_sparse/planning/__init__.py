@@ -3,5 +3,5 @@
 from efcn_sparse.planning.budget import Fit as Fit
 from efcn_sparse.planning.budget import Step as Step
 from efcn_sparse.planning.budget import StepPlanner as StepPlanner
-from efcn_sparse.planning.predict import predict_step as predict_step
 from efcn_sparse.planning.step import StepPrediction as StepPrediction
+from efcn_sparse.planning.step import predict_step as predict_step

@@ -15,8 +15,8 @@ from efcn_sparse.embedding.plan import Plan, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
 from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.planning.fused_cost import checked_optimizer
-from efcn_sparse.planning.sizes import size_text
 from efcn_sparse.planning.step import StepPrediction, watch_reading, watch_step
+from efcn_sparse.sizes import size_text
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ class FusedCost:
     workspace: int = 0
     state: int = 0
     update: int = 0
-    state_numbers: int = 0
 
 
 def fused_cost(layers: Iterable[LayerPlan], kind: OptimizerKind) -> FusedCost:
@@ -66,7 +65,7 @@ def fused_cost(layers: Iterable[LayerPlan], kind: OptimizerKind) -> FusedCost:
     layers = list(layers)
     workspace = max(map(_largest_slice, layers), default=0)
     state = kind.state_numbers * sum(layer.block_bytes for layer in layers)
-    return FusedCost(workspace, state, kind.update_numbers * workspace, kind.state_numbers)
+    return FusedCost(workspace, state, kind.update_numbers * workspace)
 
 
 def _largest_slice(layer: LayerPlan) -> int:

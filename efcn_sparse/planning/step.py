@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding.plan import Plan
-from efcn_sparse.planning.fused_cost import FusedCost, OptimizerKind, fused_cost
+from efcn_sparse.embedding.example_run import checked_example
+from efcn_sparse.embedding.plan import Plan, plan
+from efcn_sparse.embedding.support import Local, Support
+from efcn_sparse.planning.fused_cost import FusedCost, OptimizerKind, checked_optimizer, fused_cost
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy, tensors_in
 from efcn_sparse.planning.twin import PlannedLinear, meta_twin, structure_bytes
-from efcn_sparse.planning.work import StepWork
 
 
 @dataclass(frozen=True)
 class StepPrediction:
-    """What a training step holds and does, in bytes, FLOPs and bytes moved.
+    """What a training step holds in bytes, and does in FLOPs.
 
     The parts need not be held at one time, so ``peak`` is at most their sum.
 
@@ -31,8 +33,6 @@ class StepPrediction:
         workspace: the slice of gradient that fused updates share; what kernels pack for themselves is in ``peak``.
         peak: the most that is held at one time, all of the above included.
         flops: of matrix products and convolutions, a multiplication and an addition being two.
-        moved: bytes that operations read and write, each operand once per operation.
-        work: the same, product by product and operator by operator: what an expected time is made of.
     """
 
     inputs: int
@@ -44,8 +44,46 @@ class StepPrediction:
     workspace: int
     peak: int
     flops: int
-    moved: int
-    work: StepWork = field(repr=False, compare=False)
+
+
+def predict_step(
+    model: nn.Module,
+    batch: Tensor | tuple[Tensor, ...],
+    *,
+    support: Support = Local(),
+    layers: Mapping[str, Any] | None = None,
+    optimizer: str = "sgd",
+    fused: bool = False,
+) -> StepPrediction:
+    """Memory and FLOPs of a training step of ``embed(model, batch, support=support, layers=layers)`` on the CPU.
+
+    The model's twin runs forward, backward and through the optimizer on the meta device, and every allocation is
+    followed from its birth to its death; what the kernels pack for themselves is counted from their rules. What the
+    process holds beside the step is not in it: Python and torch, and memory that the allocator keeps. With glibc that
+    can be as much as all tensors below 32 MiB together, unless ``MALLOC_MMAP_THRESHOLD_=131072`` is in the environment.
+
+    Args:
+        model, support, layers: as for :func:`embed`; the model may be on the meta device, and is not changed.
+        batch: the positional inputs of one step, of the batch size in question, may be on the meta device.
+        optimizer: ``"sgd"``, ``"momentum"`` or ``"adamw"``; or ``"sgd-inside"``, which is
+            ``FusedOptimizer(..., inside=True)`` whatever ``fused`` is.
+        fused: whether :class:`FusedOptimizer` runs it inside the backward pass.
+
+    Raises:
+        ValueError: what :func:`embed` refuses before it builds anything; or the optimizer is unknown.
+
+    Example:
+        >>> import torch
+        >>> from efcn_sparse.models import vanilla_cnn
+        >>> with torch.device("meta"):
+        ...     predicted = predict_step(vanilla_cnn(), torch.empty(250, 3, 32, 32), fused=True)
+        >>> predicted.weights, predicted.gradients < predicted.weights // 10
+        (22983720, True)
+    """
+    kind = checked_optimizer(optimizer)
+    example = checked_example(batch)
+    planned = plan(model, example, support=support, layers=layers)
+    return watch_step(model, example, planned, kind, fused)
 
 
 def watch_step(
@@ -93,9 +131,7 @@ def watch_step(
         activations=activations,
         workspace=fusion.workspace,
         peak=memory.peak,
-        flops=memory.work.flops,
-        moved=memory.work.moved,
-        work=replace(memory.work, fresh=memory.fresh),
+        flops=memory.flops,
     )
 
 

@@ -15,8 +15,6 @@ from efcn_sparse.embedding.plan import LayerPlan, Plan
 from efcn_sparse.planning.fused_cost import FusedCost
 from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy
-from efcn_sparse.planning.probe import Probe
-from efcn_sparse.planning.work import Operation, OperatorWork, Product
 
 _BYTES_PER_BLOCK = 7 * 4  # two walks, masks and classes, int32
 _BYTES_PER_KERNEL_ENTRY = 4 + 8  # its place in the maps where blocks divide the channels, and how many copies it has
@@ -26,7 +24,7 @@ class PlannedLinear(nn.Module):
     """In the place of a :class:`SparseLinear`: allocates what it would, and computes nothing.
 
     Attributes:
-        memory: notes the work, while a step is simulated.
+        memory: counts the FLOPs, while a step is simulated.
         fusion: what updates inside the backward pass cost; None: the values get a gradient.
     """
 
@@ -35,7 +33,6 @@ class PlannedLinear(nn.Module):
         self.layer = layer
         self.memory: LiveMemory | None = None
         self.fusion: FusedCost | None = None
-        self._probe: tuple[int, Probe] | None = None
         shape = (layer.stored_blocks, *layer.block_shape)
         values = torch.empty(shape, dtype=layer.dtype, device="meta")
         self.values = nn.Parameter(values, requires_grad=weight.requires_grad)
@@ -43,27 +40,26 @@ class PlannedLinear(nn.Module):
         if bias is not None:
             self.bias = nn.Parameter(values.new_empty(layer.shape[0]), requires_grad=bias.requires_grad)
 
-    def probe(self, batch: int) -> Probe:
-        """What the rates of this layer's products are measured on."""
-        if self._probe is None or self._probe[0] != batch:
-            self._probe = batch, Probe.of(self.layer, batch)
-        return self._probe[1]
-
     def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self.values, self.bias, self)
+        return _PlannedProduct.apply(x, self.values, self.bias, self)
+
+    def count(self, products: int, batch: int) -> None:
+        """Add the FLOPs of so many products with the entries in the support."""
+        if self.memory is not None:
+            entries = self.layer.support_weights - self.layer.rank * sum(self.layer.shape)
+            self.memory.flops += products * 2 * batch * entries
 
 
-class _Product(torch.autograd.Function):
+class _PlannedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, linear: PlannedLinear) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.linear, ctx.own = linear, values is linear.values
-        layer = linear.layer
-        height, width = layer.block_shape
+        height, width = linear.layer.block_shape
         copied = x.new_empty(spmm_copy(x, width, height), dtype=torch.uint8)
-        y = x.new_empty((x.shape[0], layer.shape[0]))
+        y = x.new_empty((x.shape[0], linear.layer.shape[0]))
         del copied
-        _note(linear, "forward", x.shape[0], linear.values.nbytes)
+        linear.count(1, x.shape[0])
         return y
 
     @staticmethod
@@ -71,35 +67,23 @@ class _Product(torch.autograd.Function):
         (x, _), linear = ctx.saved_tensors, ctx.linear
         layer, batch = linear.layer, x.shape[0]
         height, width = layer.block_shape
+        linear.count(sum(ctx.needs_input_grad[:2]), batch)
         dx = dvalues = dbias = None
         if ctx.needs_input_grad[0]:
             copied = dy.new_empty(spmm_copy(dy, height, width), dtype=torch.uint8)
             dx = torch.empty((batch, layer.shape[1]), dtype=dy.dtype, device="meta")
             del copied
-            _note(linear, "dx", batch, linear.values.nbytes)
         if ctx.needs_input_grad[1]:
             copied = x.new_empty(sddmm_copy(x, width, height), dtype=torch.uint8)
             if linear.fusion is not None and ctx.own:
                 update = x.new_empty(linear.fusion.update, dtype=torch.uint8)
-                _note(linear, "dw", batch, 0)  # the gradient stays in the cache
-                _note_update(linear, 2 * (1 + linear.fusion.state_numbers) * linear.values.nbytes)
                 del update
             else:
                 dvalues = torch.empty(linear.values.shape, dtype=layer.dtype, device="meta")
-                _note(linear, "dw", batch, linear.values.nbytes)
             del copied
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(0)
         return dx, dvalues, dbias, None
-
-
-def _note(linear: PlannedLinear, operation: Operation, batch: int, weight_bytes: int) -> None:
-    """One of the layer's three products: each weight and each unit of the activations on both sides once."""
-    if linear.memory is not None:
-        layer = linear.layer
-        moved = weight_bytes + batch * sum(layer.shape) * layer.dtype.itemsize
-        flops = 2 * batch * (layer.support_weights - layer.rank * sum(layer.shape))
-        linear.memory.work.products.append(Product(layer.name, operation, linear.probe(batch), flops, moved))
 
 
 class PlannedLowRank(nn.Module):
@@ -111,50 +95,37 @@ class PlannedLowRank(nn.Module):
         self.left, self.right = (nn.Parameter(side, requires_grad=requires_grad) for side in sides)
 
     def forward(self, x: Tensor, linear: PlannedLinear) -> Tensor:
-        stored = _Sampled.apply(self.left, self.right, linear)
-        return (x @ self.right) @ self.left.T - _Product.apply(x, stored, None, linear)
+        stored = _PlannedSampled.apply(self.left, self.right, linear)
+        return (x @ self.right) @ self.left.T - _PlannedProduct.apply(x, stored, None, linear)
 
 
-class _Sampled(torch.autograd.Function):
+class _PlannedSampled(torch.autograd.Function):
     """``U Vᵀ`` at the stored blocks: a copy of the size of ``values``."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, linear: PlannedLinear) -> Tensor:
         ctx.save_for_backward(left, right)
         ctx.linear = linear
-        stored = torch.empty(linear.values.shape, dtype=linear.layer.dtype, device="meta")
-        _note(linear, "dw", left.shape[1], linear.values.nbytes)
-        return stored
+        linear.count(1, left.shape[1])
+        return torch.empty(linear.values.shape, dtype=linear.layer.dtype, device="meta")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         left, right = ctx.saved_tensors
-        _note(ctx.linear, "forward", left.shape[1], gradient.nbytes)
-        _note(ctx.linear, "dx", left.shape[1], gradient.nbytes)
+        ctx.linear.count(2, left.shape[1])
         return torch.empty_like(left), torch.empty_like(right), None
 
 
-def _note_update(linear: PlannedLinear, moved: int) -> None:
-    if linear.memory is not None:
-        done = linear.memory.work.operators.setdefault("fused update", OperatorWork())
-        done.calls += 1
-        done.moved += moved
-
-
-class PlannedConv(nn.Module):
-    """In the place of an :class:`EmbeddedConv`."""
+class PlannedConv(EmbeddedConv):
+    """In the place of an :class:`EmbeddedConv`, without its weights; it runs as that does."""
 
     def __init__(self, conv: nn.Module, layer: LayerPlan) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         self.geometry = layer.geometry
         layer.geometry.describe(self)
-        self.contiguous_output = False
-        self.linear = PlannedLinear(layer, conv.weight, conv.bias)
-        self.low_rank = PlannedLowRank(layer, conv.weight.requires_grad) if layer.rank else None
-
-    forward = EmbeddedConv.forward
-    weight = EmbeddedConv.weight
+        self.add_module("linear", PlannedLinear(layer, conv.weight, conv.bias))
+        self.add_module("low_rank", PlannedLowRank(layer, conv.weight.requires_grad) if layer.rank else None)
 
 
 def meta_twin(model: nn.Module, planned: Plan, inputs: tuple[Tensor, ...]) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from efcn_sparse.embedding import Dilated, Full, Grown, Support
 from efcn_sparse.planning import available
 from efcn_sparse.planning.budget import Step, StepPlanner
-from efcn_sparse.planning.sizes import parse_size, size_text
+from efcn_sparse.sizes import parse_size, size_text
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import READING_BATCH
 from efcn_sparse.training.plan import CNN, ELCN, FCN, support_of

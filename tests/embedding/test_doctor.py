@@ -9,13 +9,7 @@ import pytest
 import torch
 
 from efcn_sparse.cli.main import main
-from efcn_sparse.measure import step_rates
-from efcn_sparse.measure.shapes import RooflineShapes
-
-
-@pytest.fixture(autouse=True)
-def _no_rates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+from efcn_sparse.measure import layers
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,50 +60,24 @@ def test_step_and_budget(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unknown without rates, and how to get them; known once they are measured, and for later calls."""
-    monkeypatch.setattr(step_rates, "_SECONDS", 0.0)
-    monkeypatch.setattr(step_rates, "_ROOFLINE", RooflineShapes(gemm_size=64, array_mb=1, rounds=1))
-
-    def time_line(*arguments: str) -> str:
-        assert main(["doctor", "vanilla", *arguments]) == 0
-        return capsys.readouterr().out.splitlines()[-1].strip()
-
-    unknown = r"time\s+unknown: {}; --measure finds the rates of this machine in a few seconds"
-    assert re.fullmatch(unknown.format(r"there is no \S+\.json"), time_line("--batch", "4"))
-    measured = time_line("--batch", "4", "--measure")
-    threads = torch.get_num_threads()
-    known = (
-        rf"time\s+[\d.]+ m?s  to 1\.5 times that, on {threads} threads? and nothing else running; "
-        r"\d+% of it in sparse layers; rates of .*"
-    )
-    assert re.fullmatch(known, measured)
-    assert time_line("--batch", "4") == measured
-    assert re.fullmatch(unknown.format(r"the rates of \S+ lack 3 of this step's layers"), time_line("--batch", "5"))
-    assert re.fullmatch(known, time_line("--batch", "5", "--measure"))
-    assert time_line("--batch", "4")[:4] == "time"  # other rates are kept
-    main(["doctor", "vanilla", "--batch", "4", "--json"])
-    told = json.loads(capsys.readouterr().out)["step"]["time"]
-    assert told["seconds"] == pytest.approx(
-        told["rest"] + sum(sum(layer.values()) for layer in told["layers"].values())
-    )
-    assert {name: set(layer) for name, layer in told["layers"].items()} == {
-        "0": {"forward", "dw"}, "3": {"forward", "dx", "dw"}, "6": {"forward", "dx", "dw"}
-    }  # fmt: skip
-    main(["doctor", "vanilla", "--batch", "6", "--json"])
-    assert json.loads(capsys.readouterr().out)["step"]["time"]["seconds"] is None
-
-
-def test_rates_that_cannot_be_kept(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step_rates, "_SECONDS", 0.0)
-    monkeypatch.setattr(step_rates, "_ROOFLINE", RooflineShapes(gemm_size=64, array_mb=1, rounds=1))
-    (tmp_path / "efcn_sparse").write_text("a file where a folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    """Only when asked for, layer by layer; what does not fit into memory is refused by name."""
+    monkeypatch.setattr(layers, "_SECONDS", 0.0)
+    assert main(["doctor", "vanilla", "--batch", "4"]) == 0
+    assert "timed on" not in capsys.readouterr().out
     assert main(["doctor", "vanilla", "--batch", "4", "--measure"]) == 0
-    told = capsys.readouterr()
-    assert re.search(r"time .* m?s  to ", told.out)
-    assert told.err.startswith("efcn-sparse: the rates could not be kept: ")
+    last = capsys.readouterr().out.splitlines()[-1].strip()
+    assert re.fullmatch(r"time\s+[\d.]+ ms  forward and backward of the sparse layers, timed on \d+ threads?", last)
+    assert main(["doctor", "vanilla", "--batch", "4", "--measure", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["step"]["measured"]
+    assert told["threads"] == torch.get_num_threads()
+    assert list(told["layers"]) == ["0", "3", "6"]
+    assert told["seconds"] == pytest.approx(sum(told["layers"].values()))
+    assert min(told["layers"].values()) > 0
+    monkeypatch.setattr(layers, "available_bytes", lambda: 8 << 20)
+    assert main(["doctor", "vanilla", "--batch", "4", "--measure"]) == 2
+    assert (
+        "--measure needs 36.4 MiB for the layer '3' at batch 4, got 8.0 MiB of memory left" in capsys.readouterr().err
+    )
 
 
 def test_supports(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from efcn_sparse.embedding import Dilated, Full, Local
 from efcn_sparse.models import vanilla_cnn
 from efcn_sparse.planning import Step, StepPlanner
-from efcn_sparse.planning.sizes import parse_size, size_text
+from efcn_sparse.sizes import parse_size, size_text
 
 _MIB = 1 << 20
 

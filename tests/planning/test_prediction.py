@@ -109,19 +109,16 @@ def test_parts(net: str, support: Support, optimizer: str, fused: bool) -> None:
     assert predicted.peak >= kept + max(predicted.activations, predicted.gradients)
 
 
-def test_work() -> None:
+def test_flops() -> None:
     """Three products per layer, two for the first; the head's are counted from torch's own rules."""
     cnn, x = vanilla_cnn(), torch.randn(7, 3, 32, 32)
     predicted = predict_step(cnn, x)
     first, *rest = plan(cnn, x).layers
     products = 2 * first.local_weights + 3 * sum(layer.local_weights for layer in rest) + 3 * 64 * 10
     assert predicted.flops == 2 * 7 * products
-    twice = predict_step(cnn, torch.randn(14, 3, 32, 32))
-    assert twice.flops == 2 * predicted.flops
-    assert predicted.moved > 4 * 5 * predicted.weights // 4  # read twice, gradient written and read, update
-    assert predicted.moved < predict_step(cnn, x, optimizer="momentum").moved
+    assert predict_step(cnn, torch.randn(14, 3, 32, 32)).flops == 2 * predicted.flops
     fused, inside = predict_step(cnn, x, fused=True), predict_step(cnn, x, optimizer="sgd-inside")
-    assert predicted.moved > fused.moved == inside.moved  # fused slices stay in the cache
+    assert predicted.flops == fused.flops == inside.flops
     assert (inside.workspace, fused.peak - inside.peak) == (0, fused.workspace)
 
 

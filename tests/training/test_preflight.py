@@ -12,7 +12,7 @@ import torch
 from efcn_sparse.cli.main import main
 from efcn_sparse.models import vanilla_cnn
 from efcn_sparse.planning import available, predict_step
-from efcn_sparse.planning.sizes import size_text
+from efcn_sparse.sizes import size_text
 from efcn_sparse.training import RelaxConfig, run_relax
 from efcn_sparse.training.plan import support_of
 from efcn_sparse.training.preflight import BUDGET, check_fits, needed_bytes
