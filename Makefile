@@ -1,5 +1,5 @@
 # Everything sets itself up: a target that needs them makes .venv, the pinned packages and the compiled extension.
-# `make` alone lists the targets.
+# `make` alone lists the targets; `make demo` installs no developers' tools.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,20 +23,27 @@ $(if $(filter no-headers,$(FACTS)),$(error $(FOUND) has no Python.h: install it 
 $(if $(shell command -v $(COMPILER)),,$(error A C++ compiler is missing ($(COMPILER)): install g++, or name one: CXX=clang++ make))
 endef
 
-.PHONY: help demo test rehearse bench lint format clean setup
+.PHONY: help demo test test-all rehearse bench lint format clean setup
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make demo    train CNN, eLCN, eFCN and FCN on handwritten digits and write runs/demo/report.html
-demo: setup
+## make demo      train CNN, eLCN, eFCN and FCN on handwritten digits and write runs/demo/report.html
+demo: $(VENV)/extension.stamp
 	$(BIN)/efcn-sparse relax --preset digits --run-dir runs/demo
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
-## make test    lint, type check, doctests and tests; stops at the first step that fails
-test: lint
-	$(BIN)/pytest
+# One process a core, each with one thread; all tests of a file in one process, so that they share what they prepare.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+## make test      lint, type check, doctests and tests; stops at the first step that fails
+test: lint $(VENV)/extension.stamp
+	$(PYTEST) -m "not slow"
+
+## make test-all  the slow tests too
+test-all: lint $(VENV)/extension.stamp
+	$(PYTEST)
 
 ## make rehearse  the tests and measurements of a GPU, on a CUDA device in the host's memory (half an hour)
 rehearse: setup
@@ -44,27 +51,27 @@ rehearse: setup
 	    --ignore=tests/benchmarking/test_gpu_ahead.py
 	$(BIN)/python -m tests.host_cuda $(BIN)/python -m tests.host_cuda.measure
 
-## make bench   the benchmarks
+## make bench     the benchmarks
 bench: setup
 	$(BIN)/pytest benchmarks --results benchmarks/results
 
-## make lint    ruff, clang-format and mypy, changing nothing
-lint: setup
+## make lint      ruff, clang-format and mypy, changing nothing
+lint: $(VENV)/tools.stamp
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet --diff .
 	$(if $(SOURCES),$(BIN)/clang-format --dry-run --Werror $(SOURCES))
 	$(BIN)/mypy
 
-## make format  the same, repairing what can be repaired
-format: setup
+## make format    the same, repairing what can be repaired
+format: $(VENV)/tools.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(SOURCES),$(BIN)/clang-format -i $(SOURCES))
 
-## make setup   only .venv, the packages and the extension
-setup: $(VENV)/extension.stamp
+## make setup     only .venv, all packages and the extension
+setup: $(VENV)/tools.stamp $(VENV)/extension.stamp
 
-## make clean   remove what was built, but not runs/
+## make clean     remove what was built, but not runs/
 clean:
 	rm -rf $(VENV) build dist *.egg-info efcn_sparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -73,10 +80,17 @@ $(VENV)/python.stamp:
 	$(FOUND) -m venv $(VENV)
 	@touch $@
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements-dev.txt
+
+# What the demo needs, and the extension.
 $(VENV)/packages.stamp: $(VENV)/python.stamp requirements-dev.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	EFCN_BUILD=none $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-	    --constraint requirements-dev.txt --editable '.[dev]'
+	$(PIP) torch setuptools wheel ninja
+	EFCN_BUILD=none $(PIP) --no-build-isolation --editable '.[digits,plot]'
+	@touch $@
+
+# What lints, tests and measures.
+$(VENV)/tools.stamp: $(VENV)/packages.stamp
+	EFCN_BUILD=none $(PIP) --no-build-isolation --requirement requirements-dev.txt --editable '.[dev]'
 	@touch $@
 
 # In place and not through pip, so that ninja compiles only what has changed.
