@@ -27,7 +27,9 @@ def test_missing_requirement(project, run, target, variable, message):
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_nothing_missing(project, run):
-    done = run([*DRY_RUN, "test"], cwd=project)
+@pytest.mark.parametrize(("target", "tools", "last"), [("demo", False, "report.html"), ("test", True, "pytest")])
+def test_only_what_a_target_needs_is_installed(project, run, target, tools, last):
+    done = run([*DRY_RUN, target], cwd=project)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith("pytest")
+    assert ("--editable '.[dev]'" in done.stdout) is tools
+    assert last in done.stdout.splitlines()[-1]
