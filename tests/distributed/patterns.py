@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import efcn_sparse as es
 from efcn_sparse.distributed import check_same_patterns, join_factors
+from efcn_sparse.gradients import Factors
 from tests.distributed import workers
 
 ROUNDS, STEPS_BETWEEN, BATCH = 3, 2, 10
@@ -56,7 +57,7 @@ def work(rank: int) -> dict:
         "unlike": workers.refusal(lambda: check_same_patterns(_unlike(rank))),
         "missing": workers.refusal(lambda: check_same_patterns(_unlike(0)[: 1 + rank])),
         "alike": workers.refusal(lambda: check_same_patterns(DistributedDataParallel(_unlike(0)))),
-        "unlike factors": workers.refusal(lambda: join_factors(es.growth.Factors(torch.ones(2, 3), torch.ones(3, 3)))),
+        "unlike factors": workers.refusal(lambda: join_factors(Factors(torch.ones(2, 3), torch.ones(3, 3)))),
     }
 
 
