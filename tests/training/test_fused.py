@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from efcn_sparse.training.readings import Readings
 
 import efcn_sparse as es
 import efcn_sparse.training as training
@@ -16,7 +17,6 @@ from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.nets import build_cnn, build_fcn
 from efcn_sparse.training.optimizer import make_optimizer
 from efcn_sparse.training.optimizer_state import live_states
-from efcn_sparse.training.readings import Readings
 from tests.training.runs import checkpoints, numbers
 
 TINY = dict(
