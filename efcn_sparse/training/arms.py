@@ -102,7 +102,7 @@ class Look:
     marker: str
 
 
-# Chosen to stay apart under the common color-vision deficiencies (tests/analysis/test_palette.py); FCN and CNN are
+# Chosen to stay apart under the common color-vision deficiencies (tests/analysis/test_arms.py); FCN and CNN are
 # grays. A family of supports has one hue, of which larger supports have the darker shades.
 _FIXED = {CNN: ("#1b1b1b", "o"), CONTROL: ("#ccaa00", "P"), ELCN: ("#009e73", "s"), FULL: ("#d55e00", "^"),
           FCN: ("#6e6e6e", "X")}  # fmt: skip

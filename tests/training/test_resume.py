@@ -12,7 +12,7 @@ import pytest
 
 import efcn_sparse.training as training
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.readings import METRICS, Readings
+from efcn_sparse.training.record import METRICS, MetricsFile
 from tests.training.runs import checkpoints, interrupt_after, numbers
 
 TINY = dict(
@@ -85,7 +85,7 @@ def test_rows_past_the_checkpoint_and_torn_lines_are_removed(tmp_path):
     path.write_text(
         whole + "cnn,0,,1,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\nelcn,0,1,1,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\ncnn,0,,2,0."
     )
-    Readings(path, METRICS, {"cnn-seed0": 0}).close()
+    MetricsFile(path, METRICS, {"cnn-seed0": 0}).close()
     assert path.read_text() == whole
 
 
@@ -150,4 +150,4 @@ def test_columns_of_nobody_are_refused(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text(",".join(METRICS[:-2]) + "\n")
     with pytest.raises(ValueError, match=f"{path} must have the columns {','.join(METRICS)}, got arm,"):
-        Readings(path, METRICS, {})
+        MetricsFile(path, METRICS, {})
