@@ -89,7 +89,8 @@ def test_rows_past_the_checkpoint_and_torn_lines_are_removed(tmp_path):
     assert path.read_text() == whole
 
 
-def test_a_checkpoint_brings_model_and_momentum_back(tmp_path):
+@pytest.mark.parametrize("older", [False, True], ids=["today's", "version 0.1.0's"])
+def test_a_checkpoint_brings_model_and_momentum_back(tmp_path, older):
     import torch
 
     def fresh():
@@ -102,6 +103,9 @@ def test_a_checkpoint_brings_model_and_momentum_back(tmp_path):
         model(torch.ones(1, 3, 4, 4)).square().sum().backward()
         optimizer.step()
     save_checkpoint(tmp_path / "here", model, optimizer)
+    if older:
+        text = (tmp_path / "here").read_bytes()
+        (tmp_path / "here").write_bytes(text.replace(b'"optimizer/', b'"optimiser/'))
     other, other_optimizer = fresh()
     load_checkpoint(tmp_path / "here", other, other_optimizer)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
