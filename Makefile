@@ -23,7 +23,7 @@ $(if $(filter no-headers,$(FACTS)),$(error $(FOUND) has no Python.h: install it 
 $(if $(shell command -v $(COMPILER)),,$(error A C++ compiler is missing ($(COMPILER)): install g++, or name one: CXX=clang++ make))
 endef
 
-.PHONY: help demo test test-all rehearse bench lint format clean setup
+.PHONY: help demo test test-all bench lint format clean setup
 .DELETE_ON_ERROR:
 
 help:
@@ -44,12 +44,6 @@ test: lint $(VENV)/extension.stamp
 ## make test-all  the slow tests too
 test-all: lint $(VENV)/extension.stamp
 	$(PYTEST)
-
-## make rehearse  the tests and measurements of a GPU, on a CUDA device in the host's memory (half an hour)
-rehearse: setup
-	$(BIN)/python -m tests.host_cuda $(BIN)/pytest tests --ignore=tests/triton/test_compile_ahead.py \
-	    --ignore=tests/benchmarking/test_gpu_ahead.py
-	$(BIN)/python -m tests.host_cuda $(BIN)/python -m tests.host_cuda.measure
 
 ## make bench     the benchmarks
 bench: setup

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.sentences import findings, headline, progress, totals
 from efcn_sparse.analysis.statistics import finals
@@ -67,10 +68,10 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
 def _final_rows(run: Run) -> list[dict[str, str]]:
     rows = []
     for final in finals(run):
-        look, against = run.looks[final.arm], final.against_cnn
+        look, against = look_of(final.arm, run.arms), final.against_cnn
         rows.append({
             "color": look.color,
-            "arm": look.label,
+            "arm": look.name,
             "time": "–" if final.relax_epoch is None else str(final.relax_epoch),
             "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)) + ("" if final.complete else " *"),
             "test": final.test_accuracy.text(),
@@ -86,8 +87,8 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
 def _support_rows(run: Run) -> list[dict[str, str]]:
     return [
         {
-            "color": run.looks[final.arm].color,
-            "arm": final.arm.label,
+            "color": look_of(final.arm, run.arms).color,
+            "arm": look_of(final.arm, run.arms).name,
             "time": str(final.relax_epoch),
             "stored": f"{final.stored.mean:,.0f}",
             "leak": final.leak.text(),

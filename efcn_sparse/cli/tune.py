@@ -21,14 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "tune",
         help="time tiles of the GPU kernels and write the best to a tuning file",
-        description="Time configurations of the Triton kernels on this GPU, the work model's choice first, then step "
-        "by step, and write the best as rows of a tuning file, after each case. The same command goes on where it "
-        "stopped. Programs read the file if EFCN_TUNING names it.",
+        description="Time tiles of the Triton kernels on this GPU and write the best as rows of a tuning file, after "
+        "each case. The same command goes on where it stopped. Programs read the file if EFCN_TUNING names it.",
     )
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="grid (the benchmarks' patterns), vanilla, alexnet, resnet18, resnet50, or package.module:function, "
+        help="grid (random patterns), vanilla, alexnet, resnet18, resnet50, or package.module:function, "
         "which returns a BlockPattern or an nn.Module: its sparse layers, else its convolutions as a local eFCN",
     )
     parser.add_argument("--input", metavar="C,H,W", help="size of one input, for convolutions of a model of your own")
@@ -73,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
 
     if output.exists():
         tune.tuning.read(output)  # before minutes of work, not after
+    else:
+        tune.tuning.write(output, ())  # EFCN_TUNING may name it already
     clock = gpu_clock.DryClock() if args.dry_run else gpu_clock.Clock()
-    effort = tune.Effort(starts=2, steps=1) if args.dry_run else tune.Effort()
     wanted = [tune.Wanted("tiny", _tiny(), 16, dtype)] if args.dry_run else _wanted(args, dtype)
-    found = tune.tune(wanted, output, clock, device, seconds=60 * args.minutes, effort=effort, tell=_tell)
+    most = 3 if args.dry_run else None
+    found = tune.tune(wanted, output, clock, device, seconds=60 * args.minutes, most=most, tell=_tell)
     better = sum(one.after < one.before for one in found)
     print(f"{len(found)} cases timed, {better} of them faster than before; EFCN_TUNING={output} uses the file")
     return 0

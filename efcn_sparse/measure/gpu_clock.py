@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from efcn_sparse.measure.gpu_capture import captured
 
 _WARM_UPS, _SETTLING, _ROUNDS, _LEAST_FLUSH = 3, 2, 11, 256 << 20
 _SHORT, _MIDDLE, _LONG = 2e-4, 1e-3, 2e-2  # seconds
@@ -26,9 +23,6 @@ class Timing:
     high: float
     rounds: int
     how: str
-
-    def record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _timing(found: list[float], how: str) -> Timing:
@@ -49,6 +43,8 @@ class Clock:
         size = max(4 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size, _LEAST_FLUSH)
         self._buffer = torch.ones(size // 4, device="cuda")
         self._sum = torch.zeros((), device="cuda")
+        self._empty: dict[int, torch.cuda.CUDAGraph] = {}
+        self._failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator still asks them whether a capture is theirs
 
     def flush(self) -> None:
         """Read more than the L2 holds."""
@@ -100,14 +96,6 @@ class Clock:
         torch.cuda.synchronize()
         return _timing([start.elapsed_time(end) * 1e-3 for start, end in events], "eager")
 
-    def time_either_way(self, call: Callable[[], Any]) -> Timing:
-        """By graph, or eagerly if that cannot be."""
-        try:
-            return self.time(call)
-        except RuntimeError:
-            torch.cuda.synchronize()
-            return self.time_eagerly(call)
-
     def _warmed_up(self, call: Callable[[], Any]) -> float:
         """Compile and settle on a side stream, as capturing wants it; the seconds of the last call, roughly."""
         side = torch.cuda.Stream()
@@ -122,18 +110,31 @@ class Clock:
         return time.perf_counter() - began
 
     def _captured(self, call: Callable[[], Any], repeats: int) -> torch.cuda.CUDAGraph:
-        def body() -> None:
-            for _ in range(repeats):
-                self.flush()
-                call()
+        """The graph of some calls.
 
-        graph = captured(body, self.flush)
+        Where a capture fails, torch 2.11 leaves its stream the current one and its random numbers in the graph, so that
+        every later ``torch.randn`` on the device raises; a capture that succeeds puts that right.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(repeats):
+                    self.flush()
+                    call()
+        except Exception:
+            self._failed.append(graph)
+            torch.cuda.set_stream(stream)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                self.flush()
+            raise
         graph.replay()
         return graph
 
-    @functools.cache  # noqa: B019  there is one clock in a process
     def _flushes(self, repeats: int) -> torch.cuda.CUDAGraph:
-        return self._captured(lambda: None, repeats)
+        if repeats not in self._empty:
+            self._empty[repeats] = self._captured(lambda: None, repeats)
+        return self._empty[repeats]
 
 
 class DryClock(Clock):

@@ -1,13 +1,13 @@
-"""Configurations of the Triton kernels, timed on the GPU that is here: rows for a tuning file.
+"""Tiles of the Triton kernels, timed on the GPU that is here: rows for a tuning file. The code behind ``tune``.
 
-The code behind ``efcn-sparse tune``. The work model says which configurations are worth trying; each is compared with
-the result of the present one before it is timed, and the best of a local search becomes a row.
+Each candidate is compared with the result of the present tile before it is timed; the fastest becomes a row.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from efcn_sparse.measure.gpu_clock import Clock
 from efcn_sparse.ops import sddmm, spmm
-from efcn_sparse.ops.backends.triton import plan, search, tuning
+from efcn_sparse.ops.backends.triton import plan, tiles, tuning
 from efcn_sparse.ops.backends.triton.device import device_of
-from efcn_sparse.ops.backends.triton.tuning import OPERATIONS, Case, Config, Row, trimmed
+from efcn_sparse.ops.backends.triton.tiles import Config
 from efcn_sparse.pattern import BlockPattern
 
-MEASURED = "measured on "
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-12}
-_HOPELESS = 1.5  # times the model's best: not tried
-WORTH_A_ROW = 0.98  # of the present time
+_TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (128, 64), (64, 128), (64, 64), (64, 32))
+_SUMS_OF_A_THREAD = 128  # more do not fit the registers beside operands and addresses
+_WORTH_A_ROW = 0.98  # of the present time
 
 
 class Wanted(NamedTuple):
@@ -39,27 +39,15 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Found:
-    """What tuning one case found: times in seconds, and the candidates that were left out, with the reason.
+    """What tuning one case found; times in seconds, and the candidates that were left out, with the reason."""
 
-    ``times`` has those that were timed, the present one among them.
-    """
-
-    case: Case
+    case: tiles.Case
     before: float
     after: float
     config: Config
-    tried: int
+    tried: int = 1
     failed: list[str] = field(default_factory=list)
     finished: bool = True
-    times: dict[Config, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How many tiles of the model are timed first, and how many steps the local search takes at most."""
-
-    starts: int = 8
-    steps: int = 6
 
 
 def tune(
@@ -69,7 +57,7 @@ def tune(
     device: str,
     *,
     seconds: float,
-    effort: Effort = Effort(),
+    most: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[Found]:
     """Tune each case that ``output`` has no measured row for, and write its row as soon as it is found.
@@ -77,13 +65,14 @@ def tune(
     Args:
         output: a tuning file; it is made if it is missing, and rows of other cases stay.
         seconds: no candidate is begun later; what is left is done by the next call.
+        most: candidates of a case; all of them by default.
 
     Raises:
         ValueError: ``output`` is no tuning table.
-        RuntimeError: the configuration that is used at present fails.
+        RuntimeError: the configuration that is used at present fails, or the GPU no longer answers.
     """
     deadline, done = time.monotonic() + seconds, []
-    mark = device_mark(device)
+    mark = f"measured on {torch.cuda.get_device_name() if device == 'cuda' else 'the interpreter, a dry run'}"
     jobs = list(problems_of(wanted, device))
     for number, (one, problem) in enumerate(jobs, 1):
         case = plan.case_of(problem)
@@ -92,88 +81,75 @@ def tune(
         if any(row.case == case and row.source.startswith(mark) for row in table):
             tell(f"{place}: measured already")
             continue
-        left = deadline - time.monotonic()
-        if left <= 0:
+        if time.monotonic() >= deadline:
             tell(f"{place}: out of time; the same command goes on from here")
             break
-        found = tune_one(one, problem, clock, deadline, effort, [row.config for row in table if row.case == case])
+        found = tune_one(one, problem, clock, deadline, most)
         done.append(found)
         gain = f"{1e6 * found.before:.1f} → {1e6 * found.after:.1f} µs ({found.before / found.after:.2f}×)"
-        tell(f"{place}: {gain}, {found.tried} tried, {len(found.failed)} left out; {left / 60:.1f} minutes left")
+        tell(f"{place}: {gain}, {found.tried} tried, {len(found.failed)} left out")
         for reason in found.failed:
             tell(f"    {reason}")
         if found.finished or found.after < found.before:
-            tuning.write(output, (*(other for other in table if other.case != case), row_of(problem, found, mark)))
+            source = f"{mark}: {1e6 * found.after:.1f} µs, before {1e6 * found.before:.1f}"
+            row = tuning.Row(case, found.config, source if found.finished else f"cut short, {source}")
+            tuning.write(output, (*(other for other in table if other.case != case), row))
             tuning.forget()
     return done
 
 
-def row_of(problem: plan.Problem, found: Found, mark: str) -> Row:
-    """What a tuning file keeps; ``mark`` says where it was measured."""
-    source = f"{mark}: {1e6 * found.after:.1f} µs, before {1e6 * found.before:.1f}"
-    return Row(found.case, _for_the_table(problem, found.config), source if found.finished else f"cut short, {source}")
-
-
-def device_mark(device: str) -> str:
-    """What the source of a row begins with that was measured here."""
-    return f"{MEASURED}{torch.cuda.get_device_name() if device == 'cuda' else 'the interpreter, a dry run'}"
-
-
-def tune_one(
-    one: Wanted,
-    problem: plan.Problem,
-    clock: Clock,
-    deadline: float,
-    effort: Effort = Effort(),
-    known: Sequence[Config] = (),
-) -> Found:
-    """The best configuration for one operation: of ``known`` and the model's tiles, then step by step from there."""
-    call = call_of(one, problem)
-    present = plan.configure(problem)
+def tune_one(one: Wanted, problem: plan.Problem, clock: Clock, deadline: float, most: int | None = None) -> Found:
+    """The best configuration for one operation: of :func:`candidates`, then of the sizes of super-rows for the best."""
+    call, case = call_of(one, problem), plan.case_of(problem)
+    present = tuning.choose(case, problem.device.processors).config
     with tuning.only(present):
-        expected = call().double()
+        expected, seen = call().double(), {plan.configure(problem)}
         before = clock.time(call).seconds
-    norm = float(expected.norm())
-    times: dict[Config, float] = {present: before}
-    found = Found(plan.case_of(problem), before, before, present, 1)
+    times, found = {present: before}, Found(case, before, before, present)
 
     def attempt(config: Config) -> None:
         try:
             with tuning.only(config):
-                error = float((call().double() - expected).norm())
-                if not error <= _TOLERANCE[one.dtype] * norm:
-                    raise ArithmeticError(f"its result is {error / max(norm, 1e-300):.1g} from the present one's")
+                settled = plan.configure(problem)
+                if settled in seen:
+                    return
+                seen.add(settled)
+                error = float((call().double() - expected).norm() / expected.norm().clamp(min=1e-300))
+                if not error <= _TOLERANCE[one.dtype]:
+                    raise ArithmeticError(f"its result is {error:.1g} from the present one's")
                 times[config] = clock.time(call).seconds
         except (RuntimeError, ArithmeticError) as error:
             _check_device(problem, error)
-            times[config] = float("inf")
-            found.failed.append(f"{config}: {_reason(error)}")
+            found.failed.append(f"{config}: {' '.join(str(error).split())[-200:]}")
+        found.tried += 1
 
-    def candidates() -> Iterator[Config]:
-        starts = search.starts(problem, present.block_k, effort.starts)
-        yield from (trimmed(c, problem.height, c.members or present.members) for c in known)
-        yield from starts
-        for _ in range(effort.steps):
-            best = min(times, key=lambda config: times[config])
-            near = search.neighbors(problem, best)
-            limit = _HOPELESS * search.expected_seconds(problem, best)
-            yield from (config for config in near if search.expected_seconds(problem, config) <= limit)
-            if min(times, key=lambda config: times[config]) == best:
-                return
+    def order() -> Iterator[Config]:
+        yield from candidates(problem, present)
+        best = min(times, key=lambda config: times[config])
+        yield from (replace(best, members=size) for size in tiles.sizes(problem.height, best.block_n))
 
-    for config in candidates():
-        if config in times:
-            continue
+    for config in itertools.islice(order(), most):
         if time.monotonic() >= deadline:
             found.finished = False
             break
         attempt(config)
     best = min(times, key=lambda config: times[config])
-    if times[best] < WORTH_A_ROW * before:
+    if times[best] < _WORTH_A_ROW * before:
         found.config, found.after = best, times[best]
-    found.tried = len(times)
-    found.times = {config: seconds for config, seconds in times.items() if seconds < float("inf")}
     return found
+
+
+def candidates(problem: plan.Problem, present: Config) -> Iterator[Config]:
+    """Tiles that fit the registers, with the most stages that fit the shared memory and with one less."""
+    wide = 2 if problem.dtype == torch.float64 else 1
+    for m, n in _TILES:
+        warps = 8 if m * n > 8192 else 4
+        if m * n * wide > 32 * warps * _SUMS_OF_A_THREAD:
+            continue
+        config = replace(present, block_m=m, block_n=n, warps=warps, members=0, stages=4)
+        while config.stages > 1 and plan.shared_memory(config, problem.dtype.itemsize) > problem.device.shared_memory:
+            config = replace(config, stages=config.stages - 1)
+        yield from (replace(config, stages=stages) for stages in {config.stages, max(2, config.stages - 1)})
 
 
 def problems_of(wanted: Iterable[Wanted], device: str) -> Iterator[tuple[Wanted, plan.Problem]]:
@@ -181,8 +157,8 @@ def problems_of(wanted: Iterable[Wanted], device: str) -> Iterator[tuple[Wanted,
     seen = set()
     for one in wanted:
         pattern = one.pattern.to(device)
-        for operation in OPERATIONS:
-            problem = plan.Problem.of(operation, pattern, one.batch, one.dtype, device_of(pattern.crow_indices))
+        for operation in tiles.OPERATIONS:
+            problem = plan.Problem.of(operation, pattern, one.batch, one.dtype, device_of(pattern.device))
             if pattern.nnz_blocks and (case := plan.case_of(problem)) not in seen:
                 seen.add(case)
                 yield one._replace(pattern=pattern), problem
@@ -205,13 +181,6 @@ def call_of(one: Wanted, problem: plan.Problem) -> Callable[[], Tensor]:
     return lambda: spmm(x, values, pattern, transpose=walk, backend="triton")
 
 
-def _for_the_table(problem: plan.Problem, config: Config) -> Config:
-    """With the members left to the work model where it would take the same, so that they fit other patterns too."""
-    free = replace(config, members=0)
-    with tuning.only(free):
-        return free if plan.configure(problem) == config else config
-
-
 def _check_device(problem: plan.Problem, error: Exception) -> None:
     """Go on only if the device still answers: an illegal access stays with the process."""
     if problem.structure.crow_indices.is_cuda:
@@ -219,7 +188,3 @@ def _check_device(problem: plan.Problem, error: Exception) -> None:
             torch.cuda.synchronize()
         except RuntimeError as lost:
             raise RuntimeError(f"the GPU is lost to this process after {error}; rows so far are written") from lost
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[-200:]

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efcn_sparse.ops.backends import BACKENDS
 from efcn_sparse.ops.select import located, reasons, resolve
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.sizes import size_text
+
+TILES_AT = 256
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Explanation:
         mean_run_length: mean length of the runs of neighboring blocks in a row.
         values_bytes, index_bytes: memory of ``values`` in ``dtype``, and of the pattern's arrays.
         flops_per_sample: two for each stored entry: one forward product of one sample. dX and dW cost as much each.
+        tiles: for each operation of the backend the tile that it takes at a batch of ``TILES_AT``, and why; empty for
+            backends that have no choice of tiles.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Explanation:
     values_bytes: int
     index_bytes: int
     flops_per_sample: int
+    tiles: dict[str, str]
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -79,6 +85,7 @@ class Explanation:
         lines.append(f"  entries: {self.stored_entries:,} stored, {self.support_entries:,} in the support")
         lines.append(f"  memory: {size_text(self.values_bytes)} of values, {size_text(self.index_bytes)} of indices")
         lines.append(f"  work: {self.flops_per_sample:,} FLOP a sample, forward")
+        lines.extend(f"  {name} at batch {TILES_AT}: {tile}" for name, tile in self.tiles.items())
         return "\n".join(lines)
 
 
@@ -118,6 +125,8 @@ def explain(
     why_not = reasons(where, dtype)
     can_run = requested == "auto" or why_not.get(requested, "") is None
     stored = pattern.nnz_blocks * pattern.block_shape[0] * pattern.block_shape[1]
+    backend = resolve(requested, where, dtype) if can_run else None
+    choices = getattr(BACKENDS.get(backend or ""), "choices", None)
     return Explanation(
         name=type(layer_or_pattern).__name__,
         shape=pattern.shape,
@@ -125,7 +134,7 @@ def explain(
         dtype=dtype,
         device=where,
         requested=requested,
-        backend=resolve(requested, where, dtype) if can_run else None,
+        backend=backend,
         reasons=why_not,
         blocks=pattern.nnz_blocks,
         masked_blocks=int((pattern.mask_index >= 0).sum()),
@@ -138,6 +147,7 @@ def explain(
         values_bytes=stored * dtype.itemsize,
         index_bytes=sum(tensor.numel() * tensor.element_size() for tensor in pattern.structure),
         flops_per_sample=2 * stored,
+        tiles=choices(pattern, TILES_AT, dtype, where) if choices and pattern.nnz_blocks else {},
     )
 
 

@@ -16,7 +16,7 @@ from efcn_sparse.embedding import OFF_LOCAL, OUTSIDE, Support
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class ConvCase(NamedTuple):
+class Case(NamedTuple):
     """A convolution at one input size, and how to embed it."""
 
     channels: tuple[int, int]
@@ -52,12 +52,10 @@ def case(
     bias: bool = True,
     support: Support = Local(),
     block_shape: tuple[int, int] | None = None,
-) -> ConvCase:
+) -> Case:
     dims = len(size)
     pad = padding if isinstance(padding, str) else (padding,) * dims
-    return ConvCase(
-        channels, size, kernel, (stride,) * dims, pad, (dilation,) * dims, groups, bias, support, block_shape
-    )
+    return Case(channels, size, kernel, (stride,) * dims, pad, (dilation,) * dims, groups, bias, support, block_shape)
 
 
 CASES = {
@@ -86,7 +84,7 @@ CASES = {
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> ConvCase:
+def cases(draw: st.DrawFn) -> Case:
     """Any small convolution that exists, with any support and blocks."""
     dims = draw(st.sampled_from([1, 2, 2, 3]))
     size = tuple(draw(st.integers(1, 6 if dims < 3 else 4)) for _ in range(dims))
@@ -104,9 +102,7 @@ def cases(draw: st.DrawFn) -> ConvCase:
     support = draw(st.sampled_from([Local(), Dilated(0), Dilated(1), Dilated(3), Full()]))
     side = st.integers(1, 12)
     block_shape = draw(st.none() | st.tuples(side, side))
-    return ConvCase(
-        channels, size, kernel, stride, padding, dilation, groups, draw(st.booleans()), support, block_shape
-    )
+    return Case(channels, size, kernel, stride, padding, dilation, groups, draw(st.booleans()), support, block_shape)
 
 
 def dense_matrix(conv: nn.Module, size: tuple[int, ...]) -> Tensor:
@@ -119,7 +115,7 @@ def dense_matrix(conv: nn.Module, size: tuple[int, ...]) -> Tensor:
     return images.movedim(1, -1).reshape(features, -1).T
 
 
-def element_map(case: ConvCase) -> Tensor:
+def element_map(case: Case) -> Tensor:
     """int64 ``[out_features, in_features]``: the kernel entry of each entry of W, ``OFF_LOCAL`` or ``OUTSIDE``.
 
     Local entries are read off the convolution itself, by giving every kernel entry a number of its own.
@@ -131,7 +127,7 @@ def element_map(case: ConvCase) -> Tensor:
     return torch.where(local >= 0, local, torch.where(in_support(case, conv), OFF_LOCAL, OUTSIDE))
 
 
-def in_support(case: ConvCase, conv: nn.Module) -> Tensor:
+def in_support(case: Case, conv: nn.Module) -> Tensor:
     """bool ``[out_features, in_features]``, pixel by pixel."""
     out_size = conv(case.example(1)).shape[2:]
     low = [

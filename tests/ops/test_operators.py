@@ -14,7 +14,7 @@ from torch.library import opcheck
 import efcn_sparse as es
 from efcn_sparse import BlockPattern
 from tests.ops.inputs import randn, random_values
-from tests.table import COMPILED, DEVICE, FLOAT32, GPU, PATTERNS, Row, pattern, rows
+from tests.table import DEVICE, FLOAT32, PATTERNS, Row, pattern, rows
 
 NAMES = ("masked-ragged", "empty")
 
@@ -95,7 +95,6 @@ def test_compiled_models_train_alike(row: Row) -> None:
     _compiled_trains_alike(row.backend, row.device, "aot_eager")
 
 
-@pytest.mark.skipif(GPU and not COMPILED, reason="the GPU is the host's memory: inductor compiles for a real one")
 def test_inductor_trains_alike() -> None:
     _compiled_trains_alike("auto", DEVICE, "inductor")
 

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import efcn_sparse as es
 from efcn_sparse.ops import contract
-from efcn_sparse.ops.backends.triton import launch_sddmm, launch_spmm
+from efcn_sparse.ops.backends.triton import sddmm_kernel, spmm_kernel
 from efcn_sparse.subspace.backends import triton as reading
-from efcn_sparse.subspace.backends.triton import launch as launch_reading
+from efcn_sparse.subspace.backends.triton import subspace_kernel
 from efcn_sparse.subspace.plan import plan_of
 from tests.table import DEVICE, FLOAT32, FLOAT64, needs_triton, pattern
 
@@ -27,23 +27,13 @@ pytestmark = needs_triton
 ALLOWED = {"aten::new_empty", "aten::unbind", "aten::select", "aten::slice", "aten::view", "aten::unsqueeze"}
 ENDING = {"aten::sum", "aten::sum.dim_IntList", "aten::cat", "aten::zero_"}
 KERNELS = (
-    (launch_spmm, ("spmm_kernel", "sum_pieces_kernel")),
-    (launch_sddmm, ("sddmm_kernel", "sum_stretches_kernel")),
-    (launch_reading, ("read_copies_kernel", "add_slots_kernel", "join_places_kernel", "project_kernel")),
+    (spmm_kernel, ("spmm_kernel", "sum_pieces_kernel")),
+    (sddmm_kernel, ("sddmm_kernel", "sum_stretches_kernel")),
+    (subspace_kernel, ("read_copies_kernel", "add_slots_kernel", "join_places_kernel", "project_kernel")),
 )
 READS = (
-    "item",
-    "tolist",
-    "cpu",
-    "numpy",
-    "to",
-    "nonzero",
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__index__",
-    "__array__",
-)
+    "item", "tolist", "cpu", "numpy", "to", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__",
+)  # fmt: skip
 
 
 class _Silent:

@@ -11,11 +11,9 @@ import torch
 
 import efcn_sparse as es
 from efcn_sparse.ops.backends import triton
-from efcn_sparse.ops.backends.triton import interpreter, launch_sddmm, launch_spmm, probe_kernel
-from efcn_sparse.ops.backends.triton.failure import launch_named
-from efcn_sparse.ops.backends.triton.tuning import Config
+from efcn_sparse.ops.backends.triton import device, launch, sddmm_kernel, spmm_kernel
 from efcn_sparse.ops.select import reasons, resolve
-from efcn_sparse.subspace.backends.triton import launch as launch_reading
+from efcn_sparse.subspace.backends.triton import subspace_kernel
 from tests.table import GPU, needs_triton, pattern
 
 
@@ -56,10 +54,10 @@ def test_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interpreter_that_fails_is_told_with_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(probe_kernel, "count_kernel", _Broken())
+    monkeypatch.setattr(launch, "count_kernel", _Broken())
     expected = r"^Triton \S+ cannot interpret its kernels with NumPy \S+: out of resource: shared memory$"
-    assert re.match(expected, str(interpreter.why_not.__wrapped__()))
-    monkeypatch.setattr(interpreter, "why_not", interpreter.why_not.__wrapped__)
+    assert re.match(expected, str(device.why_not_interpreting.__wrapped__()))
+    monkeypatch.setattr(device, "why_not_interpreting", device.why_not_interpreting.__wrapped__)
     assert "cannot interpret" in str(triton.why_not("cpu", torch.float32))
 
 
@@ -102,13 +100,13 @@ def test_every_launch_names_kernel_shapes_and_configuration(monkeypatch: pytest.
     twin = es.embed(torch.nn.Conv2d(2, 4, 3, bias=False), torch.zeros(1, 2, 5, 5))
     out_of_room = r"MemoryError: out of resource: shared memory"
     cases = (
-        (launch_spmm, "spmm_kernel", r"x \[2, 48\] torch.float32 on cpu, .* with Config\(block_m=\d+, ",
+        (spmm_kernel, "spmm_kernel", r"x \[2, 48\] torch.float32 on cpu, .* with tile \d+×",
          lambda: es.spmm(x, values, p, backend="triton")),
-        (launch_sddmm, "sddmm_kernel", r"a \[2, 64\] torch.float32 on cpu, .* with Config\(block_m=\d+, ",
+        (sddmm_kernel, "sddmm_kernel", r"a \[2, 64\] torch.float32 on cpu, .* with tile \d+×",
          lambda: es.sddmm(dy, x, p, backend="triton")),
-        (launch_reading, "project_kernel", r"values \[.*\] torch.float32 on cpu, .* with \d+ tasks of ",
+        (subspace_kernel, "project_kernel", r"values \[.*\] torch.float32 on cpu, .* with \d+ tasks of ",
          lambda: es.project(twin, "lcn", backend="triton")),
-        (launch_reading, "read_copies_kernel", r"values \[.*\] torch.float32 on cpu, .* with \d+ tasks of ",
+        (subspace_kernel, "read_copies_kernel", r"values \[.*\] torch.float32 on cpu, .* with \d+ tasks of ",
          lambda: es.deviation(twin, backend="triton")),
     )  # fmt: skip
     for module, kernel, told, call in cases:
@@ -122,14 +120,3 @@ def test_ties_on_another_device_than_the_weights() -> None:
     twin.ties = SimpleNamespace(maps=torch.zeros(1, device="meta"))
     with pytest.raises(ValueError, match="ties and weights on one device, got meta and cpu in the embedded conv"):
         es.deviation(twin)
-
-
-def test_a_failed_launch_names_kernel_shapes_and_configuration() -> None:
-    x, config = torch.zeros(3, 5), Config(16, 16, 16)
-    with (
-        pytest.raises(
-            RuntimeError, match=r"spmm_kernel failed on x \[3, 5\] torch.float32 on cpu with Config\(block_m=16"
-        ),
-        launch_named("spmm_kernel", config, x=x),
-    ):
-        raise MemoryError("no room")

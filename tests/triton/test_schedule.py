@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from efcn_sparse import BlockPattern
-from efcn_sparse.ops.backends.triton import memory
-from efcn_sparse.ops.backends.triton.memory import remembered
-from efcn_sparse.ops.backends.triton.schedule import sddmm_tasks, spmm_tasks, super_rows
+from efcn_sparse.ops.backends.triton import schedule
+from efcn_sparse.ops.backends.triton.schedule import remembered, sddmm_tasks, spmm_tasks, super_rows
 from efcn_sparse.pattern import Structure
 from tests.table import PATTERNS, pattern
 
@@ -90,13 +89,13 @@ def test_a_pattern_is_known_by_its_memory_and_not_by_its_tensors() -> None:
 
 
 def test_what_is_remembered_ends_with_the_pattern() -> None:
-    before = len(memory._REMEMBERED)
+    before = len(schedule._REMEMBERED)
     for _ in range(20):
         p = BlockPattern.dense((8, 8), (4, 4))
         remembered(Structure.of(p.structure), "key", lambda: torch.zeros(1))
         del p
     gc.collect()
-    assert len(memory._REMEMBERED) <= before + 1
+    assert len(schedule._REMEMBERED) <= before + 1
 
 
 def test_a_capture_cannot_work_out_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

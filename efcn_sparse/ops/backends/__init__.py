@@ -4,6 +4,7 @@ A backend is a module with
 
 - ``NAME``, and ``why_not(device, dtype) -> str | None``: the reason why it cannot run there, None if it can;
 - ``ONLY_BY_NAME``, if it likes: device types where it can run but ``"auto"`` passes it over;
+- ``choices(pattern, batch, dtype, device)``, if it likes: for each operation the tile that it takes, and why, in words;
 - ``spmm(y, x, values, bias, structure, shape, transpose, alpha, beta)``: y = alpha · (x Wᵀ + bias) + beta · y
   (x W with ``transpose``); y is not read when beta is 0;
 - ``sddmm(out, a, b, structure, shape, alpha, beta)``: out = alpha · (aᵀ b at the stored blocks) + beta · out, zero

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.backends.triton import interpreter
-from efcn_sparse.ops.backends.triton.device import is_interpreting
-from efcn_sparse.pattern import Structure
+from efcn_sparse.ops.backends.triton import device as devices
+from efcn_sparse.pattern import BlockPattern, Structure
 
 NAME = "triton"
 ONLY_BY_NAME = ("cpu",)  # interpreting is right, and very slow
@@ -31,8 +30,8 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
         return f"it has no kernels for {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install efcn-sparse[triton]"
-    if is_interpreting():
-        return interpreter.why_not()
+    if devices.is_interpreting():
+        return devices.why_not_interpreting()
     if device.type == "cpu":
         return (
             "its kernels run on GPUs; Triton interprets them on CPU tensors if TRITON_INTERPRET=1 is set at the start"
@@ -60,15 +59,27 @@ def spmm(
     beta: float,
 ) -> None:
     """y = alpha · (x Wᵀ + bias) + beta · y; with ``transpose``, x W."""
-    from efcn_sparse.ops.backends.triton import launch_spmm
+    from efcn_sparse.ops.backends.triton import spmm_kernel
 
-    launch_spmm.run(y, x, values, bias, structure, shape, transpose, alpha, beta)
+    spmm_kernel.run(y, x, values, bias, structure, shape, transpose, alpha, beta)
 
 
 def sddmm(
     out: Tensor, a: Tensor, b: Tensor, structure: Structure, shape: Sequence[int], alpha: float, beta: float
 ) -> None:
     """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support."""
-    from efcn_sparse.ops.backends.triton import launch_sddmm
+    from efcn_sparse.ops.backends.triton import sddmm_kernel
 
-    launch_sddmm.run(out, a, b, structure, shape, alpha, beta)
+    sddmm_kernel.run(out, a, b, structure, shape, alpha, beta)
+
+
+def choices(pattern: BlockPattern, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    """For each operation the tile that a call with that batch takes, and why."""
+    from efcn_sparse.ops.backends.triton import plan, tiles
+
+    found = {}
+    for operation in tiles.OPERATIONS:
+        problem = plan.Problem.of(operation, pattern, batch, dtype, devices.device_of(device))
+        config, why = plan.choice_for(problem)
+        found[operation] = f"{config} ({why})"
+    return found

@@ -18,11 +18,6 @@ class Device:
     shared_memory: int
     name: str = ""
 
-    @property
-    def fetches_tiles(self) -> bool:
-        """Whether it has an engine that copies tiles into shared memory by itself: Hopper and later."""
-        return not self.arch.startswith(("sm8", "gfx"))
-
 
 INTERPRETER = Device("interpreter", 1, 1 << 30)
 
@@ -32,14 +27,33 @@ def is_interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
+@functools.cache
+def why_not_interpreting() -> str | None:
+    """Why the Triton installed cannot interpret kernels here, None if it can: 3.6 counts as NumPy 2.4 forbids."""
+    import numpy
+    import triton
+
+    from efcn_sparse.ops.backends.triton import launch
+
+    counted = torch.zeros((), dtype=torch.int32)
+    try:
+        launch.count_kernel[(1,)](counted, 3)
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        return f"Triton {triton.__version__} cannot interpret its kernels with NumPy {numpy.__version__}: {first}"
+    return None
+
+
 def must_widen(dtype: torch.dtype) -> bool:
     """Whether operands must be fp32 copies: the interpreter multiplies the bits of bf16 as integers, and truncates."""
     return dtype == torch.bfloat16 and is_interpreting()
 
 
-def device_of(tensor: torch.Tensor) -> Device:
-    """The device of ``tensor``."""
-    return INTERPRETER if is_interpreting() else _device(tensor.device.index)
+def device_of(device: torch.device) -> Device:
+    """What is known of a GPU."""
+    if is_interpreting():
+        return INTERPRETER
+    return _device(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache

@@ -9,18 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from efcn_sparse.ops.backends.triton import schedule, work
+from efcn_sparse.ops.backends.triton import schedule
 from efcn_sparse.ops.backends.triton.device import Device
-from efcn_sparse.ops.backends.triton.machines import machine_of
-from efcn_sparse.ops.backends.triton.memory import remembered
-from efcn_sparse.ops.backends.triton.schedule import SpmmTasks, SuperRows
-from efcn_sparse.ops.backends.triton.tuning import Case, Config, bits_of, config_for, forced, trimmed
+from efcn_sparse.ops.backends.triton.schedule import SpmmTasks, SuperRows, remembered
+from efcn_sparse.ops.backends.triton.tiles import Case, Config, best_members, sizes, trimmed
+from efcn_sparse.ops.backends.triton.tuning import Choice, choose
 from efcn_sparse.pattern import BlockPattern, Structure
 
-_PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 _SHORTEST_PIECE, _PROGRAMS_PER_PROCESSOR = 8, 2
 _LONGEST_STRETCH = 1 << 30  # the kernel counts its rows in 32 bits
-_SUMS_OF_A_PROGRAM, SUM_WARPS = 4096, 4  # more sums, each with its addresses, do not fit the registers
 
 
 class Problem(NamedTuple):
@@ -45,41 +42,38 @@ class Problem(NamedTuple):
         """Whether the walk is the column-wise one."""
         return self.operation == "spmm_t"
 
-    def sizes(self) -> work.Shape:
-        """The sizes that the work model needs."""
-        rows, cols = self.structure.crow_indices.numel() - 1, self.structure.ccol_indices.numel() - 1
-        outputs, inputs = (cols, rows) if self.transpose else (rows, cols)
-        return work.Shape(
-            self.height, self.width, self.structure.col_indices.numel(), self.batch, outputs * self.height,
-            inputs * self.width, bits_of(self.dtype),
-        )  # fmt: skip
-
 
 def case_of(problem: Problem) -> Case:
-    """What the table is asked for, in whole octaves: problems that are nearly alike are one case."""
-    rows, cols = problem.structure.crow_indices.numel() - 1, problem.structure.ccol_indices.numel() - 1
-    sizes = problem.sizes()
-    density = sizes.blocks / max(1, rows * cols)
-    results = sizes.blocks * sizes.height * sizes.width if problem.operation == "sddmm" else sizes.outputs
+    """What the choice of a tile depends on, in whole octaves: problems that are nearly alike are one case."""
+    structure, blocks = problem.structure, problem.structure.col_indices.numel()
+    rows, cols = structure.crow_indices.numel() - 1, structure.ccol_indices.numel() - 1
+    density = blocks / max(1, rows * cols)
+    outputs = cols if problem.transpose else rows
+    results = problem.height * (blocks * problem.width if problem.operation == "sddmm" else outputs)
     return Case(
-        problem.operation, problem.device.arch, bits_of(problem.dtype), problem.height, problem.width,
-        _octave(problem.batch), 2.0 ** round(math.log2(density)) if density else 0.0,
+        problem.operation, problem.device.arch, 8 * problem.dtype.itemsize, problem.height, problem.width,
+        1 << max(0, problem.batch - 1).bit_length(), 2.0 ** round(math.log2(density)) if density else 0.0,
         1 << round(math.log2(max(1, results))),
     )  # fmt: skip
 
 
-def configure(problem: Problem) -> Config:
-    """The table's configuration, with the size of super-rows settled, and stages that fit the shared memory.
+def choice_for(problem: Problem) -> Choice:
+    """The configuration, its super-rows settled and its stages fitted to the shared memory; and why it is taken.
 
     Raises:
         RuntimeError: no number of stages fits.
     """
     case = case_of(problem)
-    config = forced() or config_for(case)
+    config, why = choose(case, problem.device.processors)
     members = config.members or remembered(
-        problem.structure, ("members", case, config, problem.device), lambda: _best_members(problem, config)
+        problem.structure, ("members", case, config, problem.device), lambda: _best_members(problem, case, config)
     )
-    return _fitted(trimmed(config, problem.height, members), problem)
+    return Choice(_fitted(trimmed(config, problem.height, members), problem), why)
+
+
+def configure(problem: Problem) -> Config:
+    """The configuration alone."""
+    return choice_for(problem).config
 
 
 def super_rows(problem: Problem, members: int) -> SuperRows:
@@ -103,11 +97,6 @@ def spmm_tasks(problem: Problem, config: Config) -> SpmmTasks:
     )
 
 
-def sum_tile(config: Config) -> tuple[int, int]:
-    """M and N of a program that adds the pieces of split rows."""
-    return min(config.block_m, max(1, _SUMS_OF_A_PROGRAM // config.block_n)), config.block_n
-
-
 def sddmm_tasks(problem: Problem, config: Config) -> Tensor:
     """The tasks of SDDMM."""
     return remembered(
@@ -128,16 +117,6 @@ def stretches(problem: Problem, config: Config, programs: int) -> tuple[int, int
     return -(-steps // each), each * config.block_k
 
 
-def input_precision(dtype: torch.dtype) -> str:
-    """How fp32 operands are multiplied: ``torch.get_float32_matmul_precision()``."""
-    if dtype != torch.float32 or torch.version.hip:
-        return "ieee"
-    try:
-        return _PRECISIONS[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # set through torch.backends.cuda.matmul.fp32_precision, which the older function cannot tell
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
 def shared_memory(config: Config, item: int) -> int:
     """Bytes of operand tiles in flight."""
     return config.stages * (config.block_m + config.block_n) * config.block_k * item
@@ -155,11 +134,6 @@ def _fitted(config: Config, problem: Problem) -> Config:
     return config
 
 
-def _best_members(problem: Problem, config: Config) -> int:
-    sizes = work.candidates(problem.height, config.block_n)
-    entries = {size: super_rows(problem, size).cols.numel() for size in sizes}
-    return work.best_members(problem.operation, problem.sizes(), entries, config, machine_of(problem.device))
-
-
-def _octave(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
+def _best_members(problem: Problem, case: Case, config: Config) -> int:
+    entries = {size: super_rows(problem, size).cols.numel() for size in sizes(problem.height, config.block_n)}
+    return best_members(case, config, entries)

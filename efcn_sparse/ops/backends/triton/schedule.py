@@ -5,12 +5,18 @@ Worked out once for each pattern and walk, on its device and without Python loop
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from efcn_sparse.pattern import Structure
+
+T = TypeVar("T")
+_REMEMBERED: dict[Hashable, tuple[tuple[StorageWeakRef, ...], dict[Hashable, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,8 @@ class SpmmTasks:
 
 def super_rows(structure: Structure, transpose: bool, size: int) -> SuperRows:
     """Groups of ``size`` consecutive block rows of a walk (block columns, with ``transpose``)."""
-    if transpose:
-        starts, cols, blocks = structure.ccol_indices, structure.row_indices, structure.block_order
-        n_cols = structure.crow_indices.numel() - 1
-    else:
-        starts, cols = structure.crow_indices, structure.col_indices
-        blocks = torch.arange(cols.numel(), dtype=torch.int32, device=cols.device)
-        n_cols = structure.ccol_indices.numel() - 1
+    starts, cols, blocks = structure.walk(transpose)
+    n_cols = structure.walk(not transpose).starts.numel() - 1
     n_rows = starts.numel() - 1
     rows = torch.arange(n_rows, dtype=torch.int32, device=starts.device)
     groups = -(-n_rows // size)
@@ -98,3 +99,34 @@ def sddmm_tasks(rows: SuperRows, width: int, tile: int) -> Tensor:
     group = torch.repeat_interleave(torch.arange(lengths.numel(), device=lengths.device), tiles)
     rank = torch.arange(group.numel(), device=group.device) - (tiles.cumsum(0) - tiles)[group]
     return torch.stack([group, rows.starts[group], lengths[group], rank], 1).int().contiguous()
+
+
+def remembered(structure: Structure, key: Hashable, make: Callable[[], T]) -> T:
+    """``make()`` of the first call with this key for this pattern.
+
+    A pattern is known by the memory of its two index starts, whatever tensor objects autograd or the compiler hand on.
+    The weak references keep that memory's name from being given away, so a name that is known is still the pattern's.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and there was no call before it.
+    """
+    storages = structure.crow_indices.untyped_storage(), structure.ccol_indices.untyped_storage()
+    name = storages[0]._cdata, storages[1]._cdata
+    found = _REMEMBERED.get(name)
+    if found is None:
+        _forget_the_dead()
+        found = _REMEMBERED[name] = tuple(StorageWeakRef(storage) for storage in storages), {}
+    known = found[1]
+    if key not in known:
+        if structure.crow_indices.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a pattern's schedule is worked out at the first call, which cannot be inside a CUDA graph's capture: "
+                "run the step once before it"
+            )
+        known[key] = make()
+    return known[key]
+
+
+def _forget_the_dead() -> None:
+    for name in [name for name, (references, _) in _REMEMBERED.items() if any(ref.expired() for ref in references)]:
+        del _REMEMBERED[name]

@@ -1,12 +1,88 @@
-"""The kernels of SpMM: a tile of y for a super-row, by either walk; and the sum of the pieces of long rows.
+"""SpMM: y = alpha · (x Wᵀ + bias) + beta · y by either walk. The launcher, then the kernels.
 
+One launch computes a tile of y for each super-row; a second one adds the pieces of long rows, where rows were split.
 No ``from __future__ import annotations`` here: Triton reads the annotations themselves.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from efcn_sparse.ops.backends.triton.parts import cut, parts_of
+from efcn_sparse.ops.backends.triton import plan
+from efcn_sparse.ops.backends.triton.device import device_of, must_widen
+from efcn_sparse.ops.backends.triton.launch import cut, dtype_of_sums, input_precision, launch_named, parts_of
+from efcn_sparse.ops.backends.triton.schedule import remembered
+from efcn_sparse.ops.backends.triton.tiles import Config
+from efcn_sparse.pattern import Structure
+
+_SUMS_OF_A_PROGRAM, SUM_WARPS = 4096, 4  # more sums, each with its addresses, do not fit the registers
+
+
+def run(
+    y: Tensor,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    structure: Structure,
+    shape: Sequence[int],
+    transpose: bool,
+    alpha: float,
+    beta: float,
+) -> None:
+    """y = alpha · (x Wᵀ + bias) + beta · y; with ``transpose``, x W."""
+    if must_widen(x.dtype):
+        wide = y.float()
+        wide_bias = None if bias is None else bias.float()
+        run(wide, x.float(), values.float(), wide_bias, structure, shape, transpose, alpha, beta)
+        y.copy_(wide)
+        return
+    block_rows, block_cols = values.shape[1:]
+    height, width = (block_cols, block_rows) if transpose else (block_rows, block_cols)
+    steps = (1, block_cols) if transpose else (block_cols, 1)
+    batch, in_features = x.shape
+    problem = plan.Problem(
+        "spmm_t" if transpose else "spmm", structure, height, width, batch, x.dtype, device_of(x.device)
+    )
+    config = plan.configure(problem)
+    rows, todo = plan.super_rows(problem, config.members), plan.spmm_tasks(problem, config)
+    sums, sums_dtype = dtype_of_sums(x.dtype)
+    pieces = y if todo.slots == 0 else x.new_empty((todo.slots, batch, config.members * height), dtype=sums_dtype)
+    given_bias, stride_bias = (y, 0) if bias is None else (bias, bias.stride(0))
+    tiles_m = -(-batch // config.block_m)
+    tiles_n = -(-config.members * height // config.block_n)
+    n_tasks = todo.tasks.shape[0]
+    masks = structure.masks
+    if x.dtype == torch.float64 and masks.numel():  # Triton 3.6 compiles no fp64 product that hangs on a load of bytes
+        masks = remembered(structure, "wide masks", lambda: structure.masks.int())
+    common = dict(
+        HEIGHT=height, MEMBERS=config.members, HAS_BIAS=bias is not None, ADD=beta != 0.0, ACCUMULATE=sums,
+    )  # fmt: skip
+    with launch_named("spmm_kernel", config, x=x, values=values, y=y):
+        spmm_kernel[(n_tasks * tiles_n * tiles_m,)](
+            y, x, values, given_bias, pieces, todo.tasks, rows.members, rows.cols, rows.blocks,
+            structure.mask_index, masks,
+            batch, n_tasks, in_features, y.shape[1], x.stride(0), stride_bias, alpha, beta,
+            WIDTH=width, STEP_OUT=steps[0], STEP_IN=steps[1],
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, SWIZZLE=config.swizzle,
+            SPLIT=todo.slots > 0, MASKED=structure.mask_index.numel() > 0, RAGGED=in_features % width != 0,
+            PRECISION=input_precision(x.dtype),
+            num_warps=config.warps, num_stages=config.stages, **common,
+        )  # fmt: skip
+    if todo.slots:
+        sum_m, sum_n = sum_tile(config)
+        with launch_named("sum_pieces_kernel", config, y=y, pieces=pieces):
+            sum_pieces_kernel[(todo.sums.shape[0] * tiles_n * -(-batch // sum_m),)](
+                y, given_bias, pieces, todo.sums, rows.members, batch, y.shape[1], stride_bias, alpha, beta,
+                BLOCK_M=sum_m, BLOCK_N=sum_n, num_warps=SUM_WARPS, **common,
+            )  # fmt: skip
+
+
+def sum_tile(config: Config) -> tuple[int, int]:
+    """M and N of a program that adds the pieces of split rows."""
+    return min(config.block_m, max(1, _SUMS_OF_A_PROGRAM // config.block_n)), config.block_n
 
 
 @triton.jit
@@ -49,13 +125,12 @@ def spmm_kernel(
     MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SWIZZLE: tl.constexpr, SPLIT: tl.constexpr, MASKED: tl.constexpr, RAGGED: tl.constexpr,
     HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATE: tl.constexpr,
-    DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """``y[m, n]`` for the batch rows m of one tile and the outputs n of one super-row.
 
     HEIGHT and WIDTH are the sides of a block along y and along x, STEP_OUT and STEP_IN its strides in ``values``. The
     outputs of a super-row's MEMBERS lie side by side on the N axis, the columns of its entries one behind the other on
-    the K axis, so that neither has to be a power of two. DESCRIBED: x is a descriptor of tiles, not an address.
+    the K axis, so that neither has to be a power of two.
     """
     TILES_N: tl.constexpr = (MEMBERS * HEIGHT + BLOCK_N - 1) // BLOCK_N
     # programs that run together share tiles of x and of values
@@ -74,8 +149,7 @@ def spmm_kernel(
     slot = tl.load(tasks + task * 4 + 3)
 
     m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    if not DESCRIBED:
-        rows_of_x = x + tl.where(m < batch, m, 0)[:, None] * stride_x
+    rows_of_x = x + tl.where(m < batch, m, 0)[:, None] * stride_x
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     member, o = n // HEIGHT, n % HEIGHT
     inside_n = n < MEMBERS * HEIGHT
@@ -96,9 +170,7 @@ def spmm_kernel(
         here = k < entries * WIDTH
         if RAGGED:
             here = here & (c < in_features)
-        if DESCRIBED:
-            a = x.load([tile_m * BLOCK_M, col * WIDTH + (step % (WIDTH // BLOCK_K)) * BLOCK_K])
-        elif RAGGED or WIDTH % BLOCK_K != 0:
+        if RAGGED or WIDTH % BLOCK_K != 0:
             a = tl.load(rows_of_x + c[None, :], mask=here[None, :], other=0.0)
         else:
             a = tl.load(rows_of_x + c[None, :])

@@ -1,7 +1,7 @@
-"""Tile sizes as data: ``tuning.json``, the nearest row of it, and a user's own file before it.
+"""Which tile is taken, and why: a measured row that is near, else the rule of the architecture.
 
-Nothing is ever timed here: rows are chosen ahead, by the work model (``benchmarks/gpu/search.py``) or by measuring
-(``efcn-sparse tune``).
+``measured.json`` holds rows that come with the package, a file named by ``EFCN_TUNING`` those of the user, which come
+first. ``efcn-sparse tune`` writes them; nothing is ever timed here.
 """
 
 from __future__ import annotations
@@ -12,116 +12,31 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+from efcn_sparse.ops.backends.triton.tiles import Case, Config, by_rule
 
-OVERRIDE = "EFCN_TUNING"  # a file whose rows come before those of tuning.json
-OPERATIONS = ("spmm", "spmm_t", "sddmm")
-TABLE = Path(__file__).with_name("tuning.json")
-_WIDTHS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16, torch.float16: 16}
-
-
-@dataclass(frozen=True)
-class Config:
-    """How one kernel is cut and launched.
-
-    Attributes:
-        block_m, block_n, block_k: the tile of the product, powers of two from 16 up. For ``spmm`` M is the batch, N the
-            outputs and K the inputs; for ``sddmm`` M is the columns of the blocks, N their rows and K the batch.
-        members: block rows of a super-row; 0: as many as the work model finds best for the pattern.
-        swizzle: block rows that are computed together for one tile of the batch.
-        pieces: ``spmm``: the most entries of a task, 0: by the size of the device; ``sddmm``: the stretches of the
-            batch, 0: by the size of the device.
-        warps, stages: of Triton.
-        descriptors: ``spmm``: x is fetched by the copy engine (Hopper and later) through a tensor descriptor, where its
-            layout suits. No row of the table asks for it: whether it pays was not measured.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    members: int = 0
-    swizzle: int = 8
-    pieces: int = 0
-    warps: int = 4
-    stages: int = 3
-    descriptors: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("block_m", "block_n", "block_k"):
-            side = getattr(self, name)
-            if not isinstance(side, int) or side < 16 or side & (side - 1):
-                raise ValueError(f"{name} must be a power of two of at least 16, got {side!r}")
-        for name, least in (("members", 0), ("swizzle", 1), ("pieces", 0), ("warps", 1), ("stages", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)!r}")
-        if not isinstance(self.descriptors, bool):
-            raise ValueError(f"descriptors must be true or false, got {self.descriptors!r}")
+OVERRIDE = "EFCN_TUNING"
+TABLE = Path(__file__).with_name("measured.json")
+_NEAR = 2.0  # octaves: rows that are further away say nothing
 
 
-@dataclass(frozen=True)
-class Case:
-    """What a configuration is wanted for; a row of the table says the same of what it was chosen for.
+class Choice(NamedTuple):
+    """A configuration, and why it is taken."""
 
-    Attributes:
-        operation: ``"spmm"``, ``"spmm_t"`` or ``"sddmm"``.
-        arch: ``"sm80"``, ``"sm90"``, ``"sm100"``, ``"gfx942"`` or the like, or ``"interpreter"``.
-        bits: of an operand: 16, 32 or 64.
-        height, width: of a block, along the outputs of the operation and along its inputs.
-        batch, density: rows of x, and stored blocks over all blocks.
-        results: how many numbers the result has: outputs of one row of the batch, or for ``sddmm`` stored entries. Over
-            the tile's that is how many programs there are to fill the device. 0 in a row: it is for every size.
-    """
-
-    operation: str
-    arch: str
-    bits: int
-    height: int
-    width: int
-    batch: int
-    density: float
-    results: int = 0
-
-    def distance(self, other: Case) -> float:
-        """How far ``other`` is, in octaves: kind and operand first, the GPU, then block, batch, size and density."""
-        if self.operation != other.operation or self.bits != other.bits:
-            return math.inf
-        if (self.arch == "interpreter") != (other.arch == "interpreter"):
-            return math.inf
-        far = 0.0 if self.arch == other.arch else 100.0 if family(self.arch) == family(other.arch) else 200.0
-        sides = _octaves(self.height, other.height) + _octaves(self.width, other.width)
-        size = _octaves(self.results, other.results) if self.results and other.results else 0.0
-        amount = _octaves(self.batch, other.batch) + size
-        return far + sides + 0.5 * amount + 0.25 * _octaves(self.density, other.density)
-
-
-def family(arch: str) -> str:
-    """The GPU of the table that multiplies with the same instructions: GeForce's newest has those of ``"sm80"``."""
-    if arch.startswith("gfx"):
-        return "gfx942"
-    generation = arch.removeprefix("sm")[:-1]
-    return {"8": "sm80", "9": "sm90", "10": "sm100", "11": "sm100", "12": "sm80"}.get(generation, arch)
-
-
-def _octaves(one: float, other: float) -> float:
-    return abs(math.log2(max(one, 1e-9) / max(other, 1e-9)))
+    config: Config
+    why: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table; ``source`` says where its numbers come from."""
+    """A measured configuration; ``source`` says where and how fast."""
 
     case: Case
     config: Config
     source: str
-
-
-def bits_of(dtype: torch.dtype) -> int:
-    """16, 32 or 64: rows of the table hold for every dtype of that size."""
-    return _WIDTHS[dtype]
 
 
 _FORCED: list[Config] = []
@@ -137,39 +52,50 @@ def only(config: Config) -> Iterator[None]:
         _FORCED.pop()
 
 
-def forced() -> Config | None:
-    """The configuration of :func:`only`, None outside."""
-    return _FORCED[-1] if _FORCED else None
+def choose(case: Case, processors: int) -> Choice:
+    """The configuration for a case on a device with that many multiprocessors.
+
+    Raises:
+        ValueError: the user's file is no tuning table.
+    """
+    return Choice(_FORCED[-1], "set by tuning.only") if _FORCED else _choose(case, processors)
 
 
 @functools.lru_cache(maxsize=4096)
-def config_for(case: Case) -> Config:
-    """The nearest row's configuration, its N tile no wider than a super-row's outputs.
+def _choose(case: Case, processors: int) -> Choice:
+    near = min(rows(), key=lambda row: distance(case, row.case), default=None)
+    if near is not None and distance(case, near.case) <= _NEAR:
+        return Choice(near.config, near.source)
+    return Choice(*by_rule(case, processors))
 
-    Raises:
-        LookupError: no row of the table is for this operation and operand size.
-    """
-    found = min(rows(), key=lambda row: case.distance(row.case), default=None)
-    if found is None or math.isinf(case.distance(found.case)):
-        raise LookupError(f"the tuning table has no row for {case}")
-    return found.config
+
+def distance(one: Case, other: Case) -> float:
+    """How far two cases are apart, in octaves of block sides, batch, size and density; infinite for other kernels."""
+    if (one.operation, one.arch, one.bits) != (other.operation, other.arch, other.bits):
+        return math.inf
+    sides = _octaves(one.height, other.height) + _octaves(one.width, other.width)
+    amount = _octaves(one.batch, other.batch) + _octaves(one.results, other.results)
+    return sides + 0.5 * amount + 0.25 * _octaves(one.density, other.density)
+
+
+def _octaves(one: float, other: float) -> float:
+    return abs(math.log2(max(one, 1e-9) / max(other, 1e-9)))
 
 
 def rows() -> tuple[Row, ...]:
-    """The table, a user's rows first: of two that are equally near the first is taken."""
+    """What was measured, the user's rows first: of two that are equally near the first is taken."""
     return _rows(os.environ.get(OVERRIDE, ""))
 
 
 @functools.lru_cache(maxsize=8)
 def _rows(override: str) -> tuple[Row, ...]:
-    own = read(Path(override)) if override else ()
-    return own + read(TABLE)
+    return (read(Path(override)) if override else ()) + read(TABLE)
 
 
 def forget() -> None:
     """Read the files again at the next call."""
     _rows.cache_clear()
-    config_for.cache_clear()
+    _choose.cache_clear()
 
 
 def read(path: Path) -> tuple[Row, ...]:
@@ -179,8 +105,7 @@ def read(path: Path) -> tuple[Row, ...]:
         ValueError: the file is no table, or a row of it is wrong; the message names file and row.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        listed = table["rows"]
+        listed = json.loads(path.read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be a tuning table with a list of rows: {error}") from error
     found = []
@@ -194,7 +119,7 @@ def read(path: Path) -> tuple[Row, ...]:
 
 def write(path: Path, table: tuple[Row, ...]) -> None:
     """A file that :func:`read` reads, put in the place of the old one at once."""
-    lines = [json.dumps(told(row)) for row in table]
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in table]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "w", encoding="utf-8") as file:
         file.write('{"rows": [\n  ' + ",\n  ".join(lines) + "\n]}\n")
@@ -203,28 +128,8 @@ def write(path: Path, table: tuple[Row, ...]) -> None:
     beside.replace(path)
 
 
-def told(row: Row) -> dict[str, Any]:
-    """A row as it stands in a file."""
-    return {"case": _fields(row.case), "config": _fields(row.config), "source": row.source}
-
-
-def _fields(made: Any) -> dict[str, Any]:
-    """Its fields, but for those that are as usual."""
-    return {f.name: v for f, v in zip(fields(made), asdict(made).values(), strict=True) if v != f.default}
-
-
 def _made(kind: type[Any], given: dict[str, Any]) -> Any:
     known = {field.name for field in fields(kind)}
     if unknown := sorted(set(given) - known):
         raise ValueError(f"{kind.__name__} has no {unknown}, only {sorted(known)}")
     return kind(**given)
-
-
-def power_of_two(number: int) -> int:
-    """The least power of two of at least ``number``, and at least 16: a side of a tile."""
-    return max(16, 1 << (number - 1).bit_length())
-
-
-def trimmed(config: Config, height: int, members: int) -> Config:
-    """The configuration for that many members: no N tile wider than their outputs."""
-    return replace(config, members=members, block_n=min(config.block_n, power_of_two(height * members)))

@@ -1,6 +1,6 @@
 """Kernels in Triton: one pass over the stored blocks, on any GPU that Triton compiles for.
 
-The modules beside this one import Triton; this one does not, so that the package works without it.
+The module beside this one imports Triton; this one does not, so that the package works without it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
 
 def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
     """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
-    from efcn_sparse.subspace.backends.triton import launch
+    from efcn_sparse.subspace.backends.triton import subspace_kernel
 
-    return launch.squares(values, plan)
+    return subspace_kernel.squares(values, plan)
 
 
 def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
     """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
-    from efcn_sparse.subspace.backends.triton import launch
+    from efcn_sparse.subspace.backends.triton import subspace_kernel
 
-    launch.project(values, plan, tie)
+    subspace_kernel.project(values, plan, tie)

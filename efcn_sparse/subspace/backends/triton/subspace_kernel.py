@@ -1,14 +1,183 @@
-"""The kernels that read stored blocks class by class, join the copies of a kernel entry, and write the projection.
+"""A pass over the stored blocks, one over what is left of them, and the projection: schedule, launchers, kernels.
 
 No ``from __future__ import annotations`` here: Triton reads the annotations themselves.
 """
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from efcn_sparse.ops.backends.triton.device import must_widen
+from efcn_sparse.ops.backends.triton.launch import launch_named
+from efcn_sparse.subspace.plan import PURELY_OFF_LOCAL, SubspacePlan
 
 OFF_LOCAL = tl.constexpr(-1)
 OUTSIDE = tl.constexpr(-2)
-FINAL = tl.constexpr(-1)
+FINAL, NOT_KEPT = tl.constexpr(-1), -2  # instead of a slot
+_LANES, _WIDEST_SLICE = 2048, 1024
+_PROGRAMS, _MOST_STEPS, _LEAST_STEPS = 4096, 128, 4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tasks of one layer. They depend on the layer alone, so that results do not depend on the device's size.
+
+    Attributes:
+        tasks: int32 ``[n, 5]``: class, slice of its elements, its copies ``[begin, end)``, and the slot for the sums:
+            ``FINAL`` if no other task reads that slice, ``NOT_KEPT`` if no element of the class copies a kernel entry.
+        sums: int32 ``[m, 4]``: class, slice, first slot and slots of what several tasks read.
+        slots: how many slots there are.
+        width: elements of a slice, a power of two.
+        height: copies that a program reads side by side, a power of two.
+        entries, places: kernel entries of a program, and their places that it reads side by side, powers of two.
+    """
+
+    tasks: Tensor
+    sums: Tensor
+    slots: int
+    width: int
+    height: int
+    entries: int
+    places: int
+
+
+_SCHEDULES = WeakIdKeyDictionary()
+
+
+def schedule_of(plan: SubspacePlan) -> Schedule:
+    """The schedule for ``plan``, made at the first call.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and there was no call before it.
+    """
+    found: Schedule | None = _SCHEDULES.get(plan)
+    if found is None:
+        if plan.maps.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "how the stored blocks are read is worked out at the first call, which cannot be inside a CUDA "
+                "graph's capture: call once before it"
+            )
+        found = _SCHEDULES[plan] = make_schedule(plan)
+    return found
+
+
+def make_schedule(plan: SubspacePlan) -> Schedule:
+    """The schedule for ``plan``, without Python loops."""
+    starts, tile = plan.class_starts.to(torch.int64), plan.maps[:1].numel()
+    sizes = starts.diff()
+    width = min(_WIDEST_SLICE, _power_of_two(tile))
+    height = min(_LANES // width, _power_of_two(int(sizes.max()) if sizes.numel() else 1))
+    steps = plan.blocks_by_class.numel() * tile // (_PROGRAMS * height * width)
+    each = height * min(max(_power_of_two(steps), _LEAST_STEPS), _MOST_STEPS)
+    slices = -(-tile // width) if tile else 0
+
+    pairs = torch.arange(sizes.numel() * slices, device=starts.device)
+    which, part = pairs // max(1, slices), pairs % max(1, slices)
+    pieces = (sizes[which] + each - 1) // each
+    split = (pieces > 1) & (plan.kinds[which] != PURELY_OFF_LOCAL)
+    slots = torch.where(split, pieces, 0)
+    first_slot = slots.cumsum(0) - slots
+
+    pair = torch.repeat_interleave(pairs, pieces)
+    rank = torch.arange(pair.numel(), device=pair.device) - (pieces.cumsum(0) - pieces)[pair]
+    begin = starts[which[pair]] + rank * each
+    end = torch.minimum(begin + each, starts[which[pair] + 1])
+    slot = torch.where(split[pair], first_slot[pair] + rank, FINAL.value)
+    slot = torch.where(plan.kinds[which[pair]] == PURELY_OFF_LOCAL, NOT_KEPT, slot)
+    tasks = torch.stack([which[pair], part[pair], begin, end, slot], 1)
+    several = split.nonzero().squeeze(1)
+    sums = torch.stack([which[several], part[several], first_slot[several], pieces[several]], 1)
+
+    entry_starts, entry_places = plan.entries
+    places = min(256, _power_of_two(-(-entry_places.numel() // max(1, entry_starts.numel() - 1))))
+    return Schedule(
+        tasks.int().contiguous(), sums.int().contiguous(), int(slots.sum()), width, height, 256 // places, places
+    )
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two of at least ``number``."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+class _Sums(NamedTuple):
+    """fp64 sums of each element of each class, and of the off-local elements of each task."""
+
+    totals: Tensor
+    squares: Tensor
+    off_local: Tensor
+
+
+def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
+    """float64 ``[3]``: ‖tied‖², ‖untied‖², ‖off-local‖²."""
+    sums, todo = _read(values, plan), schedule_of(plan)
+    parts = _join(values, plan, todo, sums, None)
+    return torch.cat([parts.sum(0), sums.off_local.sum(0, keepdim=True)])
+
+
+def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
+    """Off-local elements ← 0; with ``tie``, local elements ← mean of their copies."""
+    if must_widen(values.dtype):
+        wide = values.float()
+        project(wide, plan, tie)
+        values.copy_(wide)
+        return
+    todo = schedule_of(plan)
+    projected = values.new_empty(plan.maps.shape if tie else (1,))
+    if tie:
+        _join(values, plan, todo, _read(values, plan), projected)
+    if todo.tasks.shape[0]:
+        with launch_named("project_kernel", _cut(todo), values=values, maps=plan.maps):
+            project_kernel[(todo.tasks.shape[0],)](
+                values, plan.maps, projected, plan.blocks_by_class, todo.tasks, plan.maps[:1].numel(),
+                HEIGHT=todo.height, WIDTH=todo.width, TIE=tie,
+            )  # fmt: skip
+
+
+def _read(values: Tensor, plan: SubspacePlan) -> _Sums:
+    todo, tile = schedule_of(plan), plan.maps[:1].numel()
+    totals, squares = values.new_empty((2, *plan.maps.shape), dtype=torch.float64)
+    slots = values.new_empty((2, max(1, todo.slots), todo.width), dtype=torch.float64)
+    off_local = values.new_empty((todo.tasks.shape[0],), dtype=torch.float64)
+    if todo.tasks.shape[0]:
+        with launch_named("read_copies_kernel", _cut(todo), values=values, maps=plan.maps):
+            read_copies_kernel[(todo.tasks.shape[0],)](
+                values, plan.maps, plan.class_starts, plan.blocks_by_class, todo.tasks,
+                totals, squares, slots[0], slots[1], off_local, tile, HEIGHT=todo.height, WIDTH=todo.width,
+            )  # fmt: skip
+    if todo.slots:
+        with launch_named("add_slots_kernel", _cut(todo), slots=slots):
+            add_slots_kernel[(todo.sums.shape[0],)](
+                totals, squares, slots[0], slots[1], todo.sums, tile, WIDTH=todo.width
+            )
+    return _Sums(totals, squares, off_local)
+
+
+def _join(values: Tensor, plan: SubspacePlan, todo: Schedule, sums: _Sums, projected: Tensor | None) -> Tensor:
+    """fp64 ``[programs, 2]``: tied and untied squares; means of kernel entries go to ``projected`` if it is there."""
+    starts, places = plan.entries
+    entries = starts.numel() - 1
+    parts = values.new_empty((-(-entries // todo.entries), 2), dtype=torch.float64)
+    if entries:
+        with launch_named("join_places_kernel", _cut(todo), values=values, totals=sums.totals):
+            join_places_kernel[(parts.shape[0],)](
+                values, plan.class_starts, plan.blocks_by_class, sums.totals, sums.squares, starts, places, parts,
+                parts if projected is None else projected, entries, plan.maps[:1].numel(),
+                ENTRIES=todo.entries, PLACES=todo.places, WRITE=projected is not None,
+            )  # fmt: skip
+    return parts
+
+
+def _cut(todo: Schedule) -> str:
+    return (
+        f"{todo.tasks.shape[0]} tasks of {todo.height}×{todo.width} elements, "
+        f"{todo.entries}×{todo.places} places of kernel entries"
+    )
 
 
 @triton.jit
