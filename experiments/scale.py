@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv, embed
-from efcn_sparse.embedding.plan import Plan, plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.measure import machine as machines
 from efcn_sparse.measure.memory import peak_bytes, reset_peak, run_apart
@@ -90,7 +90,7 @@ class ScaleResult:
         return found
 
 
-def planned(pixels: int) -> Plan:
+def planned(pixels: int) -> EmbeddingPlan:
     """What the eFCN will store, without storing it."""
     with torch.device("meta"):
         return plan(resnet18(_CLASSES), torch.empty(1, 3, pixels, pixels))

@@ -91,7 +91,7 @@ def axis_distances(geometry: ConvGeometry) -> list[Tensor]:
     return tables
 
 
-ELEMENTS_AT_ONCE = 1 << 22  # of values: bounds the memory of a reading
+ELEMENTS_AT_ONCE = 1 << 22  # of values: bounds the memory of a profile
 
 
 @dataclass(frozen=True)

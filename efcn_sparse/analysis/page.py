@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.sentences import findings, headline, progress, totals
 from efcn_sparse.analysis.statistics import finals
@@ -68,10 +67,10 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
 def _final_rows(run: Run) -> list[dict[str, str]]:
     rows = []
     for final in finals(run):
-        look, against = look_of(final.arm, run.arms), final.against_cnn
+        look, against = run.looks[final.arm], final.against_cnn
         rows.append({
             "color": look.color,
-            "arm": look.name,
+            "arm": look.label,
             "time": "–" if final.relax_epoch is None else str(final.relax_epoch),
             "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)) + ("" if final.complete else " *"),
             "test": final.test_accuracy.text(),
@@ -87,8 +86,8 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
 def _support_rows(run: Run) -> list[dict[str, str]]:
     return [
         {
-            "color": look_of(final.arm, run.arms).color,
-            "arm": look_of(final.arm, run.arms).name,
+            "color": run.looks[final.arm].color,
+            "arm": final.arm.label,
             "time": str(final.relax_epoch),
             "stored": f"{final.stored.mean:,.0f}",
             "leak": final.leak.text(),

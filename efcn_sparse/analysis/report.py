@@ -18,7 +18,7 @@ from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights
 from efcn_sparse.training.extras import require
 
-_NO_READINGS = "No readings have been written yet, so there is nothing to draw."
+_NOTHING_YET = "Nothing has been evaluated yet, so there is nothing to draw."
 _PAGE_PIXELS_PER_INCH = 100
 
 
@@ -60,10 +60,10 @@ def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequ
     final, curves, deviation = draw_final_accuracy(run), draw_curves(run), draw_deviation(run)
     heat_maps, distance = draw_heat_maps(run, weights), draw_distance(run, weights)
     leak, stored = draw_leak(run), draw_stored_weights(run)
-    no_deviation = () if deviation else ("No embedded arm has readings yet.",)
+    no_deviation = () if deviation else ("No embedded arm has been evaluated yet.",)
     return [
-        ("Final test accuracy against the relax time", final, () if final else (_NO_READINGS,)),
-        ("Accuracy and loss over the epochs", curves, () if curves else (_NO_READINGS,)),
+        ("Final test accuracy against the relax time", final, () if final else (_NOTHING_YET,)),
+        ("Accuracy and loss over the epochs", curves, () if curves else (_NOTHING_YET,)),
         ("Deviation from the CNN subspace", deviation, no_deviation),
         ("Gradient outside the support", leak, () if leak else (_no_leak(run),)),
         ("Stored weights and what they hold", stored, () if stored else (_no_leak(run),)),
@@ -77,8 +77,8 @@ def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequ
 
 
 def _no_leak(run: Run) -> str:
-    if not run.relaxed_arms:
-        return "No embedded arm has readings yet."
+    if not run.embedded_arms:
+        return "No embedded arm has been evaluated yet."
     if any(np.isfinite(trace.columns["leak"]).any() for trace in run.traces):
         return "No gradient fell outside a support."
     return (

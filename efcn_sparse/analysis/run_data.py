@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -13,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from efcn_sparse.embedding import Dilated, Grown, LowRank
+from efcn_sparse.training.arms import Arm, Look, looks_of
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.plan import Stage, stages, support_of
-from efcn_sparse.training.readings import LAYERS, METRICS, are_columns
+from efcn_sparse.training.plan import Stage, stages
+from efcn_sparse.training.record import LAYERS, METRICS, are_columns
 from efcn_sparse.training.run_directory import read_config
 
 KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trace:
-    """The readings of one training run, in the order of its epochs.
+    """The evaluations of one training run, in the order of its epochs.
 
     Attributes:
         arm, seed: which run; ``relax_epoch`` is None for arms that are not embedded.
@@ -37,7 +38,7 @@ class Trace:
         columns: float64 ``[n]`` each; nan where the file has no number.
     """
 
-    arm: str
+    arm: Arm
     seed: int
     relax_epoch: int | None
     layer: str
@@ -45,11 +46,11 @@ class Trace:
     columns: dict[str, Floats]
 
     def final(self, column: str) -> float:
-        """The last reading of ``column``."""
+        """The last number of ``column``."""
         return float(self.columns[column][-1])
 
     def mean(self, column: str) -> float:
-        """The mean of the readings of ``column``; nan where there are none."""
+        """The mean of ``column``; nan where there are none."""
         known = self.columns[column][np.isfinite(self.columns[column])]
         return float(known.mean()) if known.size else math.nan
 
@@ -75,51 +76,38 @@ class Run:
     layer_traces: tuple[Trace, ...]
     problems: tuple[str, ...] = field(default=())
 
-    @property
-    def arms(self) -> list[str]:
-        """The arms that have readings, in the order of :func:`arm_order`."""
-        return sorted({trace.arm for trace in self.traces}, key=arm_order)
+    @functools.cached_property
+    def arms(self) -> list[Arm]:
+        """The arms that have been evaluated, from the CNN over the supports to the FCN."""
+        return sorted({trace.arm for trace in self.traces}, key=lambda arm: arm.order)
+
+    @functools.cached_property
+    def looks(self) -> dict[Arm, Look]:
+        """How each of the arms is drawn and named, the same in every figure and table."""
+        return looks_of([*self.arms, *(stage.arm for stage in self.plan)])
 
     @property
-    def relaxed_arms(self) -> list[str]:
-        """The embedded arms: those whose deviation from the CNN was measured."""
-        return [arm for arm in self.arms if arm.startswith(("elcn", "efcn"))]
+    def embedded_arms(self) -> list[Arm]:
+        """The embedded ones of the arms: those whose deviation from the CNN was measured."""
+        return [arm for arm in self.arms if arm.embedded]
 
-    def relax_epochs(self, arms: Iterable[str] | None = None) -> list[int]:
+    def relax_epochs(self, arms: Iterable[Arm] | None = None) -> list[int]:
         """The relax times of ``arms`` (of all arms if None), increasing."""
         chosen = set(self.arms if arms is None else arms)
         return sorted({t.relax_epoch for t in self.traces if t.arm in chosen and t.relax_epoch is not None})
 
-    def of(self, arm: str, relax_epoch: int | None = None) -> list[Trace]:
+    def of(self, arm: Arm, relax_epoch: int | None = None) -> list[Trace]:
         """The traces of one arm and relax time, one per seed."""
         return [trace for trace in self.traces if (trace.arm, trace.relax_epoch) == (arm, relax_epoch)]
 
-    def layers_of(self, arm: str, layer: str, relax_epoch: int | None) -> list[Trace]:
+    def layers_of(self, arm: Arm, layer: str, relax_epoch: int | None) -> list[Trace]:
         """The per-layer traces of one arm, layer and relax time, one per seed."""
         key = (arm, layer, relax_epoch)
         return [trace for trace in self.layer_traces if (trace.arm, trace.layer, trace.relax_epoch) == key]
 
-    def layer_names(self, arm: str) -> list[str]:
+    def layer_names(self, arm: Arm) -> list[str]:
         """The embedded layers of an arm, in the order of layers.csv."""
         return list(dict.fromkeys(trace.layer for trace in self.layer_traces if trace.arm == arm))
-
-
-def arm_order(arm: str) -> tuple[int, float, str]:
-    """Sorts arms from the CNN over the families of supports, each by size, to the standard FCN.
-
-    Example:
-        >>> sorted(["fcn", "efcn-full", "efcn-grown2", "efcn-dilated10", "efcn-dilated2", "elcn", "cnn"], key=arm_order)
-        ['cnn', 'elcn', 'efcn-dilated2', 'efcn-dilated10', 'efcn-grown2', 'efcn-full', 'fcn']
-    """
-    fixed = {"cnn": 0, "cnn-relaxed": 1, "elcn": 2, "efcn-full": 6, "fcn": 7}
-    support = support_of(arm)
-    if isinstance(support, Dilated):
-        return 3, support.radius, arm
-    if isinstance(support, Grown):
-        return 4, support.budget, arm
-    if isinstance(support, LowRank):
-        return 5, support.rank, arm
-    return fixed.get(arm, 8), 0, arm
 
 
 def read_run(run_dir: str | Path) -> Run:
@@ -156,7 +144,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
 def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> tuple[Trace, ...]:
     """The traces of a CSV; a row that appears again (after a resume) replaces the earlier one."""
     if not path.is_file():
-        problems.append(f"{path.name} is missing: no readings of this kind have been written yet.")
+        problems.append(f"{path.name} is missing: nothing has been evaluated yet.")
         return ()
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -171,19 +159,26 @@ def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> t
     if not are_columns(given, columns):
         raise ValueError(f"{path} must have the columns {','.join(columns)}, got {','.join(given)}")
     numbers = [name for name in columns if name not in KEYS]
-    rows: dict[tuple[str, int, int | None, str], dict[int, list[float]]] = {}
+    rows: dict[tuple[Arm, int, int | None, str], dict[int, list[float]]] = {}
     for row in reader:
         where = f"{path} line {reader.line_num}"
         cells = [cell for cell in row.values() if isinstance(cell, str)]
         if None in row or len(cells) != len(given):
             raise ValueError(f"{where} must hold {len(given)} cells, got {len(cells) + len(row.get(None, ()))}")
         relax_epoch = _number(int, row["relax_epoch"], where) if row["relax_epoch"] else None
-        key = (row["arm"], _number(int, row["seed"], where), relax_epoch, row.get("layer", ""))
-        reading = [_number(float, row[name], where) if row.get(name) else math.nan for name in numbers]
-        rows.setdefault(key, {})[_number(int, row["epoch"], where)] = reading
+        key = (_arm(row["arm"], where), _number(int, row["seed"], where), relax_epoch, row.get("layer", ""))
+        values = [_number(float, row[name], where) if row.get(name) else math.nan for name in numbers]
+        rows.setdefault(key, {})[_number(int, row["epoch"], where)] = values
     if not rows:
-        problems.append(f"{path.name} holds no readings yet.")
-    return tuple(_trace(key, readings, numbers) for key, readings in rows.items())
+        problems.append(f"{path.name} holds no evaluations yet.")
+    return tuple(_trace(key, evaluations, numbers) for key, evaluations in rows.items())
+
+
+def _arm(name: str, where: str) -> Arm:
+    try:
+        return Arm.parse(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _number(kind: Callable[[str], T], text: str, where: str) -> T:
@@ -193,8 +188,8 @@ def _number(kind: Callable[[str], T], text: str, where: str) -> T:
         raise ValueError(f"{where} must hold numbers, got {text}") from None
 
 
-def _trace(key: tuple[str, int, int | None, str], readings: dict[int, list[float]], columns: list[str]) -> Trace:
-    epochs = sorted(readings)
-    table = np.array([readings[epoch] for epoch in epochs], dtype=np.float64)
+def _trace(key: tuple[Arm, int, int | None, str], evaluations: dict[int, list[float]], columns: list[str]) -> Trace:
+    epochs = sorted(evaluations)
+    table = np.array([evaluations[epoch] for epoch in epochs], dtype=np.float64)
     named = {name: table[:, index] for index, name in enumerate(columns)}
     return Trace(*key, epochs=np.array(epochs, dtype=np.int64), columns=named)

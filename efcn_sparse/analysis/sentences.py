@@ -1,35 +1,32 @@
-"""What was measured, in plain sentences that are computed from the readings."""
+"""What was measured, in plain sentences that are computed from the evaluations."""
 
 from __future__ import annotations
 
 import math
 
-from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run, Trace
 from efcn_sparse.analysis.statistics import Final, finals, rank_correlation
+from efcn_sparse.training.arms import CNN, ELCN, FCN, FULL
 
 SHOWN = 8  # unfinished training runs that are told one by one
 
 
 def headline(run: Run) -> str:
-    """The run in one sentence: FCN, CNN and the best eFCN; empty without readings."""
+    """The run in one sentence: FCN, CNN and the best eFCN; empty without evaluations."""
     last = [final for final in finals(run) if final.test_accuracy.n]
     parts = [
-        f"{look_of(final.arm).name} {final.test_accuracy.text()}"
-        for arm in ("fcn", "cnn")
-        for final in last
-        if final.arm == arm
+        f"{final.arm.label} {final.test_accuracy.text()}" for arm in (FCN, CNN) for final in last if final.arm == arm
     ]
-    efcn = [final for final in last if final.arm.startswith("efcn")]
+    efcn = [final for final in last if final.arm.embedded and final.arm != ELCN]
     if efcn:
         best = max(_complete(efcn), key=lambda final: final.test_accuracy.mean)
-        name = look_of(best.arm, run.arms).name
+        name = best.arm.label
         parts.append(f"best eFCN ({name}, t_w = {best.relax_epoch}) {best.test_accuracy.text()}")
     return f"Final test accuracy: {', '.join(parts)}." if parts else ""
 
 
 def findings(run: Run) -> list[str]:
-    """One entry for the nets trained from scratch and one for each relaxed arm, as far as there are readings."""
+    """One entry for the nets trained from scratch and one for each relaxed arm, as far as they have been evaluated."""
     last = [final for final in finals(run) if final.test_accuracy.n]
     entries = [_scratch(run, last)] if any(final.relax_epoch is None for final in last) else []
     for arm in run.arms:
@@ -55,7 +52,7 @@ def progress(run: Run) -> list[str]:
             waiting += 1
         elif epoch < stage.last:
             time = "" if stage.relax_epoch is None else f", t_w = {stage.relax_epoch}"
-            name = look_of(stage.arm, run.arms).name
+            name = stage.arm.label
             unfinished.append(f"{name} (seed {stage.seed}{time}) has reached epoch {epoch} of {stage.last}.")
     done = len(run.plan) - waiting - len(unfinished)
     if done == len(run.plan):
@@ -83,14 +80,14 @@ def _scratch(run: Run, last: list[Final]) -> str:
     parts = []
     for final in last:
         if final.relax_epoch is None:
-            name, seeds = look_of(final.arm, run.arms).name, _count(final.test_accuracy.n, "seed")
+            name, seeds = final.arm.label, _count(final.test_accuracy.n, "seed")
             parts.append(f"{name} {final.test_accuracy.text()} (epoch {final.epochs[1]}, {seeds})")
     return f"Final test accuracy, trained from scratch: {'; '.join(parts)}."
 
 
 def _best(run: Run, of_arm: list[Final]) -> str:
     best = max(of_arm, key=lambda final: final.test_accuracy.mean)
-    name = look_of(best.arm, run.arms).name
+    name = best.arm.label
     of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
     seeds = _count(best.test_accuracy.n, "seed")
     text = f"{name} at t_w = {best.relax_epoch}{of}: {best.test_accuracy.text()} ({seeds})"
@@ -104,7 +101,7 @@ def _best(run: Run, of_arm: list[Final]) -> str:
 
 def _against_references(run: Run, of_arm: list[Final], last: list[Final]) -> str:
     parts = []
-    fcn = next((final.test_accuracy for final in last if final.arm == "fcn"), None)
+    fcn = next((final.test_accuracy for final in last if final.arm == FCN), None)
     if fcn is not None:
         parts.append(f"above the FCN at {sum(f.test_accuracy.mean > fcn.mean for f in of_arm)}")
     compared = [final for final in of_arm if final.against_cnn.n]
@@ -119,7 +116,7 @@ def _against_references(run: Run, of_arm: list[Final], last: list[Final]) -> str
 
 def _deviation(run: Run, of_arm: list[Final]) -> str:
     read = [final for final in of_arm if final.delta.n]
-    if not read or of_arm[0].arm == "elcn":
+    if not read or of_arm[0].arm == ELCN:
         return ""
     low, high = (pick(read, key=lambda final: final.delta.mean) for pick in (min, max))
     if low is high:
@@ -135,7 +132,7 @@ def _support(of_arm: list[Final], last: list[Final]) -> str:
     stored = max((final.stored.mean for final in of_arm if final.stored.n), default=math.nan)
     if not math.isfinite(stored):
         return ""
-    full = max((final.stored.mean for final in last if final.arm == "efcn-full" and final.stored.n), default=stored)
+    full = max((final.stored.mean for final in last if final.arm == FULL and final.stored.n), default=stored)
     text = f"It stores {stored:,.0f} weights" + (
         f", {_percent(stored / full)} of the full eFCN's" if full > stored else ""
     )

@@ -1,4 +1,4 @@
-"""What the readings amount to: means and spreads over seeds."""
+"""What the evaluations amount to: means and spreads over seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efcn_sparse.analysis.run_data import Floats, Ints, Run, Trace
+from efcn_sparse.training.arms import CNN, Arm
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def spread(values: Sequence[float] | Floats) -> Spread:
 
 @dataclass(frozen=True)
 class Final:
-    """The last readings of one arm at one relax time, over its seeds.
+    """The last evaluation of one arm at one relax time, over its seeds.
 
     Attributes:
         epochs: the last epochs of the seeds, lowest and highest.
@@ -57,7 +58,7 @@ class Final:
         against_cnn: test accuracy minus ``control``, seed by seed.
     """
 
-    arm: str
+    arm: Arm
     relax_epoch: int | None
     epochs: tuple[int, int]
     complete: bool
@@ -77,12 +78,12 @@ def finals(run: Run) -> list[Final]:
     return [_final(run, arm, relax) for arm in run.arms for relax in (_relax_of(run, arm))]
 
 
-def _relax_of(run: Run, arm: str) -> list[int | None]:
+def _relax_of(run: Run, arm: Arm) -> list[int | None]:
     times: list[int | None] = [None] if run.of(arm) else []
     return times + list(run.relax_epochs([arm]))
 
 
-def _final(run: Run, arm: str, relax_epoch: int | None) -> Final:
+def _final(run: Run, arm: Arm, relax_epoch: int | None) -> Final:
     traces = run.of(arm, relax_epoch)
     controls = [_control(run, trace) for trace in traces]
     differences = [trace.final("test_accuracy") - control for trace, control in zip(traces, controls, strict=True)]
@@ -101,10 +102,10 @@ def _final(run: Run, arm: str, relax_epoch: int | None) -> Final:
 
 
 def _control(run: Run, trace: Trace) -> float:
-    """Test accuracy of the same seed's CNN at the last epoch of ``trace``; nan if it was not read there."""
-    if trace.arm == "cnn":
+    """Test accuracy of the same seed's CNN at the last epoch of ``trace``; nan if it was not evaluated there."""
+    if trace.arm == CNN:
         return math.nan
-    for cnn in run.of("cnn"):
+    for cnn in run.of(CNN):
         at = np.flatnonzero(cnn.epochs == trace.epochs[-1])
         if cnn.seed == trace.seed and at.size:
             return float(cnn.columns["test_accuracy"][at[0]])

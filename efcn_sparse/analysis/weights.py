@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile, incoming_weights, receptive_field
-from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Floats, Run
+from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.checkpoint import checkpoint_path
 from efcn_sparse.training.plan import Stage
 
@@ -43,7 +43,7 @@ class LayerWeights:
 class Moment:
     """A checkpoint of an eFCN: ``when`` is ``embedding``, ``midway`` or ``end``."""
 
-    arm: str
+    arm: Arm
     relax_epoch: int
     when: str
     epoch: int
@@ -59,7 +59,7 @@ class Weights:
     moments: tuple[Moment, ...]
     gaps: tuple[str, ...]
 
-    def find(self, arm: str, relax_epoch: int, when: str) -> Moment | None:
+    def find(self, arm: Arm, relax_epoch: int, when: str) -> Moment | None:
         """The moment asked for, if its checkpoint was there."""
         wanted = (arm, relax_epoch, when)
         return next((m for m in self.moments if (m.arm, m.relax_epoch, m.when) == wanted), None)
@@ -70,7 +70,7 @@ def read_weights(run: Run) -> Weights:
 
     One checkpoint is in memory at a time. What is missing or cannot be read becomes an entry of ``gaps``.
     """
-    planned = [stage for stage in run.plan if stage.arm.startswith("efcn") and stage.relax_epoch is not None]
+    planned = [stage for stage in run.plan if stage.arm.embedded and stage.arm != ELCN]
     if not planned:
         return Weights(0, (), (), ("The run has no eFCN arm.",))
     seed = next((stage.seed for stage in planned if any(_there(run, stage))), planned[0].seed)
@@ -113,7 +113,7 @@ def _moments(
     from efcn_sparse.training import load_arm
 
     names = {stage.kept[len(stage.kept) // 2]: "midway", stage.kept[-1]: "end", stage.kept[0]: "embedding"}
-    name = look_of(stage.arm, run.arms).name
+    name = stage.arm.label
     for epoch, there in zip(stage.kept, _there(run, stage), strict=True):
         place = f"t_w = {stage.relax_epoch}, epoch {epoch} ({names[epoch]})"
         if not there:

@@ -14,7 +14,7 @@ from efcn_sparse.sizes import parse_size
 if TYPE_CHECKING:
     from torch import nn
 
-    from efcn_sparse.embedding.plan import Plan
+    from efcn_sparse.embedding.plan import EmbeddingPlan
     from efcn_sparse.planning.budget import Step, StepPlanner
 
 
@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "doctor",
         help="what embedding a model would store, without building it",
-        description="Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
+        description="EmbeddingPlan the embedding of a model: block shapes, stored weights and memory per convolution. "
         "Nothing is allocated: the model is made and run on torch's meta device. With --batch, also what a training "
         "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted.",
     )
@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan the embedding and print it."""
+    """EmbeddingPlan the embedding and print it."""
     import torch
 
     from efcn_sparse.embedding.support import parse_support
@@ -127,7 +127,7 @@ def _step(step: Step, planner: StepPlanner, budget: int | None, measure: bool, t
     return lines
 
 
-def _measured(planned: Plan, batch: int, told: dict[str, Any]) -> list[str]:
+def _measured(planned: EmbeddingPlan, batch: int, told: dict[str, Any]) -> list[str]:
     import torch
 
     from efcn_sparse.measure.layers import time_layers

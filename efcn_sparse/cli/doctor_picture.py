@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, LogNorm
     from matplotlib.figure import Figure
 
-    from efcn_sparse.embedding.plan import LayerPlan, Plan
+    from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
 
 _PANEL = 2.5  # inches
 _COLUMNS = 4
@@ -26,7 +26,7 @@ _LEAST_SHARE = 1e-3  # where the colors begin
 _GREY = "#555555"
 
 
-def draw_plan(planned: Plan, name: str, path: Path) -> None:
+def draw_plan(planned: EmbeddingPlan, name: str, path: Path) -> None:
     """Write one panel for each kind of layer, those that are alike together, to a ``.png`` or ``.svg`` file.
 
     Raises:
@@ -41,7 +41,7 @@ def draw_plan(planned: Plan, name: str, path: Path) -> None:
         figure.savefig(path, dpi=DPI, metadata=metadata)
 
 
-def _figure(planned: Plan, name: str) -> Figure:
+def _figure(planned: EmbeddingPlan, name: str) -> Figure:
     from matplotlib.cm import ScalarMappable
 
     from efcn_sparse.analysis.figures.canvas import new_figure

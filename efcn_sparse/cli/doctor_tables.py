@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from efcn_sparse.sizes import size_text
 
 if TYPE_CHECKING:
-    from efcn_sparse.embedding.plan import LayerPlan, Plan
+    from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
     from efcn_sparse.planning.budget import Fit, Step
     from efcn_sparse.planning.step import StepPrediction
 
@@ -28,7 +28,7 @@ _PARTS = {
 _IN_SUPPORT = ("support_weights", "stored_blocks", "stored_weights", "bytes")
 
 
-def table(planned: Plan) -> str:
+def table(planned: EmbeddingPlan) -> str:
     """A line per layer, and the sums."""
     rows: list[tuple[str, ...]] = [_HEAD, *(_row(layer) for layer in planned.layers)]
     share = planned.stored_weights / planned.full_weights
@@ -37,7 +37,7 @@ def table(planned: Plan) -> str:
     return _ruled(rows, words=_HEAD.index("blocks"))
 
 
-def supports_table(plans: Mapping[str, Plan]) -> str:
+def supports_table(plans: Mapping[str, EmbeddingPlan]) -> str:
     """What each layer stores in each support, by its name: numbers and memory."""
     rows: list[tuple[str, ...]] = [("layer", *(head for name in plans for head in (name, "memory")))]
     columns = list(plans.values())
@@ -47,7 +47,7 @@ def supports_table(plans: Mapping[str, Plan]) -> str:
     return _ruled(rows, words=1)
 
 
-def _stored(held: LayerPlan | Plan) -> tuple[str, str]:
+def _stored(held: LayerPlan | EmbeddingPlan) -> tuple[str, str]:
     return f"{held.stored_weights:,}", size_text(held.bytes)
 
 
@@ -63,7 +63,7 @@ def _ruled(rows: list[tuple[str, ...]], words: int) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def as_dict(planned: Plan) -> dict[str, Any]:
+def as_dict(planned: EmbeddingPlan) -> dict[str, Any]:
     """The plan as plain data."""
     layers = [
         {
@@ -80,7 +80,7 @@ def as_dict(planned: Plan) -> dict[str, Any]:
     return {"layers": layers, "total": _numbers(planned, "local_weights", *_IN_SUPPORT, "full_weights")}
 
 
-def add_supports(told: dict[str, Any], plans: Mapping[str, Plan]) -> None:
+def add_supports(told: dict[str, Any], plans: Mapping[str, EmbeddingPlan]) -> None:
     """To what :func:`as_dict` gave, add what each layer stores in each support."""
     for number, layer in enumerate(told["layers"]):
         held = {name: planned.layers[number] for name, planned in plans.items()}
@@ -91,7 +91,7 @@ def add_supports(told: dict[str, Any], plans: Mapping[str, Plan]) -> None:
     told["total"]["supports"] = {name: _numbers(planned, *_IN_SUPPORT) for name, planned in plans.items()}
 
 
-def _numbers(held: LayerPlan | Plan, *names: str) -> dict[str, int]:
+def _numbers(held: LayerPlan | EmbeddingPlan, *names: str) -> dict[str, int]:
     return {name: getattr(held, name) for name in names}
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from efcn_sparse.training import PRESETS, RelaxConfig, run_relax
+from efcn_sparse.training.arms import FORMS
 from efcn_sparse.training.extras import require
-from efcn_sparse.training.plan import ARMS
-from efcn_sparse.training.readings import read_rows
+from efcn_sparse.training.record import read_rows
 from efcn_sparse.training.relaxing import RELAXING
 from efcn_sparse.training.selective import COPIES
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--data", metavar="DIR|NAME", help="folder of parquet files or images, or a Hub name")
     parser.add_argument("--download", action="store_true", help="fetch --data from the Hugging Face Hub")
     parser.add_argument("--seeds", type=_seeds, metavar="N", help="run the seeds 0 to N-1")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help=ARMS.replace(",", ""))
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help=FORMS.replace(",", ""))
     parser.add_argument("--epochs", type=int, dest="cnn_epochs", metavar="N", help="last epoch at which to embed")
     parser.add_argument("--relax-epochs", type=int, metavar="N", help="epochs of each embedded net")
     parser.add_argument("--fcn-epochs", type=int, metavar="N", help="epochs of the standard FCN")

@@ -7,8 +7,8 @@ from efcn_sparse.embedding.embed import unembed as unembed
 from efcn_sparse.embedding.geometry import ConvGeometry as ConvGeometry
 from efcn_sparse.embedding.low_rank import LowRankPart as LowRankPart
 from efcn_sparse.embedding.low_rank import start_low_rank as start_low_rank
+from efcn_sparse.embedding.plan import EmbeddingPlan as EmbeddingPlan
 from efcn_sparse.embedding.plan import LayerPlan as LayerPlan
-from efcn_sparse.embedding.plan import Plan as Plan
 from efcn_sparse.embedding.plan import plan as plan
 from efcn_sparse.embedding.support import Dilated as Dilated
 from efcn_sparse.embedding.support import Full as Full

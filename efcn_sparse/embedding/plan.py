@@ -88,7 +88,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EmbeddingPlan:
     """The layers that :func:`embed` would embed, with their sums."""
 
     layers: tuple[LayerPlan, ...]
@@ -130,7 +130,7 @@ def plan(
     *,
     support: Support = Local(),
     layers: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> EmbeddingPlan:
     """What :func:`embed` would store with these arguments, layer by layer, in seconds and without the weights.
 
     Args:
@@ -159,4 +159,4 @@ def plan(
         block_shape, blocks = shapes[geometry, rule]
         dtype = next(site.conv.parameters()).dtype
         planned.append(LayerPlan(site.name, geometry, rule.support, block_shape, dtype, blocks))
-    return Plan(tuple(planned))
+    return EmbeddingPlan(tuple(planned))

@@ -13,6 +13,7 @@ from efcn_sparse.embedding.example_run import sizes_in_run
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.refusals import is_convolution, refusal, refuse
 from efcn_sparse.embedding.support import Support
+from efcn_sparse.linear.refusals import shared_parameter
 from efcn_sparse.pattern.checks import checked_pair
 
 
@@ -117,10 +118,9 @@ def survey(
         kept = [name for name, module in model.named_modules() if is_convolution(module)]
         raise ValueError(f"model must hold a convolution to embed, got {type(model).__name__} with {kept} left as is")
     for choice in chosen:
-        reason = refusal(choice.conv)
+        reason = refusal(choice.conv) or shared_parameter(model, choice.conv)
         if reason is not None:
             raise refuse(choice.name, choice.conv, reason)
-    _refuse_shared_parameters(model, chosen)
     output, sizes = sizes_in_run(model, example, [choice.conv for choice in chosen])
     sites = []
     for choice in chosen:
@@ -132,17 +132,3 @@ def survey(
             raise refuse(choice.name, choice.conv, f"the example run calls it at the input sizes {both}")
         sites.append(Site(choice.name, choice.conv, choice.rule, ConvGeometry.of(choice.conv, seen[0])))
     return sites, output
-
-
-def _refuse_shared_parameters(model: nn.Module, chosen: list[Chosen]) -> None:
-    holders: dict[int, list[tuple[nn.Module, str]]] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            holders.setdefault(id(parameter), []).append((module, f"{prefix}.{name}" if prefix else name))
-    for choice in chosen:
-        for name, parameter in choice.conv._parameters.items():
-            if parameter is None:
-                continue
-            other = next((where for module, where in holders[id(parameter)] if module is not choice.conv), None)
-            if other is not None:
-                raise refuse(choice.name, choice.conv, f"its {name} is shared with {other!r}")

@@ -1,8 +1,6 @@
-"""Which modules ``sparsify`` takes, and which of them it would not replace by something equal."""
+"""Which modules cannot be swapped for block-sparse ones without losing something: for ``sparsify`` and ``embed``."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,9 +9,45 @@ from torch.nn.modules.lazy import LazyModuleMixin
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether ``module`` is an :class:`torch.nn.Linear`, or the ``Conv1D`` of transformers' GPT-2."""
-    return _base(module) is not None
+def reason_to_keep(module: nn.Module, base: type, forwards: tuple[str, ...] = ("forward", "__call__")) -> str | None:
+    """Why swapping ``module`` would lose something; None if it would not.
+
+    Args:
+        base: the class of torch that ``module`` is of or derives from, whose methods ``forwards`` are known.
+    """
+    kind = type(module)
+    if isinstance(module, LazyModuleMixin):
+        return "a lazy module has no weight yet; run the model once first"
+    if "weight" not in module._parameters or "parametrizations" in module._modules:
+        return "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
+    if "forward" in vars(module) or any(getattr(kind, name) is not getattr(base, name) for name in forwards):
+        return "its class has a forward of its own"
+    weight = module._parameters["weight"]
+    assert weight is not None
+    if not weight.is_floating_point():
+        return "its weight must be of a floating-point dtype"
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        return "its hooks would be lost"
+    return None
+
+
+def shared_parameter(model: nn.Module, module: nn.Module) -> str | None:
+    """The reason why ``module`` cannot be swapped if another module of ``model`` holds a parameter of it too."""
+    own = {id(parameter): name for name, parameter in module._parameters.items() if parameter is not None}
+    for prefix, other in model.named_modules():
+        if other is not module:
+            for name, parameter in other._parameters.items():
+                if id(parameter) in own:
+                    return f"its {own[id(parameter)]} is shared with {f'{prefix}.{name}' if prefix else name!r}"
+    return None
+
+
+def linear_base(module: nn.Module) -> type | None:
+    """:class:`torch.nn.Linear` or the ``Conv1D`` of transformers' GPT-2, if ``module`` is one or derives from it."""
+    for kind in type(module).__mro__:
+        if kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D"):
+            return kind
+    return None
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
@@ -26,53 +60,3 @@ def as_linear(module: nn.Module) -> nn.Linear:
     linear.weight = nn.Parameter(weight.detach().T, requires_grad=weight.requires_grad)
     linear.register_parameter("bias", bias)  # type: ignore[arg-type]
     return linear.train(module.training)
-
-
-def refusal(module: nn.Module) -> str | None:
-    """The reason why a linear module cannot be replaced without losing something; None if it can."""
-    return next((reason for applies, reason in _REASONS if applies(module)), None)
-
-
-def refuse(name: str, module: nn.Module, reason: str) -> ValueError:
-    """The error that names the layer, the reason and the way out."""
-    return ValueError(f"cannot sparsify {name!r} ({type(module).__name__}): {reason}; the rule {{{name!r}: None}} "
-                      "before the others leaves it as it is")  # fmt: skip
-
-
-def shared_parameter(model: nn.Module, module: nn.Module) -> tuple[str, str] | None:
-    """The name of a parameter of ``module`` that another module of ``model`` holds too, and its name there."""
-    own = {id(parameter): name for name, parameter in module._parameters.items() if parameter is not None}
-    for prefix, other in model.named_modules():
-        if other is not module:
-            for name, parameter in other._parameters.items():
-                if id(parameter) in own:
-                    return own[id(parameter)], f"{prefix}.{name}" if prefix else name
-    return None
-
-
-def _base(module: nn.Module) -> type | None:
-    """The class whose forward is known: that of ``module``, or one that it derives from."""
-    for kind in type(module).__mro__:
-        if kind is nn.Linear or (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D"):
-            return kind
-    return None
-
-
-def _has_own_forward(module: nn.Module) -> bool:
-    base, kind = _base(module), type(module)
-    return "forward" in vars(module) or any(
-        getattr(kind, name) is not getattr(base, name) for name in ("forward", "__call__")
-    )
-
-
-# Looked at in order: a later reason may take for granted that no earlier one applies.
-_REASONS: list[tuple[Callable[[nn.Module], bool], str]] = [
-    (lambda m: isinstance(m, LazyModuleMixin), "a lazy module has no weight yet; run the model once first"),
-    (
-        lambda m: "weight" not in m._parameters or "parametrizations" in m._modules,
-        "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored",
-    ),
-    (_has_own_forward, "its class has a forward of its own"),
-    (lambda m: not m._parameters["weight"].is_floating_point(), "its weight must be of a floating-point dtype"),  # type: ignore[union-attr]
-    (lambda m: any(getattr(m, hooks) for hooks in _HOOKS), "its hooks would be lost"),
-]  # fmt: skip

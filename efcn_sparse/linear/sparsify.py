@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from efcn_sparse.linear.refusals import as_linear, is_linear, refusal, refuse, shared_parameter
+from efcn_sparse.linear.refusals import as_linear, linear_base, reason_to_keep, shared_parameter
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
 
@@ -39,7 +39,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
     chosen: dict[str, Mapping[str, Any]] = {}
     unused = set(rules)
     for name, module in model.named_modules(remove_duplicate=False):
-        if is_linear(module):
+        if linear_base(module) is not None:
             rule = next((rule for rule in rules if fnmatchcase(name, rule)), None)
             if rule is not None:
                 unused.discard(rule)
@@ -47,7 +47,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
                 if arguments is not None:
                     chosen[name] = arguments
     if unused:
-        linears = [name for name, module in model.named_modules() if is_linear(module)]
+        linears = [name for name, module in model.named_modules() if linear_base(module) is not None]
         raise ValueError(f"rules must each match an nn.Linear, got {sorted(unused)} against {linears}")
     replaced: dict[int, SparseLinear] = {}
     for name, arguments in chosen.items():
@@ -65,8 +65,11 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
 
 
 def _check_replaceable(model: nn.Module, name: str, module: nn.Module) -> None:
-    reason = refusal(module)
-    if reason is None and (shared := shared_parameter(model, module)):
-        reason = f"its {shared[0]} is shared with {shared[1]!r}"
+    base = linear_base(module)
+    assert base is not None
+    reason = reason_to_keep(module, base) or shared_parameter(model, module)
     if reason is not None:
-        raise refuse(name, module, reason)
+        raise ValueError(
+            f"cannot sparsify {name!r} ({type(module).__name__}): {reason}; the rule {{{name!r}: None}} before the "
+            "others leaves it as it is"
+        )

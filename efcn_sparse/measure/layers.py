@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-from efcn_sparse.embedding.plan import LayerPlan, Plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.planning.available import available_bytes
 from efcn_sparse.sizes import size_text
@@ -15,7 +15,7 @@ from efcn_sparse.sizes import size_text
 _SECONDS = 0.2  # of timed calls for each kind of layer
 
 
-def time_layers(planned: Plan, batch: int) -> dict[str, float]:
+def time_layers(planned: EmbeddingPlan, batch: int) -> dict[str, float]:
     """Seconds of forward and backward of each layer's stored blocks on the CPU, with torch's present threads.
 
     One layer is held at a time; those that are alike are timed once. Low-rank parts, the optimizer and all other

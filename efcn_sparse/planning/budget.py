@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding.example_run import checked_example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.plan import Plan, plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
 from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.planning.fused_cost import checked_optimizer
@@ -75,14 +75,14 @@ class StepPlanner:
         self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...], layers: Mapping[str, Any] | None = None
     ) -> None:
         self._model, self._example, self._layers = model, checked_example(example_input), layers
-        self._plans: dict[Support, Plan] = {}
+        self._plans: dict[Support, EmbeddingPlan] = {}
         self._steps: dict[Step, StepPrediction] = {}
         self._readings: dict[tuple[Support | None, int], int] = {}
 
-    def plan(self, support: Support | None) -> Plan:
+    def plan(self, support: Support | None) -> EmbeddingPlan:
         """What :func:`efcn_sparse.embedding.plan` says; no layers for None."""
         if support is None:
-            return Plan(())
+            return EmbeddingPlan(())
         if support not in self._plans:
             self._plans[support] = plan(self._model, self._example, support=support, layers=self._layers)
         return self._plans[support]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding.example_run import checked_example
-from efcn_sparse.embedding.plan import Plan, plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.planning.fused_cost import FusedCost, OptimizerKind, checked_optimizer, fused_cost
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy, tensors_in
@@ -87,7 +87,7 @@ def predict_step(
 
 
 def watch_step(
-    model: nn.Module, example: tuple[Tensor, ...], planned: Plan, kind: OptimizerKind, fused: bool
+    model: nn.Module, example: tuple[Tensor, ...], planned: EmbeddingPlan, kind: OptimizerKind, fused: bool
 ) -> StepPrediction:
     """What the second step of the planned model holds and does; the first makes the optimizer's state."""
     fused = fused or kind.inside
@@ -135,7 +135,7 @@ def watch_step(
     )
 
 
-def watch_reading(model: nn.Module, example: tuple[Tensor, ...], planned: Plan) -> int:
+def watch_reading(model: nn.Module, example: tuple[Tensor, ...], planned: EmbeddingPlan) -> int:
     """Bytes that the planned model takes to be evaluated without gradients, over what it holds; the inputs are in."""
     inputs = tuple(meta_copy(x) for x in example)
     twin = meta_twin(model, planned, inputs).eval()

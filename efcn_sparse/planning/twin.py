@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.example_run import run_embedded
-from efcn_sparse.embedding.plan import LayerPlan, Plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
 from efcn_sparse.planning.fused_cost import FusedCost
 from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy
@@ -128,7 +128,7 @@ class PlannedConv(EmbeddedConv):
         self.add_module("low_rank", PlannedLowRank(layer, conv.weight.requires_grad) if layer.rank else None)
 
 
-def meta_twin(model: nn.Module, planned: Plan, inputs: tuple[Tensor, ...]) -> nn.Module:
+def meta_twin(model: nn.Module, planned: EmbeddingPlan, inputs: tuple[Tensor, ...]) -> nn.Module:
     """A copy of ``model`` on the meta device whose planned convolutions are :class:`PlannedConv`.
 
     Args:
@@ -147,7 +147,7 @@ def meta_twin(model: nn.Module, planned: Plan, inputs: tuple[Tensor, ...]) -> nn
     return twin
 
 
-def structure_bytes(planned: Plan) -> int:
+def structure_bytes(planned: EmbeddingPlan) -> int:
     """About what patterns and ties take beside the values: arrays per block, and maps and counts per kernel entry."""
     total = 0
     for layer in planned.layers:

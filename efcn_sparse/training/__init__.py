@@ -2,10 +2,10 @@
 
 from efcn_sparse.training.carry import carry_state as carry_state
 from efcn_sparse.training.config import RelaxConfig as RelaxConfig
+from efcn_sparse.training.config import snapshot_epochs as snapshot_epochs
 from efcn_sparse.training.data import load_data as load_data
 from efcn_sparse.training.nets import kept_epochs as kept_epochs
 from efcn_sparse.training.nets import load_arm as load_arm
-from efcn_sparse.training.plan import snapshot_epochs as snapshot_epochs
 from efcn_sparse.training.presets import PRESETS as PRESETS
 from efcn_sparse.training.relax import run_relax as run_relax
 from efcn_sparse.training.selective import SelectiveSGD as SelectiveSGD

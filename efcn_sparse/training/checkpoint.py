@@ -16,6 +16,7 @@ from efcn_sparse.checkpoint.shard_file import Entry, Stored, read_header, write_
 from efcn_sparse.training.optimizer_state import check_states, live_states, make_room
 
 _OPTIMIZER = "optimizer/"  # no module name holds a slash
+_OLDER = "optimiser/"  # as version 0.1.0 spelt it
 _VALUES = ".linear.values"  # of an embedded convolution
 _NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>\d+)\.safetensors")
 
@@ -106,7 +107,10 @@ def _entries(path: Path) -> dict[str, Entry]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        return read_header(path)
+        return {
+            name.replace(_OLDER, _OPTIMIZER, 1) if name.startswith(_OLDER) else name: entry
+            for name, entry in read_header(path).items()
+        }
     except ValueError as error:
         raise ValueError(
             f"checkpoint {path} is damaged ({' '.join(str(error).split())}): if it was to be gone on from, remove it, "

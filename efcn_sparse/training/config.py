@@ -9,14 +9,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from efcn_sparse.embedding import LowRank
-from efcn_sparse.training.plan import ARMS, CNN, CONTROL, FCN, is_embedded, size_order, snapshot_epochs, support_of
+from efcn_sparse.training.arms import CNN, CONTROL, FCN, FORMS, Arm
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.relaxing import RELAXING, PartEntry, parts_of_layers
 from efcn_sparse.training.selective import COPIES
 from efcn_sparse.training.shares import Part
+
+
+def snapshot_epochs(epochs: int, count: int = 20) -> tuple[int, ...]:
+    """The epochs at which the CNN is embedded: 0 and ``count`` log-spaced ones up to ``epochs``.
+
+    It is the original code's ``np.unique(np.logspace(0, log10(epochs), 20).astype(int))``, rounding down included.
+
+    Example:
+        >>> snapshot_epochs(30, count=5)
+        (0, 1, 2, 5, 12, 29)
+    """
+    if epochs < 1:
+        return (0,)
+    return (0, *(int(epoch) for epoch in np.unique(np.logspace(0, np.log10(epochs), count).astype(int))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +172,12 @@ class RelaxConfig:
 
     def _check_arms(self) -> None:
         self._set("arms", _distinct("arms", self.arms))
-        for arm in self.arms:
-            if arm not in (CNN, FCN) and not is_embedded(arm):
-                raise ValueError(f"each of arms must be one of {ARMS}, got {arm!r}")
-        if CNN not in self.arms and self.arms != (FCN,):
+        arms = [Arm.parse(name) for name in self.arms]
+        if CONTROL in arms:
+            raise ValueError(f"each of arms must be one of {FORMS}, got {CONTROL.name!r}")
+        if CNN not in arms and arms != [FCN]:
             raise ValueError(f"arms must hold 'cnn', from which the others are embedded, got {self.arms}")
-        low_rank = [arm for arm in self.arms if isinstance(support_of(arm), LowRank)]
+        low_rank = [arm for arm in arms if arm.support is not None and arm.support.low_rank]
         parts = parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
         plain = Part(weight_decay=self.weight_decay)
         if low_rank and any(one.off_local != plain for one in parts.values()):
@@ -191,12 +205,13 @@ class RelaxConfig:
         return self.relaxing != "both" or bool(self.parts) or self.copies != "mean"
 
     @property
-    def embedded_arms(self) -> tuple[str, ...]:
+    def embedded_arms(self) -> tuple[Arm, ...]:
         """The arms that are embedded at each relax time, the smaller supports first."""
-        return tuple(sorted(filter(is_embedded, self.arms), key=size_order))
+        arms = (Arm.parse(name) for name in self.arms)
+        return tuple(sorted((arm for arm in arms if arm.embedded), key=lambda arm: arm.order))
 
     @property
-    def relaxed_arms(self) -> tuple[str, ...]:
+    def relaxed_arms(self) -> tuple[Arm, ...]:
         """The arms that start at each relax time: the embedded ones, and the control if its learning rate differs."""
         control = (CONTROL,) if self.embedded_arms and self.relaxed_lr != self.lr else ()
         return (*control, *self.embedded_arms)

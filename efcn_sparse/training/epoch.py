@@ -1,4 +1,4 @@
-"""One epoch of plain SGD, and the reading of loss and accuracy after it."""
+"""One epoch of plain SGD, and the evaluation of loss and accuracy after it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from efcn_sparse.growth import Growth
 from efcn_sparse.training.images import Images, derived_seed, order_of_epoch
 
-READING_BATCH = 2000
-TRAIN_READING = 10_000
+EVALUATION_BATCH = 2000
+TRAIN_EVALUATED = 10_000
 
 T = TypeVar("T")
 
@@ -61,9 +61,9 @@ def train_epoch(
     return seen
 
 
-def read_performance(model: nn.Module, images: Images) -> dict[str, float]:
+def measure(model: nn.Module, images: Images) -> dict[str, float]:
     """Mean cross-entropy and accuracy in evaluation mode, on the test images and on up to 10,000 training images."""
-    train = evaluate(model, images.train_x[:TRAIN_READING], images.train_y[:TRAIN_READING])
+    train = evaluate(model, images.train_x[:TRAIN_EVALUATED], images.train_y[:TRAIN_EVALUATED])
     test = evaluate(model, images.test_x, images.test_y)
     return {"train_loss": train[0], "train_accuracy": train[1], "test_loss": test[0], "test_accuracy": test[1]}
 
@@ -80,7 +80,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=x.device)
     right = torch.zeros((), dtype=torch.int64, device=x.device)
-    for part, labels in zip(x.split(READING_BATCH), y.split(READING_BATCH), strict=True):
+    for part, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
         logits = model(part)
         loss += functional.cross_entropy(logits, labels, reduction="sum").double()
         right += (logits.argmax(1) == labels).sum()

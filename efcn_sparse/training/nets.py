@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv, Full, Support, embed
+from efcn_sparse.training.arms import FCN, Arm
 from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.images import derived_seed
-from efcn_sparse.training.plan import CNN, CONTROL, FCN, stage_name, stages, support_of
+from efcn_sparse.training.plan import stage_name, stages
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.run_directory import read_config
 
@@ -42,14 +43,12 @@ def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -
     return model
 
 
-def embed_as(arm: str, cnn: nn.Module, preset: str, block_shapes: BlockShapes | None = None) -> nn.Module:
-    """A copy of ``cnn`` embedded with the support that ``arm`` names."""
-    support = support_of(arm)
-    assert support is not None
-    return _embed(cnn, preset, support, block_shapes)
+def embed_as(arm: Arm, cnn: nn.Module, preset: str, block_shapes: BlockShapes | None = None) -> nn.Module:
+    """A copy of ``cnn`` embedded with the support of ``arm``; ``cnn`` itself if the arm is a CNN."""
+    return cnn if arm.support is None else _embed(cnn, preset, arm.support, block_shapes)
 
 
-def build_like(arm: str, preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
+def build_like(arm: Arm, preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A net of ``arm``'s architecture; for arms that start from a CNN, from its initial weights.
 
     Args:
@@ -58,8 +57,7 @@ def build_like(arm: str, preset: str, seed: int, block_shapes: BlockShapes | Non
     """
     if arm == FCN:
         return build_fcn(preset, seed, block_shapes)
-    cnn = build_cnn(preset, seed)
-    return cnn if arm in (CNN, CONTROL) else embed_as(arm, cnn, preset, block_shapes)
+    return embed_as(arm, build_cnn(preset, seed), preset, block_shapes)
 
 
 @contextlib.contextmanager
@@ -81,7 +79,7 @@ def example_input(preset: str) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(derived_seed("example")), device="cpu")
 
 
-def load_arm(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None, epoch: int) -> nn.Module:
+def load_arm(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | None, epoch: int) -> nn.Module:
     """The net of one arm as it was after ``epoch``, in evaluation mode and on the CPU.
 
     Block shapes are those of the checkpoint, so runs of versions that chose others can be loaded.
@@ -107,11 +105,11 @@ def load_arm(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None, 
     if not path.is_file():
         kept = kept_epochs(run_dir, arm, seed, relax_epoch)
         raise FileNotFoundError(f"{name} must have a checkpoint of epoch {epoch}, got those of {kept} in {run_dir}")
-    model = build_like(arm, config.preset, seed, stored_block_shapes(path))
+    model = build_like(Arm.parse(str(arm)), config.preset, seed, stored_block_shapes(path))
     load_checkpoint(path, model)
     return model.eval()
 
 
-def kept_epochs(run_dir: str | Path, arm: str, seed: int, relax_epoch: int | None) -> list[int]:
+def kept_epochs(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | None) -> list[int]:
     """The epochs of which ``run_dir`` holds a checkpoint, increasing; empty if the arm has not begun."""
     return epochs_on_disk(Path(run_dir) / "checkpoints").get(stage_name(arm, seed, relax_epoch), [])

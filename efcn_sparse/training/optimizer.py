@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import glob
-from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.training.plan import is_embedded
+from efcn_sparse.training.arms import Arm
+from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.relaxing import parts_of_layers
 from efcn_sparse.training.selective import SelectiveSGD
 
-if TYPE_CHECKING:
-    from efcn_sparse.training.config import RelaxConfig
 
-
-def optimizer_of(config: RelaxConfig, arm: str, lr: float, model: nn.Module) -> Optimizer:
+def optimizer_of(config: RelaxConfig, arm: Arm, lr: float, model: nn.Module) -> Optimizer:
     """The optimizer that ``config`` gives an arm: selective for embedded nets where it asks for that."""
     momentum, decay = config.momentum, config.weight_decay
-    if not (config.selective and is_embedded(arm)):
+    if not (config.selective and arm.embedded):
         return make_optimizer(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
     parts = parts_of_layers(PRESETS[config.preset].convolutions, config.relaxing, config.parts, decay)
     layers = {glob.escape(name): vars(one) for name, one in parts.items()}

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from efcn_sparse.embedding import Dilated, Full, Grown, Support
+from efcn_sparse.embedding import Dilated
 from efcn_sparse.planning import available
 from efcn_sparse.planning.budget import Step, StepPlanner
 from efcn_sparse.sizes import parse_size, size_text
+from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import READING_BATCH
-from efcn_sparse.training.plan import CNN, ELCN, FCN, support_of
+from efcn_sparse.training.epoch import EVALUATION_BATCH
 from efcn_sparse.training.presets import PRESETS
 
 BUDGET = "EFCN_MEMORY_BUDGET"
@@ -24,7 +24,7 @@ BUDGET = "EFCN_MEMORY_BUDGET"
 class _Net:
     """A net of a run: one arm with what decides its memory."""
 
-    arm: str
+    arm: Arm
     batch: int
     fused: bool
 
@@ -36,7 +36,8 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
     """Raise ``ValueError`` if a net of ``config`` needs more memory than there is, with what comes nearest and fits.
 
     What is needed is predicted as in :func:`efcn_sparse.planning.predict_step`: the peak of a step, of a growth or of
-    the reading after an epoch, whichever is most. It is the least that a net can do with: the allocator may keep more.
+    the evaluation after an epoch, whichever is most. It is the least that a net can do with: the allocator may keep
+    more.
 
     Args:
         config: the run; nothing of it is built.
@@ -55,9 +56,10 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
     if there is None:
         return
     needs = _Needs(config)
-    nets = [_Net(arm, config.batch_size, config.fused) for arm in sorted(config.arms, key=needs.weight_bytes)]
+    arms = sorted(map(Arm.parse, config.arms), key=needs.weight_bytes)
+    nets = [_Net(arm, config.batch_size, config.fused) for arm in arms]
     # the others hold the same activations and fewer weights, but for layers that are held twice while blocks move
-    if all(needs(net) <= there for net in nets if net == nets[-1] or needs.grows(net.arm)):
+    if all(needs(net) <= there for net in nets if net == nets[-1] or _moves(net.arm)):
         return
     for net in nets:
         needed = needs(net)
@@ -71,7 +73,7 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
 def needed_bytes(config: RelaxConfig) -> dict[str, int]:
     """What each arm of ``config`` needs at least, as :func:`check_fits` sees it."""
     needs = _Needs(config)
-    return {arm: needs(_Net(arm, config.batch_size, config.fused)) for arm in config.arms}
+    return {arm: needs(_Net(Arm.parse(arm), config.batch_size, config.fused)) for arm in config.arms}
 
 
 def _there(config: RelaxConfig) -> int | None:
@@ -92,29 +94,25 @@ class _Needs:
         self._optimizer = "momentum" if config.momentum else "sgd"
         self._most_images = config.train_limit
         self._selective = config.selective
-        self._reading = min(READING_BATCH, max(config.train_limit or READING_BATCH, config.test_limit or READING_BATCH))
+        limits = (config.train_limit or EVALUATION_BATCH, config.test_limit or EVALUATION_BATCH)
+        self._evaluated = min(EVALUATION_BATCH, max(limits))
 
-    def may_fuse(self, arm: str) -> bool:
+    def may_fuse(self, arm: Arm) -> bool:
         """Whether ``fused=True`` would change anything about an arm, and is allowed."""
-        return _support(arm) is not None and not self._selective
+        return arm.support is not None and not self._selective
 
-    def weight_bytes(self, arm: str) -> int:
+    def weight_bytes(self, arm: Arm) -> int:
         """Of the embedded layers, about."""
-        support = _support(arm)
-        return 0 if support is None else self.planner.least_bytes(support)
+        return 0 if arm.support is None else self.planner.least_bytes(arm.support)
 
     def __call__(self, net: _Net) -> int:
         batch = net.batch if self._most_images is None else min(net.batch, self._most_images)
-        step = Step(_support(net.arm), batch, self._optimizer, net.fused)
-        return max(self.planner.predict(step).peak, self._growth(step), self.planner.reading(step, self._reading))
-
-    def grows(self, arm: str) -> bool:
-        """Whether blocks of the arm move."""
-        return isinstance(_support(arm), Grown)
+        step = Step(net.arm.support, batch, self._optimizer, net.fused)
+        return max(self.planner.predict(step).peak, self._growth(step), self.planner.reading(step, self._evaluated))
 
     def _growth(self, step: Step) -> int:
         """What is held while blocks move: all of a step but activations, and the largest layer once more."""
-        if not isinstance(step.support, Grown):
+        if step.support is None or not step.support.moves_blocks:
             return 0
         held = self.planner.predict(step)
         gradient, state = not step.fused, self._optimizer == "momentum"
@@ -123,8 +121,8 @@ class _Needs:
         return held.inputs + held.weights + held.structure + held.optimizer + held.gradients + copies * largest
 
 
-def _support(arm: str) -> Support | None:
-    return Full() if arm == FCN else support_of(arm)
+def _moves(arm: Arm) -> bool:
+    return arm.support is not None and arm.support.moves_blocks
 
 
 def _nearest(net: _Net, needs: _Needs, there: int) -> str:
@@ -146,13 +144,13 @@ def _candidates(net: _Net, needs: _Needs, there: int) -> Iterator[_Net]:
         yield frugal
     elif batch := _largest(net.batch - 1, 1, lambda batch: fits(replace(frugal, batch=batch))):
         yield replace(frugal, batch=batch)
-    if net.arm in (CNN, ELCN, FCN):
+    support = net.arm.support
+    if support is None or not net.arm.embedded or net.arm == ELCN:
         return
-    support = support_of(net.arm)
-    most = support.radius - 1 if isinstance(support, Dilated) else needs.planner.reach - 1
+    most = support.smaller_radius(needs.planner.reach)
     for near in dict.fromkeys((net, frugal)):
-        radius = _largest(most, 1, lambda r, near=near: fits(replace(near, arm=f"efcn-dilated{r}")))  # type: ignore[misc]
-        smaller = replace(near, arm=f"efcn-dilated{radius}" if radius else ELCN)
+        radius = _largest(most, 1, lambda r, near=near: fits(replace(near, arm=Arm.of(Dilated(r)))))  # type: ignore[misc]
+        smaller = replace(near, arm=Arm.of(Dilated(radius)))
         if fits(smaller):
             yield smaller
             return

@@ -14,10 +14,9 @@ from efcn_sparse.training.data import depends_on_seed, load_data
 from efcn_sparse.training.images import Images
 from efcn_sparse.training.plan import stages
 from efcn_sparse.training.preflight import check_fits
-from efcn_sparse.training.progress import Progress
-from efcn_sparse.training.readings import LAYERS, METRICS, Readings
+from efcn_sparse.training.record import LAYERS, METRICS, MetricsFile, Progress, Record
 from efcn_sparse.training.run_directory import RunDirectory, refuse_other
-from efcn_sparse.training.stage import Notebook, run_stage
+from efcn_sparse.training.stage import run_stage
 
 
 def run_relax(
@@ -71,14 +70,14 @@ def run_relax(
         total = sum(stage.last - stage.first for stage in plan)
         done = sum(latest.get(stage.name, stage.first) - stage.first for stage in plan)
         with (
-            contextlib.closing(Readings(path / "metrics.csv", METRICS, latest)) as metrics,
-            contextlib.closing(Readings(path / "layers.csv", LAYERS, latest)) as layers,
+            contextlib.closing(MetricsFile(path / "metrics.csv", METRICS, latest)) as metrics,
+            contextlib.closing(MetricsFile(path / "layers.csv", LAYERS, latest)) as layers,
             contextlib.closing(Progress(total, done, quiet=quiet)) as progress,
         ):
-            notebook = Notebook(metrics, layers, progress, run.checkpoints, checkpoint_seconds)
+            record = Record(metrics, layers, progress, run.checkpoints)
             for stage in plan:
                 if latest.get(stage.name, -1) < stage.last:
-                    run_stage(config, stage, images.of(stage.seed), notebook)
+                    run_stage(config, stage, images.of(stage.seed), record, checkpoint_seconds)
     return path
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.training.arms import CONTROL
 from efcn_sparse.training.checkpoint import checkpoint_path, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.readings import LAYERS, METRICS
+from efcn_sparse.training.record import LAYERS, METRICS
 
 PLATEAU = {"fcn": 0.61, "cnn": 0.93, "cnn-relaxed": 0.935, "elcn": 0.90, "efcn-full": 0.86}
 
@@ -49,10 +50,10 @@ def write_run(
     for stage in stages(config):
         epochs = range(stage.first, last(stage) + 1)
         for epoch in epochs:
-            row, of_layers = _reading(stage, epoch)
+            row, of_layers = _evaluation(stage, epoch)
             metrics.append(row)
             layers += of_layers
-        if checkpoints and stage.arm.startswith("efcn"):
+        if checkpoints and stage.arm.name.startswith("efcn"):
             for epoch in stage.kept:
                 if epoch in epochs:
                     _checkpoint(path, config, stage, epoch)
@@ -68,10 +69,10 @@ def _write(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) 
         writer.writerows(rows)
 
 
-def _reading(stage: Stage, epoch: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+def _evaluation(stage: Stage, epoch: int) -> tuple[dict[str, object], list[dict[str, object]]]:
     time = stage.relax_epoch or 0
-    noise = np.random.default_rng([stage.seed, epoch, time, *stage.arm.encode()]).normal(0, 0.004)
-    since, plateau = epoch - stage.first, PLATEAU.get(stage.arm, 0.88)
+    noise = np.random.default_rng([stage.seed, epoch, time, *stage.arm.name.encode()]).normal(0, 0.004)
+    since, plateau = epoch - stage.first, PLATEAU.get(stage.arm.name, 0.88)
     start = 0.1 if stage.relax_epoch is None else 0.93 - 0.83 * math.exp(-time / 5)
     top = plateau if stage.relax_epoch is None else plateau + 0.08 * (1 - math.exp(-time / 8))
     test = top - (top - start) * math.exp(-since / 4) + noise + 0.004 * stage.seed
@@ -80,18 +81,18 @@ def _reading(stage: Stage, epoch: int) -> tuple[dict[str, object], list[dict[str
         **key, "lr": stage.lr, "train_loss": -math.log(min(0.999, test + 0.05)), "train_accuracy": min(1, test + 0.05),
         "test_loss": -math.log(min(0.99, test)), "test_accuracy": test, "seconds": 0.5,
     }  # fmt: skip
-    if stage.relax_epoch is None or stage.arm == "cnn-relaxed":
+    if stage.relax_epoch is None or stage.arm == CONTROL:
         return row, []
     names = ("0", "2")
-    parts = [_parts(stage.arm, since, time, index + 1.0) for index in range(len(names))]
+    parts = [_parts(stage.arm.name, since, time, index + 1.0) for index in range(len(names))]
     whole = np.sqrt(np.square(parts).sum(0))
-    supports = [_support(stage.arm, since, index) for index in range(len(names))]
+    supports = [_support(stage.arm.name, since, index) for index in range(len(names))]
     of_layers = [
         {**key, "layer": name, **_named(part), **support}
         for name, part, support in zip(names, parts, supports, strict=True)
     ]
     stored = sum(int(support["stored"]) for support in supports)  # type: ignore[call-overload]
-    return {**row, **_named(whole), **_support(stage.arm, since, 0.5), "stored": stored}, of_layers
+    return {**row, **_named(whole), **_support(stage.arm.name, since, 0.5), "stored": stored}, of_layers
 
 
 def _support(arm: str, since: int, index: float) -> dict[str, object]:

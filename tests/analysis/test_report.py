@@ -17,7 +17,7 @@ import pytest
 from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.figures import canvas
 from efcn_sparse.cli.main import main
-from efcn_sparse.training.readings import SUPPORT
+from efcn_sparse.training.record import SUPPORT
 from tests.analysis.synthetic import write_run
 
 FIGURES = [
@@ -46,7 +46,7 @@ def whole(tmp_path_factory, config):
 
 
 def _only_cnn(stage):
-    return 1 if (stage.arm, stage.seed) == ("cnn", 0) else -1
+    return 1 if (str(stage.arm), stage.seed) == ("cnn", 0) else -1
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_complete_run_has_no_gaps(whole):
     assert re.search(r"Final test accuracy: FCN 0\.6\d\d ± 0\.\d{3}, CNN 0\.9\d\d ± 0\.\d{3}, best eFCN", page.text)
 
 
-def test_the_same_readings_give_the_same_figures(small, tmp_path, config):
+def test_the_same_numbers_give_the_same_figures(small, tmp_path, config):
     again = write_run(tmp_path / "again", config, last=_only_cnn)
     write_report(again)
     for path in (small / "figures").iterdir():
@@ -142,7 +142,7 @@ def test_a_partial_run_says_what_is_missing(tmp_path, config):
     def last(stage):
         if stage.seed == 1 or stage.relax_epoch == 12:
             return -1
-        return stage.first + 2 if (stage.arm, stage.relax_epoch) == ("efcn-full", 4) else stage.last
+        return stage.first + 2 if (str(stage.arm), stage.relax_epoch) == ("efcn-full", 4) else stage.last
 
     config = dataclasses.replace(config, arms=("cnn", "efcn-full"))
     run = write_run(tmp_path / "partial", config, last=last)
@@ -157,12 +157,12 @@ def test_a_partial_run_says_what_is_missing(tmp_path, config):
     assert (run / "figures" / "weights-efcn-full.png").is_file()
 
 
-def test_a_run_without_readings_has_a_page(tmp_path, config):
+def test_a_run_without_evaluations_has_a_page(tmp_path, config):
     run = write_run(tmp_path / "empty", config, last=lambda stage: -1)
     write_report(run)
     text = _page(run).text
     assert "0 of 28 training runs are finished, 28 have not begun." in text
-    assert "No readings have been written yet, so there is nothing to draw." in text
+    assert "Nothing has been evaluated yet, so there is nothing to draw." in text
     assert "No eFCN checkpoint has been written yet." in text
     assert list((run / "figures").iterdir()) == []
 
@@ -198,7 +198,7 @@ def test_a_run_with_one_arm_has_its_figures(small):
     assert {path.stem for path in (small / "figures").iterdir()} == {"curves-accuracy", "curves-loss", "final-accuracy"}
     text = _page(small).text
     assert "layers.csv is missing" in text
-    assert "No embedded arm has readings yet." in text
+    assert "No embedded arm has been evaluated yet." in text
 
 
 def test_the_command_prints_the_page(small, capsys):

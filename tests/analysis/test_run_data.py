@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from efcn_sparse.analysis.run_data import read_run
-from efcn_sparse.training.readings import LAYERS, METRICS, SUPPORT
+from efcn_sparse.training.arms import CNN, FULL
+from efcn_sparse.training.record import LAYERS, METRICS, SUPPORT
 
 METRICS_HEADER, LAYERS_HEADER = ",".join(METRICS), ",".join(LAYERS)
 
@@ -31,19 +32,19 @@ def folder(tmp_path, config):
 
 def test_rows_become_traces_in_the_order_of_epochs(folder):
     run = read_run(folder)
-    assert run.arms == ["cnn", "efcn-full"]
-    (cnn,) = run.of("cnn")
+    assert run.arms == [CNN, FULL]
+    (cnn,) = run.of(CNN)
     np.testing.assert_array_equal(cnn.epochs, [0, 1])
     np.testing.assert_array_equal(cnn.columns["test_accuracy"], [0.1, 0.8])
     assert np.isnan(cnn.columns["delta"]).all()
     assert np.isnan(cnn.columns["seconds"][0])
     assert cnn.final("train_loss") == 0.5
-    (layer,) = run.layers_of("efcn-full", "conv1", 1)
+    (layer,) = run.layers_of(FULL, "conv1", 1)
     assert layer.final("off_local") == 1.5
     assert [layer.final(name) for name in ("stored", "leak", "captured")] == [36, 0.25, 0.75]
-    assert run.layer_names("efcn-full") == ["conv1"]
+    assert run.layer_names(FULL) == ["conv1"]
     assert run.relax_epochs() == [1]
-    assert run.relaxed_arms == ["efcn-full"]
+    assert run.embedded_arms == [FULL]
     assert run.environment == {"cores": 2}
     assert run.problems == ()
 
@@ -51,7 +52,7 @@ def test_rows_become_traces_in_the_order_of_epochs(folder):
 def test_a_row_that_is_there_twice_counts_once_and_the_later_one_wins(folder):
     with (folder / "metrics.csv").open("a") as file:
         file.write("cnn,0,,1,0.1,0.4,0.6,0.7,0.9,,,,,,,,1.5\n")
-    (cnn,) = read_run(folder).of("cnn")
+    (cnn,) = read_run(folder).of(CNN)
     np.testing.assert_array_equal(cnn.columns["test_accuracy"], [0.1, 0.9])
 
 
@@ -59,7 +60,7 @@ def test_a_torn_last_line_is_left_out_and_told(folder):
     with (folder / "metrics.csv").open("a") as file:
         file.write("cnn,0,,2,0.1,0.4")
     run = read_run(folder)
-    assert run.of("cnn")[0].epochs.tolist() == [0, 1]
+    assert run.of(CNN)[0].epochs.tolist() == [0, 1]
     assert run.problems == ("The last line of metrics.csv is incomplete and was left out.",)
 
 
@@ -68,14 +69,14 @@ def test_missing_files_are_told(folder):
         (folder / name).unlink()
     assert read_run(folder).problems == (
         "environment.json is missing.",
-        "metrics.csv is missing: no readings of this kind have been written yet.",
-        "layers.csv is missing: no readings of this kind have been written yet.",
+        "metrics.csv is missing: nothing has been evaluated yet.",
+        "layers.csv is missing: nothing has been evaluated yet.",
     )
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("", "metrics.csv is empty."), (METRICS_HEADER + "\n", "metrics.csv holds no readings yet.")],
+    [("", "metrics.csv is empty."), (METRICS_HEADER + "\n", "metrics.csv holds no evaluations yet.")],
 )
 def test_a_file_without_rows_is_told(folder, text, told):
     (folder / "metrics.csv").write_text(text)
@@ -110,9 +111,9 @@ def test_files_of_older_runs_lack_what_they_do_not_tell(folder):
             writer.writeheader()
             writer.writerows(rows)
     run = read_run(folder)
-    (layer,) = run.layers_of("efcn-full", "conv1", 1)
+    (layer,) = run.layers_of(FULL, "conv1", 1)
     assert layer.final("off_local") == 1.5
-    assert run.of("efcn-full", 1)[0].final("seconds") == 1.0
+    assert run.of(FULL, 1)[0].final("seconds") == 1.0
     for trace in (*run.traces, *run.layer_traces):
         assert all(np.isnan(trace.columns[name]).all() for name in SUPPORT)
     with (folder / "layers.csv").open("a") as file:

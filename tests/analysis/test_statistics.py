@@ -1,4 +1,4 @@
-"""Numbers and sentences of a run whose readings are known."""
+"""Numbers and sentences of a run whose evaluations are known."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from efcn_sparse.analysis.run_data import Trace, read_run
 from efcn_sparse.analysis.sentences import findings, headline, progress
 from efcn_sparse.analysis.statistics import finals, mean_curve, rank_correlation, spread
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.readings import LAYERS, METRICS
+from efcn_sparse.training.record import LAYERS, METRICS
 
-READINGS = {  # (arm, seed, relax epoch): (epoch, test accuracy, delta)
+EVALUATIONS = {  # (arm, seed, relax epoch): (epoch, test accuracy, delta)
     ("cnn", 0, ""): [(0, 0.1, ""), (2, 0.5, ""), (3, 0.7, ""), (4, 0.8, "")],
     ("cnn", 1, ""): [(0, 0.1, ""), (2, 0.7, ""), (3, 0.8, ""), (4, 0.9, "")],
     ("fcn", 0, ""): [(2, 0.4, "")],
@@ -56,14 +56,14 @@ def test_what_the_supports_store_and_hold_is_told(tmp_path):
     assert told[2].endswith("It stores 1,000 weights and leaves out no gradient.")
 
 
-def _run(folder, readings):
+def _run(folder, evaluations):
     config = RelaxConfig(
         preset="digits", seeds=(0, 1), arms=("cnn", "fcn", "efcn-full"), cnn_epochs=2, relax_epochs=2, fcn_epochs=2,
         relax_times=(0, 2),
     )  # fmt: skip
     lines = [
         f"{arm},{seed},{time},{epoch},0.1,1.0,{accuracy},1.0,{accuracy},{delta},,,,,,,1.0"
-        for (arm, seed, time), rows in readings.items()
+        for (arm, seed, time), rows in evaluations.items()
         for epoch, accuracy, delta in rows
     ]
     (folder / "config.json").write_text(config.to_json())
@@ -73,7 +73,7 @@ def _run(folder, readings):
 
 
 def test_finals_are_means_over_seeds_at_the_last_epoch(tmp_path):
-    by_key = {(final.arm, final.relax_epoch): final for final in finals(_run(tmp_path, READINGS))}
+    by_key = {(str(final.arm), final.relax_epoch): final for final in finals(_run(tmp_path, EVALUATIONS))}
     assert list(by_key) == [("cnn", None), ("efcn-full", 0), ("efcn-full", 2), ("fcn", None)]
     cnn, late, fcn = by_key["cnn", None], by_key["efcn-full", 2], by_key["fcn", None]
     assert cnn.test_accuracy.mean == pytest.approx(0.85)
@@ -91,7 +91,7 @@ def test_finals_are_means_over_seeds_at_the_last_epoch(tmp_path):
 
 
 def test_the_sentences_say_what_was_measured(tmp_path):
-    run = _run(tmp_path, READINGS)
+    run = _run(tmp_path, EVALUATIONS)
     assert headline(run) == (
         "Final test accuracy: FCN 0.450 ± 0.071, CNN 0.850 ± 0.071, best eFCN (eFCN full, t_w = 2) 0.950 ± 0.071."
     )
@@ -109,9 +109,9 @@ def test_the_sentences_say_what_was_measured(tmp_path):
 
 
 def test_an_unfinished_arm_is_told_and_is_not_the_best(tmp_path):
-    readings = {key: rows for key, rows in READINGS.items() if key != ("fcn", 1, "")}
-    readings["efcn-full", 1, 2] = [(2, 0.99, 0.0)]
-    run = _run(tmp_path, readings)
+    evaluations = {key: rows for key, rows in EVALUATIONS.items() if key != ("fcn", 1, "")}
+    evaluations["efcn-full", 1, 2] = [(2, 0.99, 0.0)]
+    run = _run(tmp_path, evaluations)
     assert [final.complete for final in finals(run)] == [True, True, False, False]
     assert headline(run) == (
         "Final test accuracy: FCN 0.400, CNN 0.850 ± 0.071, best eFCN (eFCN full, t_w = 0) 0.600 ± 0.000."

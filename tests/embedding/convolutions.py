@@ -16,7 +16,7 @@ from efcn_sparse.embedding import OFF_LOCAL, OUTSIDE, Support
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class Case(NamedTuple):
+class ConvCase(NamedTuple):
     """A convolution at one input size, and how to embed it."""
 
     channels: tuple[int, int]
@@ -52,10 +52,12 @@ def case(
     bias: bool = True,
     support: Support = Local(),
     block_shape: tuple[int, int] | None = None,
-) -> Case:
+) -> ConvCase:
     dims = len(size)
     pad = padding if isinstance(padding, str) else (padding,) * dims
-    return Case(channels, size, kernel, (stride,) * dims, pad, (dilation,) * dims, groups, bias, support, block_shape)
+    return ConvCase(
+        channels, size, kernel, (stride,) * dims, pad, (dilation,) * dims, groups, bias, support, block_shape
+    )
 
 
 CASES = {
@@ -84,7 +86,7 @@ CASES = {
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn) -> ConvCase:
     """Any small convolution that exists, with any support and blocks."""
     dims = draw(st.sampled_from([1, 2, 2, 3]))
     size = tuple(draw(st.integers(1, 6 if dims < 3 else 4)) for _ in range(dims))
@@ -102,7 +104,9 @@ def cases(draw: st.DrawFn) -> Case:
     support = draw(st.sampled_from([Local(), Dilated(0), Dilated(1), Dilated(3), Full()]))
     side = st.integers(1, 12)
     block_shape = draw(st.none() | st.tuples(side, side))
-    return Case(channels, size, kernel, stride, padding, dilation, groups, draw(st.booleans()), support, block_shape)
+    return ConvCase(
+        channels, size, kernel, stride, padding, dilation, groups, draw(st.booleans()), support, block_shape
+    )
 
 
 def dense_matrix(conv: nn.Module, size: tuple[int, ...]) -> Tensor:
@@ -115,7 +119,7 @@ def dense_matrix(conv: nn.Module, size: tuple[int, ...]) -> Tensor:
     return images.movedim(1, -1).reshape(features, -1).T
 
 
-def element_map(case: Case) -> Tensor:
+def element_map(case: ConvCase) -> Tensor:
     """int64 ``[out_features, in_features]``: the kernel entry of each entry of W, ``OFF_LOCAL`` or ``OUTSIDE``.
 
     Local entries are read off the convolution itself, by giving every kernel entry a number of its own.
@@ -127,7 +131,7 @@ def element_map(case: Case) -> Tensor:
     return torch.where(local >= 0, local, torch.where(in_support(case, conv), OFF_LOCAL, OUTSIDE))
 
 
-def in_support(case: Case, conv: nn.Module) -> Tensor:
+def in_support(case: ConvCase, conv: nn.Module) -> Tensor:
     """bool ``[out_features, in_features]``, pixel by pixel."""
     out_size = conv(case.example(1)).shape[2:]
     low = [

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from efcn_sparse import Dilated, Full, Grown, Local, LowRank
 from efcn_sparse.embedding import ConvGeometry, parse_support
-from tests.embedding.convolutions import Case, cases
+from tests.embedding.convolutions import ConvCase, cases
 
 GOOD: dict[str, Any] = dict(
     in_channels=4, out_channels=6, groups=2, input_size=(5, 5), kernel_size=(3, 3), stride=(1, 1),
@@ -41,7 +41,7 @@ def test_refused(name: str) -> None:
 
 
 @given(cases())
-def test_sizes(case: Case) -> None:
+def test_sizes(case: ConvCase) -> None:
     conv = case.conv()
     geometry = ConvGeometry.of(conv, case.size)
     y = conv(case.example(1))

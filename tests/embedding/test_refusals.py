@@ -122,7 +122,7 @@ ROWS = {
     "transposed": Row(lambda: nn.ConvTranspose2d(2, 2, 3), "0", "ConvTranspose2d",
                       "transposed convolutions are not supported"),
     "lazy": Row(lambda: nn.LazyConv2d(2, 3), "0", "LazyConv2d",
-                "a lazy convolution has no weight yet; run the model once first"),
+                "a lazy module has no weight yet; run the model once first"),
     "lazy transposed": Row(lambda: nn.LazyConvTranspose2d(2, 3), "0", "LazyConvTranspose2d",
                            "transposed convolutions are not supported"),
     "quantized": Row(QuantizedConv, "0", "Conv2d", "a quantized convolution has no floating-point weight"),

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 
 import efcn_sparse as es
 from efcn_sparse.embedding import OFF_LOCAL, EmbeddedConv
-from tests.embedding.convolutions import CASES, Case, cases
+from tests.embedding.convolutions import CASES, ConvCase, cases
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
-def _assert_same_bits(case: Case, dtype: torch.dtype) -> None:
+def _assert_same_bits(case: ConvCase, dtype: torch.dtype) -> None:
     conv = case.conv(dtype)
     layer = EmbeddedConv.from_conv(conv, case.size, case.support, case.block_shape)
     back = layer.to_conv()
@@ -31,7 +31,7 @@ def test_named(name: str, dtype: torch.dtype) -> None:
 
 @settings(max_examples=60)
 @given(cases())
-def test_any(case: Case) -> None:
+def test_any(case: ConvCase) -> None:
     _assert_same_bits(case, torch.float32)
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 
 import efcn_sparse as es
 from efcn_sparse.embedding import EmbeddedConv
-from tests.embedding.convolutions import CASES, Case, cases
+from tests.embedding.convolutions import CASES, ConvCase, cases
 
 
-def _embedded(case: Case, conv: torch.nn.Module) -> EmbeddedConv:
+def _embedded(case: ConvCase, conv: torch.nn.Module) -> EmbeddedConv:
     layer = es.embed(
         conv, case.example(1, conv.weight.dtype), layers={"": dict(support=case.support, block_shape=case.block_shape)}
     )
@@ -26,7 +26,7 @@ def test_named(name: str) -> None:
 
 @settings(max_examples=80)
 @given(cases())
-def test_any(case: Case) -> None:
+def test_any(case: ConvCase) -> None:
     conv, x = case.conv(), case.example(2)
     torch.testing.assert_close(_embedded(case, conv)(x), conv(x), rtol=1e-12, atol=1e-12)
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from efcn_sparse import BlockPattern, Full, Local
 from efcn_sparse.embedding import OUTSIDE, ConvGeometry, EmbeddedConv
 from efcn_sparse.embedding.blocks import count_stored
-from tests.embedding.convolutions import CASES, Case, cases, dense_matrix, element_map
+from tests.embedding.convolutions import CASES, ConvCase, cases, dense_matrix, element_map
 
 
-def _check(case: Case) -> None:
+def _check(case: ConvCase) -> None:
     conv = case.conv()
     layer = EmbeddedConv.from_conv(conv, case.size, case.support, case.block_shape)
     pattern, ties, truth = layer.linear.pattern, layer.ties, element_map(case)
@@ -41,7 +41,7 @@ def test_named(name: str) -> None:
 
 @settings(max_examples=80)
 @given(cases())
-def test_any(case: Case) -> None:
+def test_any(case: ConvCase) -> None:
     _check(case)
 
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 
 from efcn_sparse.embedding import EmbeddedConv
-from tests.embedding.convolutions import CASES, Case, cases
+from tests.embedding.convolutions import CASES, ConvCase, cases
 
 
-def _check(case: Case) -> None:
+def _check(case: ConvCase) -> None:
     conv, x = case.conv(), case.example(3)
     layer = EmbeddedConv.from_conv(conv, case.size, case.support, case.block_shape)
     dy = torch.randn_like(conv(x))
@@ -33,5 +33,5 @@ def test_named(name: str) -> None:
 
 @settings(max_examples=40)
 @given(cases())
-def test_any(case: Case) -> None:
+def test_any(case: ConvCase) -> None:
     _check(case)

@@ -12,7 +12,7 @@ from torch import nn
 import efcn_sparse as es
 from efcn_sparse.embedding import OFF_LOCAL, OUTSIDE, EmbeddedConv
 from efcn_sparse.embedding.blocks import count_stored, covered_blocks
-from tests.embedding.convolutions import CASES, Case, element_map
+from tests.embedding.convolutions import CASES, ConvCase, element_map
 from tests.growth.cases import block_norms, stored_blocks
 
 SUPPORTS = {"1": es.Grown(1), "1.5": es.Grown(1.5), "3-dilated1": es.Grown(3, es.Dilated(1)), "all": es.Grown(1000)}
@@ -20,13 +20,13 @@ FILLED = ("same-even-kernel", "groups-in-wide-blocks")  # half as much again is 
 NAMES = ("rgb", "groups-in-wide-blocks", "same-even-kernel", "holes", "1d", "3d", "blocks-of-pixels", "depthwise")
 
 
-def grown(name: str, support: es.Grown, dtype: torch.dtype = torch.float64) -> tuple[Case, EmbeddedConv]:
+def grown(name: str, support: es.Grown, dtype: torch.dtype = torch.float64) -> tuple[ConvCase, EmbeddedConv]:
     torch.manual_seed(0)
     case = CASES[name]
     return case, EmbeddedConv.from_conv(case.conv(dtype), case.size, support, case.block_shape)
 
 
-def check_ties(case: Case, layer: EmbeddedConv) -> None:
+def check_ties(case: ConvCase, layer: EmbeddedConv) -> None:
     """Every stored entry against plain loops: whatever is inside the matrix and not local is off-local."""
     truth = element_map(case._replace(support=es.Full()))
     pattern, ties = layer.linear.pattern, layer.ties

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from efcn_sparse.training.readings import Readings
+from efcn_sparse.training.record import MetricsFile
 
 
 def rows(run_dir: Path, name: str) -> list[dict[str, str]]:
@@ -26,16 +26,16 @@ def checkpoints(run_dir: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run_dir / "checkpoints").iterdir()}
 
 
-def interrupt_after(patch: pytest.MonkeyPatch, readings: int, arm: str | None = None) -> None:
+def interrupt_after(patch: pytest.MonkeyPatch, count: int, arm: str | None = None) -> None:
     """Raise ``KeyboardInterrupt`` once so many rows of metrics.csv, of ``arm`` or of any, have been written."""
-    append, seen = Readings.append, 0
+    append, seen = MetricsFile.append, 0
 
     def cut(self, rows):
         nonlocal seen
         append(self, rows)
         if "lr" in self._columns and arm in (None, rows[0]["arm"]):
             seen += 1
-            if seen >= readings:
+            if seen >= count:
                 raise KeyboardInterrupt
 
-    patch.setattr(Readings, "append", cut)
+    patch.setattr(MetricsFile, "append", cut)

@@ -14,7 +14,7 @@ from efcn_sparse.cli.main import main
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.fused import layer_update
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
-from efcn_sparse.training.readings import Readings
+from efcn_sparse.training.record import MetricsFile
 
 ARMS = ("cnn", "fcn", "elcn")
 OTHER = {1: (32, 2), 16: (8, 16), 32: (16, 8)}  # by input channels
@@ -60,7 +60,7 @@ def test_a_run_with_other_block_shapes_loads(older_run, arm, time, epoch):
 
 
 def test_a_run_with_other_block_shapes_is_gone_on_with_bit_by_bit(config, older_run, tmp_path, monkeypatch):
-    append, run_dir = Readings.append, tmp_path / "run"
+    append, run_dir = MetricsFile.append, tmp_path / "run"
 
     def cut(self, rows):
         append(self, rows)
@@ -69,7 +69,7 @@ def test_a_run_with_other_block_shapes_is_gone_on_with_bit_by_bit(config, older_
 
     with monkeypatch.context() as patch:
         other_choice(patch)
-        patch.setattr(Readings, "append", cut)
+        patch.setattr(MetricsFile, "append", cut)
         with pytest.raises(KeyboardInterrupt):
             training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0)
     training.run_relax(config, run_dir, quiet=True)  # chooses other shapes by now

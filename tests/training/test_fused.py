@@ -16,7 +16,7 @@ from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.nets import build_cnn, build_fcn
 from efcn_sparse.training.optimizer import make_optimizer
 from efcn_sparse.training.optimizer_state import live_states
-from efcn_sparse.training.readings import Readings
+from efcn_sparse.training.record import MetricsFile
 from tests.training.runs import checkpoints, numbers
 
 TINY = dict(
@@ -27,15 +27,15 @@ TINY = dict(
 SCRIPT = """
 import os, signal, sys
 import efcn_sparse.training as training
-from efcn_sparse.training.readings import Readings
-append = Readings.append
+from efcn_sparse.training.record import MetricsFile
+append = MetricsFile.append
 
 def kill_at_the_last_epoch(self, rows):
     append(self, rows)
     if rows[0]["arm"] == sys.argv[3] and rows[0]["epoch"] == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-Readings.append = kill_at_the_last_epoch
+MetricsFile.append = kill_at_the_last_epoch
 config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
 training.run_relax(config, sys.argv[2], quiet=True, checkpoint_seconds=0.0)
 """
@@ -74,7 +74,7 @@ def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
 
 @pytest.mark.parametrize("fatal", range(1, 6, 2))
 def test_an_interruption_after_any_reading_loses_nothing(config, fused_run, tmp_path, monkeypatch, fatal):
-    run_dir, seen, append = tmp_path / "run", 0, Readings.append
+    run_dir, seen, append = tmp_path / "run", 0, MetricsFile.append
 
     def cut(self, rows):
         nonlocal seen
@@ -85,7 +85,7 @@ def test_an_interruption_after_any_reading_loses_nothing(config, fused_run, tmp_
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Readings, "append", cut)
+        patch.setattr(MetricsFile, "append", cut)
         with pytest.raises(KeyboardInterrupt):
             training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0)
     training.run_relax(config, run_dir, quiet=True)

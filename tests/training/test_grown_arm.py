@@ -42,12 +42,12 @@ def test_blocks_move_and_their_number_stays(run_dir):
     torch.testing.assert_close(es.deviation(nets[-1]).delta, float(grown[-1]["delta"]), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("readings", [2, 3, 4, 5])
-def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch, readings):
+@pytest.mark.parametrize("rows", [2, 3, 4, 5])
+def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch, rows):
     with monkeypatch.context() as patch:
-        interrupt_after(patch, readings, ARM)
+        interrupt_after(patch, rows, ARM)
         with pytest.raises(KeyboardInterrupt):
-            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0 if readings % 2 else 1e9)
+            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0 if rows % 2 else 1e9)
     training.run_relax(config, tmp_path / "run", quiet=True)
     assert numbers(tmp_path / "run") == numbers(run_dir)
     assert checkpoints(tmp_path / "run") == checkpoints(run_dir)
@@ -66,6 +66,6 @@ def test_dropped_when_not_wanted():
             training.RelaxConfig.from_preset("digits", arms=("cnn", name))
     wanted = ("cnn", "efcn-full", "efcn-grown2", "efcn-grown1.5", "efcn-dilated2", "elcn", "efcn-grown2-dilated1")
     config = training.RelaxConfig.from_preset("digits", arms=wanted)
-    assert config.embedded_arms == (
+    assert tuple(map(str, config.embedded_arms)) == (
         "elcn", "efcn-dilated2", "efcn-grown1.5", "efcn-grown2", "efcn-grown2-dilated1", "efcn-full"
     )  # fmt: skip

@@ -120,6 +120,6 @@ def test_names_of_arms():
             training.RelaxConfig.from_preset("digits", arms=("cnn", name))
     wanted = ("cnn", "efcn-full", "efcn-lowrank16", "efcn-lowrank2-dilated1", "efcn-lowrank2", "efcn-grown2", "elcn")
     config = training.RelaxConfig.from_preset("digits", arms=wanted)
-    assert config.embedded_arms == (
+    assert tuple(map(str, config.embedded_arms)) == (
         "elcn", "efcn-grown2", "efcn-lowrank2", "efcn-lowrank2-dilated1", "efcn-lowrank16", "efcn-full"
     )  # fmt: skip

@@ -14,7 +14,7 @@ from efcn_sparse.models import vanilla_cnn
 from efcn_sparse.planning import available, predict_step
 from efcn_sparse.sizes import size_text
 from efcn_sparse.training import RelaxConfig, run_relax
-from efcn_sparse.training.plan import support_of
+from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.preflight import BUDGET, check_fits, needed_bytes
 
 _ARMS = ("cnn", "fcn", "elcn", "efcn-dilated2", "efcn-grown1.5", "efcn-full")
@@ -29,11 +29,11 @@ def test_a_large_batch_needs_what_its_step_does(arm: str, momentum: float, fused
     config = _config(arms=("cnn", arm), batch_size=900, train_limit=900, momentum=momentum, fused=fused, test_limit=9)
     with torch.device("meta"):
         step = predict_step(
-            vanilla_cnn(), torch.empty(900, 3, 32, 32), support=support_of(arm),  # type: ignore[arg-type]
+            vanilla_cnn(), torch.empty(900, 3, 32, 32), support=Arm.parse(arm).support,  # type: ignore[arg-type]
             optimizer="momentum" if momentum else "sgd", fused=fused,
         )  # fmt: skip
     needed = needed_bytes(config)[arm]
-    assert step.peak <= needed <= 1.25 * step.peak  # its reading, while gradients are held, may need more
+    assert step.peak <= needed <= 1.25 * step.peak  # its evaluation, while gradients are held, may need more
     check_fits(config, needed)
     assert _refusal(config, needed - 1)[1] in ("cnn", arm)
 
@@ -163,7 +163,7 @@ def test_blocks_that_move_hold_their_layer_once_more(momentum: float, fused: boo
     config = _config(arms=("cnn", arm), batch_size=1, train_limit=1, test_limit=1, momentum=momentum, fused=fused)
     with torch.device("meta"):
         step = predict_step(
-            vanilla_cnn(), torch.empty(1, 3, 32, 32), support=support_of(arm),  # type: ignore[arg-type]
+            vanilla_cnn(), torch.empty(1, 3, 32, 32), support=Arm.parse(arm).support,  # type: ignore[arg-type]
             optimizer="momentum" if momentum else "sgd", fused=fused,
         )  # fmt: skip
     largest = 2 * 1156 * 64 * 64 * 4

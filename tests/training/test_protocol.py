@@ -10,7 +10,7 @@ import efcn_sparse.training as training
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.epoch import evaluate
 from efcn_sparse.training.nets import build_fcn
-from efcn_sparse.training.readings import LAYERS, METRICS
+from efcn_sparse.training.record import LAYERS, METRICS
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-dilated1", "efcn-full")
 

@@ -12,7 +12,7 @@ from efcn_sparse.cli.main import main
 from efcn_sparse.training import Part, SelectiveSGD
 from efcn_sparse.training.nets import build_cnn, embed_as
 from efcn_sparse.training.optimizer import optimizer_of
-from efcn_sparse.training.readings import Readings
+from efcn_sparse.training.record import MetricsFile
 from efcn_sparse.training.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.shares import Parts
 
@@ -184,7 +184,7 @@ def test_an_interrupted_selective_run_loses_nothing(tmp_path, monkeypatch):
         parts=("off-local:rate=2,l1=1e-3,beta=2", "conv1/untied:rate=0"),
     )  # fmt: skip
     whole, cut_short = training.run_relax(config, tmp_path / "whole", quiet=True), tmp_path / "cut"
-    append = Readings.append
+    append = MetricsFile.append
     for fatal in ("1", "2", "3"):
 
         def cut(self, rows, fatal=fatal):
@@ -193,7 +193,7 @@ def test_an_interrupted_selective_run_loses_nothing(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Readings, "append", cut)
+            patch.setattr(MetricsFile, "append", cut)
             with pytest.raises(KeyboardInterrupt):
                 training.run_relax(config, cut_short, quiet=True, checkpoint_seconds=0.0)
     training.run_relax(config, cut_short, quiet=True)

@@ -12,7 +12,7 @@ import pytest
 
 import efcn_sparse.training as training
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.readings import METRICS, Readings
+from efcn_sparse.training.record import METRICS, MetricsFile
 from tests.training.runs import checkpoints, interrupt_after, numbers
 
 TINY = dict(
@@ -85,11 +85,12 @@ def test_rows_past_the_checkpoint_and_torn_lines_are_removed(tmp_path):
     path.write_text(
         whole + "cnn,0,,1,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\nelcn,0,1,1,0.1,1.0,0.5,1.0,0.5,,,,,,,,0.1\ncnn,0,,2,0."
     )
-    Readings(path, METRICS, {"cnn-seed0": 0}).close()
+    MetricsFile(path, METRICS, {"cnn-seed0": 0}).close()
     assert path.read_text() == whole
 
 
-def test_a_checkpoint_brings_model_and_momentum_back(tmp_path):
+@pytest.mark.parametrize("older", [False, True], ids=["today's", "version 0.1.0's"])
+def test_a_checkpoint_brings_model_and_momentum_back(tmp_path, older):
     import torch
 
     def fresh():
@@ -102,6 +103,9 @@ def test_a_checkpoint_brings_model_and_momentum_back(tmp_path):
         model(torch.ones(1, 3, 4, 4)).square().sum().backward()
         optimizer.step()
     save_checkpoint(tmp_path / "here", model, optimizer)
+    if older:
+        text = (tmp_path / "here").read_bytes()
+        (tmp_path / "here").write_bytes(text.replace(b'"optimizer/', b'"optimiser/'))
     other, other_optimizer = fresh()
     load_checkpoint(tmp_path / "here", other, other_optimizer)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -150,4 +154,4 @@ def test_columns_of_nobody_are_refused(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text(",".join(METRICS[:-2]) + "\n")
     with pytest.raises(ValueError, match=f"{path} must have the columns {','.join(METRICS)}, got arm,"):
-        Readings(path, METRICS, {})
+        MetricsFile(path, METRICS, {})

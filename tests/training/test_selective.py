@@ -77,9 +77,9 @@ def test_the_control_is_the_cnns_own_training_step_for_step(support, momentum, w
         step(net, sgd, seed)
         step(efcn, control, seed)
         assert_close(es.unembed(efcn), net)
-        reading = es.deviation(efcn)
-        assert reading.off_local == 0
-        assert max(reading.untied, reading.bias_untied) < 1e-12
+        found = es.deviation(efcn)
+        assert found.off_local == 0
+        assert max(found.untied, found.bias_untied) < 1e-12
     moved = [float((a - b).detach().abs().max()) for a, b in zip(net.parameters(), start.parameters(), strict=True)]
     assert min(moved) > 0.01
 

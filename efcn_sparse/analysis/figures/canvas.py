@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.extras import require
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def colors_of_times(run: Run, arms: Sequence[str] | None = None) -> dict[int, Any]:
-    """The colors of the relax times that ``arms`` have readings of: viridis by rank in the plan, dark is early.
+def colors_of_times(run: Run, arms: Sequence[Arm] | None = None) -> dict[int, Any]:
+    """The colors of the relax times of ``arms``: viridis by rank in the plan, dark is early.
 
     They do not change while a run goes on, and are the same in every figure. The palest end is left out.
     """

@@ -15,9 +15,9 @@ from efcn_sparse.analysis.figures.canvas import (
     new_figure,
     set_epoch_ticks,
 )
-from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run, Trace
 from efcn_sparse.analysis.statistics import mean_curve, spread
+from efcn_sparse.training.arms import ELCN, Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,14 +42,14 @@ def measured(trace: Trace, quantity: str) -> np.ndarray:
 
 def draw_deviation(run: Run) -> list[Drawing]:
     """One figure for each embedded arm, rows are quantities and columns layers, and a summary of them all."""
-    arms = [arm for arm in run.relaxed_arms if run.layer_names(arm)]
-    summary = [_draw_summary(run)] if run.relaxed_arms else []
+    arms = [arm for arm in run.embedded_arms if run.layer_names(arm)]
+    summary = [_draw_summary(run)] if run.embedded_arms else []
     return summary + [_draw_arm(run, arm) for arm in arms]
 
 
-def _draw_arm(run: Run, arm: str) -> Drawing:
+def _draw_arm(run: Run, arm: Arm) -> Drawing:
     layers, colors = run.layer_names(arm), colors_of_times(run, [arm])
-    quantities = [name for name in LABELS if name != "off_local" or arm != "elcn"]
+    quantities = [name for name in LABELS if name != "off_local" or arm != ELCN]
     figure = new_figure(height=0.9 + 1.75 * len(quantities))
     columns = len(layers) + 1
     grid = figure.subplots(len(quantities), columns, sharex=True, squeeze=False)
@@ -68,14 +68,14 @@ def _draw_arm(run: Run, arm: str) -> Drawing:
         axes.set_title(name, fontweight="bold")
     figure.supxlabel("epochs since the embedding", fontsize=9)
     legend_of_times(figure, colors)
-    look = look_of(arm, run.arms)
-    none = " It has no off-local weights, so δ is 0." if arm == "elcn" else ""
+    look = run.looks[arm]
+    none = " It has no off-local weights, so δ is 0." if arm == ELCN else ""
     caption = (
-        f"{look.name}: what share of the weights' norm has left the CNN.{none} Tied weights are equal at every "
+        f"{look.label}: what share of the weights' norm has left the CNN.{none} Tied weights are equal at every "
         "position, untied is the rest of those inside the receptive field, off-local are those outside; the squares of "
         "the three shares sum to one. Means over seeds, shades are one standard deviation."
     )
-    return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.name} from the CNN subspace over time.", caption)
+    return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.label} from the CNN subspace over time.", caption)
 
 
 def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, color: object) -> None:
@@ -93,20 +93,20 @@ def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, color:
 def _draw_summary(run: Run) -> Drawing:
     figure = new_figure(height=3.4)
     panels = dict(zip(("off_local", "untied", "norm"), figure.subplots(1, 3), strict=True))
-    for arm in run.relaxed_arms:
-        look, times = look_of(arm, run.arms), run.relax_epochs([arm])
+    for arm in run.embedded_arms:
+        look, times = run.looks[arm], run.relax_epochs([arm])
         for quantity, axes in panels.items():
-            if quantity == "off_local" and arm == "elcn":
+            if quantity == "off_local" and arm == ELCN:
                 continue
             last = [spread([measured(trace, quantity)[-1] for trace in run.of(arm, time)]) for time in times]
             axes.errorbar(
                 times, [one.mean for one in last], np.nan_to_num([one.std for one in last]), color=look.color,
-                marker=look.marker, ms=5, mec="white", mew=0.6, capsize=2, elinewidth=0.9, label=look.name,
+                marker=look.marker, ms=5, mec="white", mew=0.6, capsize=2, elinewidth=0.9, label=look.label,
             )  # fmt: skip
     panels["off_local"].set_ylim(bottom=0)
     panels["untied"].set_ylim(bottom=0)
     for quantity, axes in panels.items():
-        set_epoch_ticks(axes, run.relax_epochs(run.relaxed_arms), spacing=0.085)
+        set_epoch_ticks(axes, run.relax_epochs(run.embedded_arms), spacing=0.085)
         axes.set_ylabel(LABELS[quantity])
     panels["norm"].set_ylabel("norm ‖W‖ of all embedded layers")
     figure.supxlabel(f"relax time {T_W} (linear up to 1, then logarithmic)", fontsize=9)

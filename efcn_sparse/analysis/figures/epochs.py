@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import Drawing, colors_of_times, legend_of_times, new_figure, plain_log_labels
-from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run, Trace
 from efcn_sparse.analysis.statistics import mean_curve
+from efcn_sparse.training.arms import CNN, Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _CAPTION = (
 
 
 def draw_curves(run: Run) -> list[Drawing]:
-    """Two figures, accuracy and loss, each on the test and on the training data; none without readings."""
+    """Two figures, accuracy and loss, each on the test and on the training data; none without evaluations."""
     if not run.traces:
         return []
     return [
@@ -48,32 +48,31 @@ def _draw(run: Run, what: str, quantities: tuple[str, str]) -> Drawing:
             plain_log_labels(row[0])
         row[0].set_ylabel(quantity.replace("_", " ") + (" (cross-entropy, log scale)" if what == "loss" else ""))
     for axes, arms in zip(grid[0], columns, strict=True):
-        name = " and ".join(look_of(arm, run.arms).name for arm in arms)
-        axes.set_title(name, color=look_of(arms[0], run.arms).color, fontweight="bold")
+        name = " and ".join(arm.label for arm in arms)
+        axes.set_title(name, color=run.looks[arms[0]].color, fontweight="bold")
     figure.supxlabel("epoch", fontsize=9)
     extra = [
-        Line2D([], [], color=look_of(arm).color, ls="--" if arm == "cnn" else "-", label=look_of(arm).name)
-        for arm in scratch
+        Line2D([], [], color=run.looks[arm].color, ls="--" if arm == CNN else "-", label=arm.label) for arm in scratch
     ]
     legend_of_times(figure, colors_of_times(run), extra)
     alt = f"Test and training {what} over the epochs for every arm and relax time."
     return Drawing(f"curves-{what}", figure, alt, _CAPTION)
 
 
-def _panel(axes: Axes, run: Run, arms: list[str], quantity: str) -> None:
+def _panel(axes: Axes, run: Run, arms: list[Arm], quantity: str) -> None:
     if quantity.endswith("loss"):
         axes.set_yscale("log")
     colors = colors_of_times(run)
-    if run.of("cnn"):
-        _curve(axes, run, "cnn", None, quantity, look_of("cnn").color, dashed=True)
+    if run.of(CNN):
+        _curve(axes, run, CNN, None, quantity, run.looks[CNN].color, dashed=True)
     for arm in arms:
-        if arm != "cnn" and run.of(arm):
-            _curve(axes, run, arm, None, quantity, look_of(arm, run.arms).color)
+        if arm != CNN and run.of(arm):
+            _curve(axes, run, arm, None, quantity, run.looks[arm].color)
         for time in run.relax_epochs([arm]):
             _curve(axes, run, arm, time, quantity, colors[time])
 
 
-def _curve(axes: Axes, run: Run, arm: str, time: int | None, quantity: str, color: Any, dashed: bool = False) -> None:
+def _curve(axes: Axes, run: Run, arm: Arm, time: int | None, quantity: str, color: Any, dashed: bool = False) -> None:
     epochs, mean, std = mean_curve(run.of(arm, time), quantity)
     if not epochs.size:
         return
@@ -85,9 +84,9 @@ def _curve(axes: Axes, run: Run, arm: str, time: int | None, quantity: str, colo
         axes.plot(epochs[:1], mean[:1], "o", color=color, ms=4.5, mec="white", mew=0.6, zorder=4)
 
 
-def arms_that_leak(run: Run) -> list[str]:
+def arms_that_leak(run: Run) -> list[Arm]:
     """The embedded arms of which a part of the gradient was seen to fall outside the support."""
-    return [arm for arm in run.relaxed_arms if any(t.arm == arm and (t.columns["leak"] > 0).any() for t in run.traces)]
+    return [arm for arm in run.embedded_arms if any(t.arm == arm and (t.columns["leak"] > 0).any() for t in run.traces)]
 
 
 def draw_leak(run: Run) -> list[Drawing]:
@@ -105,9 +104,9 @@ def draw_leak(run: Run) -> list[Drawing]:
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
                 _leak_curve(axes, traces, time, colors[time])
         row[0].set_ylabel("share outside")
-        look = look_of(arm, run.arms)
+        look = run.looks[arm]
         row[0].annotate(
-            look.name, (0.0, 1.0), (2, 4), xycoords="axes fraction", textcoords="offset points",
+            look.label, (0.0, 1.0), (2, 4), xycoords="axes fraction", textcoords="offset points",
             color=look.color, fontweight="bold",
         )  # fmt: skip
     grid[0, 0].set_ylim(-0.02, 1)

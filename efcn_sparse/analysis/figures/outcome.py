@@ -14,11 +14,9 @@ from efcn_sparse.analysis.figures.canvas import (
     new_figure,
     set_epoch_ticks,
 )
-from efcn_sparse.analysis.palette import look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import Final, Spread, finals
-from efcn_sparse.embedding import Grown
-from efcn_sparse.training.plan import support_of
+from efcn_sparse.training.arms import CNN, ELCN, Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def draw_final_accuracy(run: Run) -> list[Drawing]:
-    """The last test accuracy of every arm against t_w, with CNN and FCN as bands; none without readings."""
+    """The last test accuracy of every arm against t_w, with CNN and FCN as bands; none without evaluations."""
     last = [final for final in finals(run) if final.test_accuracy.n]
     if not last:
         return []
@@ -34,7 +32,7 @@ def draw_final_accuracy(run: Run) -> list[Drawing]:
     axes = figure.subplots()
     times = run.relax_epochs()
     handles = [_band(axes, run, final) for final in last if final.relax_epoch is None]
-    control = _control_line(axes, last)
+    control = _control_line(axes, run, last)
     handles += [control] if control is not None else []
     for position, arm in enumerate(arm for arm in run.arms if run.relax_epochs([arm])):
         handles.append(_arm_line(axes, run, arm, [final for final in last if final.arm == arm], position))
@@ -54,15 +52,15 @@ def draw_final_accuracy(run: Run) -> list[Drawing]:
 
 
 def _band(axes: Axes, run: Run, final: Final) -> Line2D:
-    look, got = look_of(final.arm, run.arms), final.test_accuracy
+    look, got = run.looks[final.arm], final.test_accuracy
     if got.n > 1:
         axes.axhspan(got.mean - got.std, got.mean + got.std, color=look.color, alpha=0.13, lw=0)
     epochs = "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs))
-    label = f"{look.name}, epoch {epochs}: {got.text()}"
+    label = f"{look.label}, epoch {epochs}: {got.text()}"
     return axes.axhline(got.mean, color=look.color, lw=1.6, label=label)
 
 
-def _control_line(axes: Axes, last: list[Final]) -> Line2D | None:
+def _control_line(axes: Axes, run: Run, last: list[Final]) -> Line2D | None:
     """The CNN at the epoch where the embedded nets end, where all of them end at the same."""
     at: dict[int, list[float]] = {}
     for final in last:
@@ -72,12 +70,12 @@ def _control_line(axes: Axes, last: list[Final]) -> Line2D | None:
         return None
     times = sorted(at)
     means = [float(np.mean(at[time])) for time in times]
-    (line,) = axes.plot(times, means, "--", color=look_of("cnn").color, lw=1.2, label="CNN at the same epoch (control)")
+    (line,) = axes.plot(times, means, "--", color=run.looks[CNN].color, lw=1.2, label="CNN at the same epoch (control)")
     return line
 
 
-def _arm_line(axes: Axes, run: Run, arm: str, last: list[Final], position: int) -> Line2D:
-    look = look_of(arm, run.arms)
+def _arm_line(axes: Axes, run: Run, arm: Arm, last: list[Final], position: int) -> Line2D:
+    look = run.looks[arm]
     times = [final.relax_epoch or 0 for final in last]
     means = np.array([final.test_accuracy.mean for final in last])
     bars = np.nan_to_num([final.test_accuracy.std for final in last])
@@ -87,7 +85,7 @@ def _arm_line(axes: Axes, run: Run, arm: str, last: list[Final], position: int) 
         if len(singles) > 1:
             axes.plot([final.relax_epoch or 0] * len(singles), singles, ".", color=look.color, ms=4, alpha=0.45, mew=0)
     (line,) = axes.plot(
-        times, means, color=look.color, marker=look.marker, ms=5.5, mec="white", mew=0.6, lw=1.7, label=look.name,
+        times, means, color=look.color, marker=look.marker, ms=5.5, mec="white", mew=0.6, lw=1.7, label=look.label,
         zorder=3 + 0.01 * position,
     )  # fmt: skip
     unfinished = [final for final in last if not final.complete]
@@ -109,10 +107,10 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
     """Final accuracy, δ and captured share against the stored weights; none where they were not read."""
     from matplotlib.lines import Line2D
 
-    read = [final for final in finals(run) if final.arm in run.relaxed_arms and final.stored.n]
+    read = [final for final in finals(run) if final.arm in run.embedded_arms and final.stored.n]
     if not read:
         return []
-    arms = [arm for arm in run.relaxed_arms if any(final.arm == arm for final in read)]
+    arms = [arm for arm in run.embedded_arms if any(final.arm == arm for final in read)]
     colors = colors_of_times(run, arms)
     figure = new_figure(height=3.6)
     panels = dict(zip(_LABELS, figure.subplots(1, len(_LABELS)), strict=True))
@@ -120,7 +118,7 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
         for time, color in colors.items():
             at_time = [final for final in read if final.relax_epoch == time]
             _line(axes, run, [final for final in at_time if not _is_grown(final)], quantity, color, "-")
-            grown = [final for final in at_time if _is_grown(final) or final.arm == "elcn"]
+            grown = [final for final in at_time if _is_grown(final) or final.arm == ELCN]
             if any(map(_is_grown, grown)):
                 _line(axes, run, grown, quantity, color, "--")
         axes.set_ylabel(_LABELS[quantity])
@@ -128,8 +126,8 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
         if quantity != "test_accuracy":
             axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     figure.supxlabel("weights stored in the embedded layers (log scale)", fontsize=9)
-    looks = [look_of(arm, run.arms) for arm in arms]
-    handles = [Line2D([], [], color=look.color, marker=look.marker, ls="", ms=6, label=look.name) for look in looks]
+    looks = [run.looks[arm] for arm in arms]
+    handles = [Line2D([], [], color=look.color, marker=look.marker, ls="", ms=6, label=look.label) for look in looks]
     legend_of_times(figure, colors, handles)
     dashed = " Dashed lines lead to supports that grow." if any(map(_is_grown, read)) else ""
     caption = (
@@ -142,7 +140,7 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
 
 
 def _is_grown(final: Final) -> bool:
-    return isinstance(support_of(final.arm), Grown)
+    return final.arm.support is not None and final.arm.support.moves_blocks
 
 
 def _line(axes: Axes, run: Run, points: list[Final], quantity: str, color: object, style: str) -> None:
@@ -153,7 +151,7 @@ def _line(axes: Axes, run: Run, points: list[Final], quantity: str, color: objec
     bars = np.nan_to_num([_of(final, quantity).std for final in points])
     axes.errorbar(x, y, bars if bars.any() else None, color=color, ls=style, lw=1.2, elinewidth=0.8, capsize=2)
     for final, at, height in zip(points, x, y, strict=True):
-        look = look_of(final.arm, run.arms)
+        look = run.looks[final.arm]
         axes.plot(at, height, look.marker, color=look.color, ms=6, mec="white", mew=0.6, zorder=3)
 
 

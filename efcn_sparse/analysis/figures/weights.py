@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import T_W, WIDTH, Drawing, new_figure, plain_log_labels
-from efcn_sparse.analysis.palette import Look, look_of
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.weights import LayerWeights, Moment, Weights
+from efcn_sparse.training.arms import Arm, Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def draw_heat_maps(run: Run, weights: Weights) -> list[Drawing]:
     return [_draw_arm(run, weights, arm) for arm in sorted(arms, key=run.config.embedded_arms.index)]
 
 
-def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
+def _draw_arm(run: Run, weights: Weights, arm: Arm) -> Drawing:
     moments = [moment for moment in weights.moments if moment.arm == arm]
     layers = list(moments[0].layers)
     cells = _Cells(len(weights.times), len(layers))
@@ -52,13 +52,13 @@ def _draw_arm(run: Run, weights: Weights, arm: str) -> Drawing:
                     axes.set_ylabel(f"{layer}\n{_unit(moments[0], layer)}", fontsize=8)
     for row, layer in enumerate(layers):
         _color_bar(figure, cells.bar(row), norms[layer])
-    look = look_of(arm, run.arms)
+    look = run.looks[arm]
     caption = (
-        f"{look.name}, seed {weights.seed}: incoming weights of the unit named on the left (channel and output pixel), "
-        "at every input pixel, as the norm over input channels, on a logarithmic scale that the layer's row shares. "
-        "The outline is the unit's receptive field; gray pixels have weights of exactly zero."
+        f"{look.label}, seed {weights.seed}: incoming weights of the unit named on the left (channel and output "
+        "pixel), at every input pixel, as the norm over input channels, on a logarithmic scale that the layer's row "
+        "shares. The outline is the unit's receptive field; gray pixels have weights of exactly zero."
     )
-    return Drawing(f"weights-{arm}", figure, f"Heat maps of one unit's incoming weights in {look.name}.", caption)
+    return Drawing(f"weights-{arm}", figure, f"Heat maps of one unit's incoming weights in {look.label}.", caption)
 
 
 class _Cells:
@@ -172,7 +172,7 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
                 for when in _STYLES:
                     moment = weights.find(arm, time, when)
                     if moment is not None:
-                        _distance_curve(axes, moment, layer, quantity, look_of(arm, run.arms))
+                        _distance_curve(axes, moment, layer, quantity, run.looks[arm])
             axes.set_yscale("log")
             axes.set_xlim(left=-0.3 if quantity == "rms" else 0.7)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -182,8 +182,8 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
     for axes, layer in zip(grid[0], layers, strict=True):
         axes.set_title(layer, fontweight="bold")
     figure.supxlabel("distance from the receptive field (input pixels)", fontsize=9)
-    looks = [look_of(arm, run.arms) for arm in arms]
-    handles = [Line2D([], [], color=look.color, marker=look.marker, ms=4, label=look.name) for look in looks]
+    looks = [run.looks[arm] for arm in arms]
+    handles = [Line2D([], [], color=look.color, marker=look.marker, ms=4, label=look.label) for look in looks]
     handles += [
         Line2D([], [], color="#555555", ls=_STYLES[when], marker="o", ms=4, mfc=fill, label=when)
         for when, fill in (("midway", "white"), ("end", "#555555"))

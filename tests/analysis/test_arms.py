@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
 
 from efcn_sparse.analysis.figures.canvas import colors_of_times
-from efcn_sparse.analysis.palette import look_of
-from efcn_sparse.analysis.run_data import arm_order, read_run
+from efcn_sparse.analysis.run_data import read_run
+from efcn_sparse.training.arms import ELCN, Arm, Look, looks_of
 from tests.analysis.synthetic import write_run
 
 ARMS = [
@@ -31,42 +32,51 @@ def _lab(color: str, seen: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+def _looks(*names: str) -> dict[str, Look]:
+    return {str(arm): look for arm, look in looks_of(map(Arm.parse, names)).items()}
+
+
 @pytest.mark.parametrize("vision", SEEN)
 def test_arms_are_told_apart(vision):
-    for a, b in itertools.combinations(ARMS, 2):
-        first, second = look_of(a, ARMS), look_of(b, ARMS)
+    for (a, first), (b, second) in itertools.combinations(_looks(*ARMS).items(), 2):
         distance = np.linalg.norm(_lab(first.color, SEEN[vision]) - _lab(second.color, SEEN[vision]))
         assert distance > 12, (a, b, distance)
         assert first.marker != second.marker
 
 
-def test_a_family_of_supports_has_one_hue_and_larger_ones_are_darker():
-    for family, name in (
-        ("efcn-dilated", "eFCN dilated "),
-        ("efcn-grown", "eFCN grown "),
-        ("efcn-lowrank", "eFCN low rank "),
-    ):
-        for arms in ([family + "1"], [family + "1", family + "2"], [family + "1", family + "2", family + "12"]):
-            looks = [look_of(arm, ["cnn", *arms, "efcn-full"]) for arm in arms]
-            lab = [_lab(look.color, SEEN["normal"]) for look in looks]
-            assert [look.name for look in looks] == [name + arm.removeprefix(family) for arm in arms]
-            lightness = [one[0] for one in lab]
-            assert lightness == sorted(lightness, reverse=True)
-            assert (np.array(lightness) < 80).all(), "seen on white"
-            hues = np.array([one[1:] / np.linalg.norm(one[1:]) for one in lab])
-            assert (hues @ hues.T > np.cos(np.radians(40))).all()
-    assert (
-        look_of("efcn-grown2-dilated1", ["efcn-grown2", "efcn-grown2-dilated1"]).name == "eFCN grown 2 from dilated 1"
-    )
-    assert look_of("something").name == "something"
+@pytest.mark.parametrize(
+    ("family", "label"),
+    [("efcn-dilated", "eFCN dilated "), ("efcn-grown", "eFCN grown "), ("efcn-lowrank", "eFCN low rank ")],
+)
+@pytest.mark.parametrize("sizes", ["1", "1 2", "1 2 12"])
+def test_a_family_of_supports_has_one_hue_and_larger_ones_are_darker(family, label, sizes):
+    arms = [family + size for size in sizes.split()]
+    among = _looks("cnn", *reversed(arms), "efcn-full")
+    looks = [among[arm] for arm in arms]
+    lab = [_lab(look.color, SEEN["normal"]) for look in looks]
+    assert [look.label for look in looks] == [label + size for size in sizes.split()]
+    lightness = [one[0] for one in lab]
+    assert lightness == sorted(lightness, reverse=True)
+    assert (np.array(lightness) < 80).all(), "seen on white"
+    hues = np.array([one[1:] / np.linalg.norm(one[1:]) for one in lab])
+    assert (hues @ hues.T > np.cos(np.radians(40))).all()
 
 
 def test_arms_are_sorted_by_family_and_size():
     in_order = [
-        "cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated10", "efcn-grown1.5", "efcn-grown10",
-        "efcn-lowrank4", "efcn-lowrank16", "efcn-full", "fcn",
+        "cnn", "cnn-relaxed", "elcn", "efcn-dilated2", "efcn-dilated10", "efcn-grown1.5", "efcn-grown2",
+        "efcn-grown2-dilated1", "efcn-grown10", "efcn-lowrank4", "efcn-lowrank16", "efcn-full", "fcn",
     ]  # fmt: skip
-    assert sorted(set(in_order), key=arm_order) == in_order
+    arms = [Arm.parse(name) for name in in_order]
+    assert sorted(random.Random(0).sample(arms, len(arms)), key=lambda arm: arm.order) == arms
+    assert [str(arm) for arm in arms] == in_order
+    assert Arm.parse("efcn-grown2-dilated1").label == "eFCN grown 2 from dilated 1"
+
+
+@pytest.mark.parametrize("name", ["efcn", "efcn-local", "efcn-dilated0", "efcn-grown1.50", "CNN", "full", 3])
+def test_an_arm_has_one_name(name):
+    with pytest.raises(ValueError, match=f"^each of arms must be one of cnn, fcn, elcn, .*, got {name!r}$"):
+        Arm.parse(name)
 
 
 def test_a_relax_time_has_one_color_while_the_run_goes_on(tmp_path, config):
@@ -78,4 +88,4 @@ def test_a_relax_time_has_one_color_while_the_run_goes_on(tmp_path, config):
     )
     assert list(colors_of_times(whole)) == [0, 1, 4, 12]
     assert colors_of_times(begun) == {4: colors_of_times(whole)[4]}
-    assert colors_of_times(whole, ["elcn"]) == colors_of_times(whole)
+    assert colors_of_times(whole, [ELCN]) == colors_of_times(whole)
