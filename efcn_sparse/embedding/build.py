@@ -13,7 +13,7 @@ from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.support import Support
 from efcn_sparse.embedding.ties import OFF_LOCAL, OUTSIDE, Ties
 from efcn_sparse.pattern import BlockPattern
-from efcn_sparse.pattern.masks import unique_masks
+from efcn_sparse.pattern.sources import unique_masks
 
 _CHUNK_ELEMENTS = 1 << 18
 

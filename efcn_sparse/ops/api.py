@@ -9,11 +9,12 @@ from torch import Tensor
 
 from efcn_sparse.ops.checks import (
     check_alike,
-    check_apart,
     check_backend,
     check_features,
     check_floating,
+    check_out,
     check_pattern,
+    check_scaling,
 )
 from efcn_sparse.ops.transforms import sddmm_under_transforms, spmm_under_transforms, under_transforms
 from efcn_sparse.pattern import BlockPattern
@@ -76,13 +77,13 @@ def spmm(
         check_alike("bias", bias, "x", x, may_cast=out is None)
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     if out is None:
-        _check_scaling(alpha, beta)
+        check_scaling(alpha, beta)
         if under_transforms():
             y = spmm_under_transforms(rows, values, bias, pattern, transpose, backend)
         else:
             y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
-    _check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
+    check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
     y = out if out.dim() == 2 else out.view(rows.shape[0], out_features)
     torch.ops.efcn_sparse.spmm_(
         y, rows, values, bias, pattern.structure, pattern.shape, transpose, alpha, beta, backend
@@ -145,35 +146,14 @@ def sddmm(
     left = a if a.dim() == 2 else a.reshape(batch, pattern.shape[0])
     right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])
     if out is None:
-        _check_scaling(alpha, beta)
+        check_scaling(alpha, beta)
         if under_transforms():
             return sddmm_under_transforms(left, right, pattern, backend)
         return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
-    _check_out(out, pattern.values_shape, {"a": a, "b": b}, may_be_fp32=True)
+    check_out(out, pattern.values_shape, {"a": a, "b": b}, may_be_fp32=True)
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
     _mark_written(out)
     return out
-
-
-def _check_scaling(alpha: float, beta: float) -> None:
-    if (alpha, beta) != (1.0, 0.0):
-        raise ValueError(f"alpha and beta need out to accumulate into, got alpha={alpha}, beta={beta} and out=None")
-
-
-def _check_out(
-    out: Tensor, shape: tuple[int, ...], inputs: dict[str, Tensor | None], *, may_be_fp32: bool = False
-) -> None:
-    check_floating("out", out)
-    if tuple(out.shape) != shape:
-        raise ValueError(f"out must be {list(shape)}, got {list(out.shape)}")
-    if not out.is_contiguous():
-        raise ValueError(f"out must be contiguous, got strides {list(out.stride())}")
-    given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-    for name, tensor in given.items():
-        check_alike("out", out, name, tensor, may_cast=False, may_be_fp32=may_be_fp32)
-        check_apart("out", out, name, tensor)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (out, *given.values())):
-        raise RuntimeError("out is written in place without gradient: call under torch.no_grad()")
 
 
 def _mark_written(out: Tensor) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.pattern import BlockPattern, Structure
+from efcn_sparse.pattern.checks import check_structure
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 _AUTOCAST_DEVICES = ("cpu", "cuda")  # asking torch which there are would break a graph of torch.compile
@@ -75,3 +78,46 @@ def check_pattern(pattern: BlockPattern, name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"pattern must be on the device of {name}, {tensor.device}, got {pattern.device}; use pattern.to(...)"
         )
+
+
+def check_scaling(alpha: float, beta: float) -> None:
+    if (alpha, beta) != (1.0, 0.0):
+        raise ValueError(f"alpha and beta need out to accumulate into, got alpha={alpha}, beta={beta} and out=None")
+
+
+def check_out(
+    out: Tensor, shape: tuple[int, ...], inputs: dict[str, Tensor | None], *, may_be_fp32: bool = False
+) -> None:
+    check_floating("out", out)
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out must be {list(shape)}, got {list(out.shape)}")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {list(out.stride())}")
+    given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+    for name, tensor in given.items():
+        check_alike("out", out, name, tensor, may_cast=False, may_be_fp32=may_be_fp32)
+        check_apart("out", out, name, tensor)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (out, *given.values())):
+        raise RuntimeError("out is written in place without gradient: call under torch.no_grad()")
+
+
+def checked_structure(tensors: Sequence[Tensor], shape: Sequence[int], values: Tensor, like: Tensor) -> Structure:
+    """``tensors`` by name, after a look at all of them when they are first seen and whenever they were written to."""
+    structure, sides = Structure.of(tensors), (tuple(shape), tuple(values.shape[1:]))
+    structure.remembered(("checked", *sides), lambda: check_structure(structure, *sides))
+    if values.shape[0] != structure.col_indices.shape[0]:
+        raise ValueError(f"values must hold {structure.col_indices.shape[0]} blocks, got {values.shape[0]}")
+    if structure.col_indices.device != like.device:
+        raise ValueError(
+            f"structure must be on the operands' device, {like.device}, got {structure.col_indices.device}"
+        )
+    return structure
+
+
+def check_matrix(name: str, tensor: Tensor, rows: int, cols: int, like: Tensor) -> None:
+    """What an operator was given: a matrix of that size, on the device and of the dtype of ``like``."""
+    if tensor.dim() != 2 or tensor.shape[0] != rows or tensor.shape[1] != cols:
+        raise ValueError(f"{name} must be [{rows}, {cols}], got {list(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        expected, got = f"{like.dtype} on {like.device}", f"{tensor.dtype} on {tensor.device}"
+        raise TypeError(f"{name} must be {expected} as the other operands are, got {got}")

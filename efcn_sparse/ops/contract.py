@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.ops.backends import BACKENDS
+from efcn_sparse.ops.checks import check_matrix, checked_structure
 from efcn_sparse.ops.select import resolve
-from efcn_sparse.pattern import Structure
 
 _LIBRARY = torch.library.Library("efcn_sparse", "DEF")
 _PATTERN = "Tensor[] structure, SymInt[] shape"
@@ -40,18 +40,30 @@ def _row_major(matrix: Tensor) -> Tensor:
 
 def _spmm_into(y, x, values, bias, structure, shape, transpose, alpha, beta, backend) -> None:
     run = BACKENDS[resolve(backend, x.device, x.dtype)]
+    known = checked_structure(structure, shape, values, x)
+    out_features, in_features = (shape[1], shape[0]) if transpose else shape
+    check_matrix("x", x, x.shape[0], in_features, values)
+    check_matrix("y", y, x.shape[0], out_features, values)
+    if bias is not None:
+        check_matrix("bias", bias[None], 1, out_features, values)
     if y.numel() == 0:
         return
-    run.spmm(y, _row_major(x), values.contiguous(), bias, Structure.of(structure), shape, transpose, alpha, beta)
+    if alpha == 0.0:  # as BLAS has it: what is not finite in the operands does not matter
+        y.mul_(beta) if beta else y.zero_()
+        return
+    run.spmm(y, _row_major(x), values.contiguous(), bias, known, shape, transpose, alpha, beta)
 
 
 def _sddmm_into(values, a, b, structure, shape, alpha, beta, backend) -> None:
     run = BACKENDS[resolve(backend, a.device, a.dtype)]
+    known = checked_structure(structure, shape, values, a)
+    check_matrix("a", a, a.shape[0], shape[0], b)
+    check_matrix("b", b, a.shape[0], shape[1], a)
     if values.numel() == 0:
         return
-    if a.shape[0] == 0:  # a row of zeros: values are scaled, and cleared outside the support, as for any batch
-        a, b = a.new_zeros((1, shape[0])), b.new_zeros((1, shape[1]))
-    run.sddmm(values, _row_major(a), _row_major(b), Structure.of(structure), shape, alpha, beta)
+    if a.shape[0] == 0 or alpha == 0.0:  # a row of zeros: values are scaled, and cleared outside the support
+        a, b, alpha = a.new_zeros((1, shape[0])), b.new_zeros((1, shape[1])), 1.0
+    run.sddmm(values, _row_major(a), _row_major(b), known, shape, alpha, beta)
 
 
 def _spmm(x, values, bias, structure, shape, transpose, backend) -> Tensor:

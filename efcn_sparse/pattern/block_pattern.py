@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.pattern.checks import (
-    check_has_numbers,
     checked_indices,
+    checked_mask,
     checked_masks,
     checked_pair,
     checked_positions,
     index_device,
 )
-from efcn_sparse.pattern.draw import draw_blocks
-from efcn_sparse.pattern.walks import transposed_walk
+from efcn_sparse.pattern.sources import blocks_of_mask, draw_blocks, unique_masks
+from efcn_sparse.pattern.structure import Structure, grid_of
 
 
 class BlockPattern:
@@ -28,18 +28,20 @@ class BlockPattern:
     is ``values[k]`` in every ``values`` tensor of shape ``[nnz_blocks, block_rows, block_cols]`` that belongs to it.
     Sides that are no multiple of the block are allowed: entries past the edge are never read and have zero gradient.
     A stored block may be only partly inside the support; ``mask_index[k]`` then names its mask in ``masks``
-    (-1: the whole block counts).
+    (-1: the whole block counts). Each reading of an index array gives a copy.
 
     Attributes:
         shape: ``(out_features, in_features)``.
         block_shape: ``(block_rows, block_cols)``.
         grid: number of block rows and block columns.
-        crow_indices, col_indices: int32 ``[grid[0] + 1]`` and ``[nnz_blocks]``: the row-wise walk, named as in
+        nnz_blocks: number of stored blocks.
+        crow_indices, col_indices: int32 ``[grid[0] + 1]`` and ``[nnz_blocks]``: the blocks row by row, named as in
             :func:`torch.sparse_bsr_tensor`.
-        ccol_indices, row_indices: int32 ``[grid[1] + 1]`` and ``[nnz_blocks]``: the column-wise walk.
-        block_order: int32 ``[nnz_blocks]``: where in ``values`` the k-th block of the column-wise walk lies.
+        ccol_indices, row_indices: int32 ``[grid[1] + 1]`` and ``[nnz_blocks]``: the blocks column by column.
+        block_order: int32 ``[nnz_blocks]``: where in ``values`` the k-th block of the column-wise order lies.
         mask_index: int32 ``[nnz_blocks]``, or ``[0]`` when no block is masked.
         masks: uint8 ``[n_masks, block_rows, block_cols]``: 1 where an entry counts.
+        structure: the seven arrays themselves, for the registered operators; not to be written to.
 
     Law: ``p.to_mask()`` is the support, and ``BlockPattern.from_mask(p.to_mask(), p.block_shape)`` has the same one.
 
@@ -59,16 +61,8 @@ class BlockPattern:
     shape: tuple[int, int]
     block_shape: tuple[int, int]
     grid: tuple[int, int]
-    crow_indices: Tensor
-    col_indices: Tensor
-    ccol_indices: Tensor
-    row_indices: Tensor
-    block_order: Tensor
-    mask_index: Tensor
-    masks: Tensor
-    structure: tuple[Tensor, ...]
     nnz_blocks: int
-    _fingerprint: str | None
+    structure: Structure
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("BlockPattern is made by from_bsr, from_mask, from_blocks, dense or random, not by calling it")
@@ -100,28 +94,20 @@ class BlockPattern:
             ValueError: an index is out of range, unsorted or repeated, or a shape does not fit.
             TypeError: an index array does not hold integers.
         """
-        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
-        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
-        crow, col = checked_indices(crow_indices, col_indices, grid)
-        index, masks = checked_masks(mask_index, masks, col, block_shape)
-        row = torch.repeat_interleave(
-            torch.arange(grid[0], dtype=torch.int32, device=crow.device), crow.diff(), output_size=col.numel()
-        )
-        ccol, rows_by_column, order = transposed_walk(row, col, grid[1])
-        return cls._make(shape, block_shape, (crow, col, ccol, rows_by_column, order, index, masks))
+        shape, block_shape = _checked_shapes(shape, block_shape)
+        grid = grid_of(shape, block_shape)
+        with torch.inference_mode(False):  # autograd could not save inference tensors
+            crow, col = checked_indices(crow_indices, col_indices, grid)
+            mask_index, masks = checked_masks(mask_index, masks, col, block_shape)
+            return cls._make(shape, block_shape, Structure.from_rows(crow, col, grid[1], mask_index, masks))
 
     @classmethod
-    def _make(cls, shape, block_shape, structure, fingerprint: str | None = None) -> BlockPattern:
+    def _make(cls, shape: tuple[int, int], block_shape: tuple[int, int], structure: Structure) -> BlockPattern:
         self = object.__new__(cls)
-        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
-        crow, col, ccol, row, order, mask_index, masks = structure
-        fields = dict(
-            shape=tuple(shape), block_shape=tuple(block_shape), grid=grid, crow_indices=crow, col_indices=col,
-            ccol_indices=ccol, row_indices=row, block_order=order, mask_index=mask_index, masks=masks,
-            structure=tuple(structure), nnz_blocks=int(col.numel()), _fingerprint=fingerprint,
+        self.__dict__.update(
+            shape=shape, block_shape=block_shape, grid=grid_of(shape, block_shape), structure=structure,
+            nnz_blocks=structure.col_indices.numel(),
         )  # fmt: skip
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
         return self
 
     @classmethod
@@ -132,8 +118,8 @@ class BlockPattern:
             >>> BlockPattern.from_blocks(torch.tensor([1, 0]), torch.tensor([0, 2]), (4, 6), (2, 2)).col_indices
             tensor([2, 0], dtype=torch.int32)
         """
-        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
-        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        shape, block_shape = _checked_shapes(shape, block_shape)
+        grid = grid_of(shape, block_shape)
         rows, cols = checked_positions(rows, cols, grid)
         flat = torch.unique(rows * grid[1] + cols)
         rows = flat // max(grid[1], 1)
@@ -157,26 +143,22 @@ class BlockPattern:
             >>> BlockPattern.from_mask(torch.tensor([[True, False]]), (8, 8), shape=(8, 16)).density
             0.5
         """
-        from efcn_sparse.pattern.masks import blocks_of_mask, unique_masks
-
-        check_has_numbers("mask", mask)
-        if mask.dtype != torch.bool or mask.dim() != 2:
-            raise ValueError(f"mask must be a bool matrix, got {mask.dtype} of shape {list(mask.shape)}")
+        mask = checked_mask(mask)
         block_shape = checked_pair("block_shape", block_shape, least=1)
         if shape is not None:
             shape = checked_pair("shape", shape, least=0)
-            grid = [-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1])]
-            if list(mask.shape) != grid:
+            grid = grid_of(shape, block_shape)
+            if tuple(mask.shape) != grid:
                 raise ValueError(
-                    f"mask must be {grid} for shape {shape} in blocks {block_shape}, got {list(mask.shape)}"
+                    f"mask must be {list(grid)} for shape {shape} in blocks {block_shape}, got {list(mask.shape)}"
                 )
             row, col = mask.nonzero(as_tuple=True)
             return cls.from_blocks(row, col, shape, block_shape)
         shape = (mask.shape[0], mask.shape[1])
         rows, cols, entries = blocks_of_mask(mask, block_shape)
         bare = cls.from_blocks(rows, cols, shape, block_shape)
-        index, masks = unique_masks(entries, bare.support_of_edges())
-        return cls.from_bsr(bare.crow_indices, bare.col_indices, shape, block_shape, mask_index=index, masks=masks)
+        index, masks = unique_masks(entries, bare.structure.inside(shape, block_shape))
+        return cls.from_bsr(*bare.structure[:2], shape, block_shape, mask_index=index, masks=masks)
 
     @classmethod
     def dense(
@@ -188,8 +170,8 @@ class BlockPattern:
             >>> BlockPattern.dense((4, 6), (2, 2)).nnz_blocks
             6
         """
-        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
-        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
+        shape, block_shape = _checked_shapes(shape, block_shape)
+        grid = grid_of(shape, block_shape)
         device = index_device(device)
         crow = torch.arange(grid[0] + 1, device=device) * grid[1]
         return cls.from_bsr(crow, torch.arange(grid[1], device=device).repeat(grid[0]), shape, block_shape)
@@ -208,19 +190,48 @@ class BlockPattern:
             >>> BlockPattern.random((64, 64), (8, 8), 0.25, torch.Generator().manual_seed(0)).nnz_blocks
             16
         """
-        shape, block_shape = checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
+        shape, block_shape = _checked_shapes(shape, block_shape)
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"density must lie in [0, 1], got {density}")
-        grid = (-(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1]))
-        flat = draw_blocks(grid[0] * grid[1], density, generator)
+        grid = grid_of(shape, block_shape)
+        device = index_device() if generator is None else generator.device
+        flat = draw_blocks(grid[0] * grid[1], density, generator, device)
         return cls.from_blocks(flat // max(grid[1], 1), flat % max(grid[1], 1), shape, block_shape)
 
     # -- facts -------------------------------------------------------------------------------------------------
 
     @property
+    def crow_indices(self) -> Tensor:
+        return self.structure.crow_indices.clone()
+
+    @property
+    def col_indices(self) -> Tensor:
+        return self.structure.col_indices.clone()
+
+    @property
+    def ccol_indices(self) -> Tensor:
+        return self.structure.ccol_indices.clone()
+
+    @property
+    def row_indices(self) -> Tensor:
+        return self.structure.row_indices.clone()
+
+    @property
+    def block_order(self) -> Tensor:
+        return self.structure.block_order.clone()
+
+    @property
+    def mask_index(self) -> Tensor:
+        return self.structure.mask_index.clone()
+
+    @property
+    def masks(self) -> Tensor:
+        return self.structure.masks.clone()
+
+    @property
     def device(self) -> torch.device:
         """Where the index arrays lie."""
-        return self.crow_indices.device
+        return self.structure.crow_indices.device
 
     @property
     def density(self) -> float:
@@ -241,60 +252,42 @@ class BlockPattern:
     @property
     def nnz(self) -> int:
         """How many entries of W are in the support."""
-        if not self.is_ragged and self.masks.shape[0] == 0:
+        masks = self.structure.masks
+        if not self.is_ragged and masks.shape[0] == 0:
             return self.nnz_blocks * self.block_shape[0] * self.block_shape[1]
         heights, widths = self.block_extents()
-        full = heights.to(torch.int64) * widths
-        if self.masks.shape[0] == 0:
+        full = heights * widths
+        if masks.shape[0] == 0:
             return int(full.sum())
-        inside = self.masks.cumsum(1, dtype=torch.int64).cumsum(2)  # [m, h - 1, w - 1]: mask m's entries in h x w
-        index = self.mask_index.to(torch.int64)
+        inside = masks.cumsum(1, dtype=torch.int64).cumsum(2)  # [m, h - 1, w - 1]: mask m's entries in h x w
+        index = self.structure.mask_index.to(torch.int64)
         return int(torch.where(index < 0, full, inside[index.clamp(min=0), heights - 1, widths - 1]).sum())
 
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits that name the content: equal patterns share them on every device."""
-        known = self._fingerprint
-        if known is None:
-            digest = hashlib.sha256(repr((self.shape, self.block_shape)).encode())
-            for tensor in (self.crow_indices, self.col_indices, self.mask_index, self.masks):
-                digest.update(repr(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().cpu().numpy().tobytes())
-            known = digest.hexdigest()[:32]
-            object.__setattr__(self, "_fingerprint", known)
-        return known
+
+        def digest() -> str:
+            content = hashlib.sha256(repr((self.shape, self.block_shape)).encode())
+            crow, col, _, _, _, mask_index, masks = self.structure
+            for part in (crow, col, mask_index, masks):
+                content.update(repr(tuple(part.shape)).encode())
+                content.update(part.contiguous().cpu().numpy().tobytes())
+            return content.hexdigest()[:32]
+
+        return self.structure.remembered(("fingerprint", self.shape, self.block_shape), digest)
 
     def rows_of_blocks(self) -> Tensor:
         """int32 ``[nnz_blocks]``: the block row of each stored block, in the order of ``values``."""
-        rows = torch.empty_like(self.row_indices)
-        rows[self.block_order.to(torch.int64)] = self.row_indices
-        return rows
+        return self.structure.rows_of_blocks()
 
     def block_extents(self) -> tuple[Tensor, Tensor]:
-        """int32 ``[nnz_blocks]`` twice: how many rows and columns of each block lie inside the matrix."""
-        rows, cols = self.rows_of_blocks(), self.col_indices
-        heights = (self.shape[0] - rows * self.block_shape[0]).clamp(max=self.block_shape[0])
-        widths = (self.shape[1] - cols * self.block_shape[1]).clamp(max=self.block_shape[1])
-        return heights, widths
-
-    def support_of_edges(self) -> Tensor | None:
-        """bool ``[nnz_blocks, block_rows, block_cols]``: entries inside the matrix; None if all of them are."""
-        if not self.is_ragged:
-            return None
-        heights, widths = self.block_extents()
-        inside_rows = torch.arange(self.block_shape[0], device=self.device) < heights[:, None]
-        inside_cols = torch.arange(self.block_shape[1], device=self.device) < widths[:, None]
-        return inside_rows[:, :, None] & inside_cols[:, None, :]
+        """int64 ``[nnz_blocks]`` twice: how many rows and columns of each block lie inside the matrix."""
+        return self.structure.extents(self.shape, self.block_shape)
 
     def support_of_blocks(self) -> Tensor | None:
         """bool ``[nnz_blocks, block_rows, block_cols]``: stored entries in the support; None if all of them are."""
-        support = self.support_of_edges()
-        if self.masks.shape[0]:
-            index = self.mask_index.to(torch.int64)
-            masks = torch.cat([self.masks.bool(), self.masks.new_ones((1, *self.block_shape)).bool()])
-            masked = masks[torch.where(index < 0, masks.shape[0] - 1, index)]
-            support = masked if support is None else support & masked
-        return support
+        return self.structure.support(self.shape, self.block_shape)
 
     # -- conversion --------------------------------------------------------------------------------------------
 
@@ -306,8 +299,9 @@ class BlockPattern:
         target = torch.device(device)
         if target.type == "meta" or target == self.device:
             return self
-        moved = tuple(tensor.to(target) for tensor in self.structure)
-        return BlockPattern._make(self.shape, self.block_shape, moved, self._fingerprint)
+        with torch.inference_mode(False):
+            moved = Structure(*(part.to(target) for part in self.structure))
+        return BlockPattern._make(self.shape, self.block_shape, moved)
 
     def to_mask(self) -> Tensor:
         """bool ``[out_features, in_features]``: the support."""
@@ -326,7 +320,7 @@ class BlockPattern:
             values = values.masked_fill(~support.to(values.device), 0)
         (block_rows, block_cols), (rows, cols) = self.block_shape, self.grid
         tiles = values.new_zeros((rows * cols, block_rows, block_cols))
-        where = self.rows_of_blocks().to(torch.int64) * cols + self.col_indices
+        where = self.rows_of_blocks().to(torch.int64) * cols + self.structure.col_indices
         tiles = tiles.index_copy(0, where.to(values.device), values)
         padded = tiles.view(rows, cols, block_rows, block_cols).transpose(1, 2)
         padded = padded.reshape(rows * block_rows, cols * block_cols)
@@ -346,8 +340,9 @@ class BlockPattern:
         (block_rows, block_cols), (rows, cols) = self.block_shape, self.grid
         padding = (0, cols * block_cols - self.shape[1], 0, rows * block_rows - self.shape[0])
         tiles = torch.nn.functional.pad(dense, padding).view(rows, block_rows, cols, block_cols).transpose(1, 2)
-        at = (self.rows_of_blocks().to(torch.int64).to(dense.device), self.col_indices.to(torch.int64).to(dense.device))
-        values = tiles[at]
+        values = tiles[
+            self.rows_of_blocks().to(dense.device, torch.int64), self.col_indices.to(dense.device, torch.int64)
+        ]
         support = self.support_of_blocks()
         return values if support is None else values.masked_fill(~support.to(dense.device), 0)
 
@@ -356,16 +351,11 @@ class BlockPattern:
 
         Law: ``p.transposed().transposed() == p``.
         """
-        mask_index = self.mask_index
+        _, _, ccol, row, order, mask_index, masks = self.structure
         if mask_index.numel():
-            mask_index = mask_index[self.block_order.to(torch.int64)]
+            mask_index = mask_index[order.to(torch.int64)]
         return BlockPattern.from_bsr(
-            self.ccol_indices,
-            self.row_indices,
-            self.shape[::-1],
-            self.block_shape[::-1],
-            mask_index=mask_index,
-            masks=self.masks.transpose(1, 2).contiguous(),
+            ccol, row, self.shape[::-1], self.block_shape[::-1], mask_index=mask_index, masks=masks.transpose(1, 2)
         )
 
     def check_values(self, values: Tensor, name: str = "values") -> None:
@@ -400,11 +390,15 @@ class BlockPattern:
         return _rebuild, (self.shape, self.block_shape, parts)
 
     def __repr__(self) -> str:
-        masked = f", masked_blocks={int((self.mask_index >= 0).sum())}" if self.masks.shape[0] else ""
+        masked = int((self.structure.mask_index >= 0).sum())
         return (
             f"BlockPattern(shape={self.shape}, block_shape={self.block_shape}, nnz_blocks={self.nnz_blocks}, "
-            f"density={self.density:.4g}{masked}, device={self.device})"
+            f"density={self.density:.4g}{f', masked_blocks={masked}' if masked else ''}, device={self.device})"
         )
+
+
+def _checked_shapes(shape: Sequence[int], block_shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    return checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1)
 
 
 def _rebuild(shape, block_shape, parts) -> BlockPattern:

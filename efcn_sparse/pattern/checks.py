@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+from efcn_sparse.pattern.sources import canonical_masks
+from efcn_sparse.pattern.structure import Structure, grid_of
+
 _MOST_BLOCKS = 2**31 - 1
 
 
@@ -36,10 +39,21 @@ def check_has_numbers(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must hold numbers, got a meta tensor of shape {list(tensor.shape)}")
 
 
+def checked_mask(mask: Tensor | np.ndarray) -> Tensor:
+    """``mask``, a bool matrix of torch or NumPy."""
+    if isinstance(mask, np.ndarray):
+        mask = torch.tensor(np.ascontiguousarray(mask), device=index_device())
+    check_has_numbers("mask", mask)
+    if mask.dtype != torch.bool or mask.dim() != 2:
+        raise ValueError(f"mask must be a bool matrix, got {mask.dtype} of shape {list(mask.shape)}")
+    return mask
+
+
 def _checked_integers(name: str, index: Tensor | Sequence[int]) -> Tensor:
     index = index if isinstance(index, Tensor) else torch.as_tensor(index, device=index_device())
     check_has_numbers(name, index)
-    if index.dtype not in _INTEGERS and index.numel():  # an empty list becomes a float tensor
+    fractional = index.dtype == torch.bool or index.is_floating_point() or index.is_complex()
+    if fractional and index.numel():  # an empty list becomes a float tensor
         raise TypeError(f"{name} must hold integers, got {index.dtype}")
     if index.dim() != 1:
         raise ValueError(f"{name} must have one dimension, got shape {list(index.shape)}")
@@ -98,7 +112,7 @@ def checked_positions(
 
 
 def checked_masks(
-    index: Tensor | None, masks: Tensor | None, col: Tensor, block_shape: tuple[int, int]
+    index: Tensor | None, masks: Tensor | None, col: Tensor, block_shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """``mask_index`` and ``masks`` as fresh int32 and uint8 arrays; both empty where no block is masked."""
     none = col.new_empty(0), torch.empty((0, *block_shape), dtype=torch.uint8, device=col.device)
@@ -118,25 +132,30 @@ def checked_masks(
         raise ValueError(
             f"mask_index must lie in [-1, {masks.shape[0]}), got values from {int(index.min())} to {int(index.max())}"
         )
-    index, masks = _canonical_masks(index.to(col.device), (masks != 0).to(torch.uint8).to(col.device))
+    index, masks = canonical_masks(index.to(col.device), (masks != 0).to(torch.uint8).to(col.device))
     return (index, masks) if masks.shape[0] else none
 
 
-def _canonical_masks(index: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The same masks each once, in lexicographic order, without those that are unused or whole.
+def check_structure(structure: Structure, shape: Sequence[int], block_shape: Sequence[int]) -> None:
+    """Refuse arrays that no ``BlockPattern`` has: kernels trust them, and would read and write outside memory.
 
-    So patterns with the same masks are equal, however they were numbered; the transposed pattern's order differs too.
+    Raises:
+        ValueError, TypeError: an array is of another kind, out of range, or contradicts the others.
     """
-    if masks.shape[0] == 0:
-        return index.to(torch.int32), masks
-    whole = masks.flatten(1).bool().all(1)
-    masked = (index >= 0) & ~whole[index.clamp(min=0)]
-    used = torch.unique(index[masked])
-    renumbered = torch.full((masks.shape[0],), -1, dtype=torch.int32, device=index.device)
-    if used.numel():
-        once, which = torch.unique(masks[used].flatten(1), dim=0, return_inverse=True)
-        renumbered[used] = which.to(torch.int32)
-        masks = once.view(-1, *masks.shape[1:])
-    else:
-        masks = masks[:0]
-    return torch.where(masked, renumbered[index.clamp(min=0)], -1), masks
+    grid = grid_of(checked_pair("shape", shape, least=0), checked_pair("block_shape", block_shape, least=1))
+    for name, part in zip(Structure._fields, structure, strict=True):
+        dtype = torch.uint8 if name == "masks" else torch.int32
+        if part.device != structure.crow_indices.device:
+            raise ValueError(f"{name} must be on the device of crow_indices, got {part.device}")
+        if part.layout != torch.strided or not part.is_contiguous():
+            raise ValueError(f"{name} must be a contiguous dense tensor, got strides {list(part.stride())}")
+        if part.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, got {part.dtype}")
+    crow, col, *by_column, mask_index, masks = structure
+    checked_indices(crow, col, grid)
+    expected = Structure.from_rows(crow, col, grid[1], mask_index, masks)
+    for name, part, same in zip(Structure._fields[2:5], by_column, expected[2:5], strict=True):
+        if not torch.equal(part, same):
+            raise ValueError(f"{name} must list the blocks of crow_indices and col_indices column by column")
+    if masks.shape[0] or mask_index.numel():
+        checked_masks(mask_index, masks, col, tuple(block_shape))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+T = TypeVar("T")
+_NOTES: dict[Hashable, tuple[tuple[StorageWeakRef, ...], dict[Hashable, Any]]] = {}
 
 
 def grid_of(shape: Sequence[int], block_shape: Sequence[int]) -> tuple[int, int]:
@@ -90,3 +94,28 @@ class Structure(NamedTuple):
             return inside
         masked = self.masks[self.mask_index.to(torch.int64).clamp(min=0)].bool() | (self.mask_index < 0)[:, None, None]
         return masked if inside is None else inside & masked
+
+    def remembered(self, key: Hashable, make: Callable[[], T]) -> T:
+        """``make()`` of the first call with this key for these arrays, for as long as they live unchanged.
+
+        Arrays are known by their memory, whatever tensor objects autograd or the compiler hand on, and by their version
+        counters, so that writing to one is noticed. Weak references to the memory keep another array from being taken
+        for one that is gone. Inference tensors have no version counter: for them nothing is remembered.
+        """
+        if torch.is_inference_mode_enabled() and any(part.is_inference() for part in self):
+            return make()
+        notes = self._notes()
+        if key not in notes:
+            notes[key] = make()
+        return notes[key]
+
+    def _notes(self) -> dict[Hashable, Any]:
+        name = tuple([(part.data_ptr(), part._version, part.shape, part.stride(), part.dtype) for part in self])
+        found = _NOTES.get(name)
+        if found is not None and not any(ref.expired() for ref in found[0]):
+            return found[1]
+        for dead in [known for known, (refs, _) in list(_NOTES.items()) if any(ref.expired() for ref in refs)]:
+            _NOTES.pop(dead, None)
+        notes: dict[Hashable, Any] = {}
+        _NOTES[name] = tuple(StorageWeakRef(part.untyped_storage()) for part in self), notes
+        return notes

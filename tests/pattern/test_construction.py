@@ -136,12 +136,12 @@ def test_random_on_a_grid_too_large_to_shuffle() -> None:
 
 
 def test_few_of_many_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    from efcn_sparse.pattern import draw
+    from efcn_sparse.pattern import sources
 
-    monkeypatch.setattr(draw, "_MOST_SHUFFLED", 0)
+    monkeypatch.setattr(sources, "_MOST_SHUFFLED", 0)
     generator, counts = torch.Generator().manual_seed(0), torch.zeros(10)
     for _ in range(2000):
-        found = draw.draw_blocks(10, 0.5, generator)
+        found = sources.draw_blocks(10, 0.5, generator, torch.device("cpu"))
         assert found.unique().numel() == found.numel() == 5
         counts[found] += 1
     assert (counts - 1000).abs().max() < 120  # more than five standard deviations of 22.4

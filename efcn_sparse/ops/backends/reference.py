@@ -32,12 +32,8 @@ def spmm(
 ) -> None:
     """y = alpha · (x Wᵀ + bias) + beta · y; with ``transpose``, x W."""
     values = _in_support(values, structure, shape)
-    if transpose:
-        starts, neighbors = structure.ccol_indices, structure.row_indices
-        blocks, block_of = values.transpose(1, 2), structure.block_order
-    else:
-        starts, neighbors = structure.crow_indices, structure.col_indices
-        blocks, block_of = values, torch.arange(values.shape[0], device=values.device)
+    blocks = values.transpose(1, 2) if transpose else values
+    starts, neighbors, places = structure.walk(transpose)
     height, width = blocks.shape[1:]
     compute = torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
     tiles = _tiles(x.to(compute), width)
@@ -46,7 +42,7 @@ def spmm(
     for k in range(int(counts.max()) if counts.numel() else 0):  # the k-th block of every row at once: no collisions
         rows = (counts > k).nonzero().squeeze(1)
         at = starts[rows].to(torch.int64) + k
-        product = tiles[neighbors[at].to(torch.int64)] @ blocks[block_of[at].to(torch.int64)].mT.to(compute)
+        product = tiles[neighbors[at].to(torch.int64)] @ blocks[places[at].to(torch.int64)].mT.to(compute)
         total[rows] += product
     result = total.transpose(0, 1).reshape(x.shape[0], -1)[:, : y.shape[1]]
     if bias is not None:
@@ -60,7 +56,7 @@ def sddmm(
     """out = alpha · (aᵀ b at the stored blocks) + beta · out, zero outside the support."""
     compute = torch.float32 if a.dtype in _LOW_PRECISION else a.dtype
     left, right = _tiles(a.to(compute), out.shape[1]), _tiles(b.to(compute), out.shape[2])
-    rows = _rows_of_blocks(structure)
+    rows = structure.rows_of_blocks().to(torch.int64)
     chunk = max(1, _CHUNK_ELEMENTS // max(1, a.shape[0] * (out.shape[1] + out.shape[2])))
     for first in range(0, out.shape[0], chunk):
         block = slice(first, first + chunk)
@@ -80,23 +76,7 @@ def _tiles(x: Tensor, width: int) -> Tensor:
     return padded.view(x.shape[0], padded.shape[1] // width, width).transpose(0, 1)
 
 
-def _rows_of_blocks(structure: Structure) -> Tensor:
-    rows = torch.empty(structure.col_indices.shape, dtype=torch.int64, device=structure.col_indices.device)
-    rows[structure.block_order.to(torch.int64)] = structure.row_indices.to(torch.int64)
-    return rows
-
-
 def _in_support(values: Tensor, structure: Structure, shape: Sequence[int]) -> Tensor:
     """``values`` with zeros outside the support: masked entries, and entries past the edge of the matrix."""
-    height, width = values.shape[1:]
-    support = None
-    if shape[0] % height or shape[1] % width:
-        device = values.device
-        rows = _rows_of_blocks(structure)[:, None] * height + torch.arange(height, device=device)
-        cols = structure.col_indices.to(torch.int64)[:, None] * width + torch.arange(width, device=device)
-        support = (rows < shape[0])[:, :, None] & (cols < shape[1])[:, None, :]
-    if structure.masks.shape[0]:
-        index = structure.mask_index.to(torch.int64)
-        masked = structure.masks[index.clamp(min=0)].bool() | (index < 0)[:, None, None]
-        support = masked if support is None else support & masked
+    support = structure.support(shape, values.shape[1:])
     return values if support is None else values.masked_fill(~support, 0)
