@@ -26,7 +26,7 @@ from efcn_sparse.subspace import deviation as deviation
 from efcn_sparse.subspace import project as project
 from efcn_sparse.subspace import record_gradient_parts as record_gradient_parts
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
