@@ -52,14 +52,16 @@ def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
         work += [weight_blocks(layer)] if bias is None or not tie else [weight_blocks(layer), bias]
     runs = [resolve(backend, values.device, values.dtype) for values, _ in work]
     for run, (values, plan) in zip(runs, work, strict=True):
-        _project_tensor(values, plan, tie, run)
+        project_tensor(values, plan, tie, run)
     for layer in layers:
         if layer.low_rank is not None:
             layer.low_rank.left.zero_()
     return model
 
 
-def _project_tensor(values: Tensor, plan: SubspacePlan, tie: bool, run: ModuleType) -> None:
+def project_tensor(values: Tensor, plan: SubspacePlan, tie: bool, run: ModuleType | None = None) -> None:
+    """Project ``values`` ``[nnz_blocks, block_rows, block_cols]`` in place: off-local entries go, copies are tied."""
+    run = resolve("auto", values.device, values.dtype) if run is None else run
     packed = values.contiguous()
     run.project(packed, plan, tie)
     if packed is not values:

@@ -1,0 +1,159 @@
+"""Nets on the segment between two nets, without a copy of the weights of either."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.landscape.products import squares_and_product
+from efcn_sparse.linear import SparseLinear
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_MAPS = (EmbeddedConv, SparseLinear)
+
+
+class Between(nn.Module):
+    """A net whose weights are a combination of those of two nets; moved along the segment by :meth:`move`.
+
+    A layer with block-sparse weights is linear in them, so its combination is that of the outputs of both ends' layers:
+    supports may differ, nothing is copied, and nothing dense is formed. All other parameters and buffers are combined
+    as they are; integers are those of ``b``.
+
+    Args:
+        a, b: of one architecture, but that a convolution of one may be an embedded one in the other, and that supports
+            may differ. They are not changed, and share their weights with this net: do not train them meanwhile.
+
+    Raises:
+        ValueError: the nets do not match; the message names the layer.
+    """
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        ours, theirs = dict(a.named_modules()), dict(b.named_modules())
+        mixed: dict[int, Any] = {}
+        inside: list[str] = []
+        for name, layer in theirs.items():
+            if _within(name, inside):
+                continue
+            other = ours.get(name)
+            if other is None:
+                raise ValueError(f"a must have the layers of b, got none with the name {name!r}")
+            if isinstance(layer, _MAPS) or isinstance(other, _MAPS):
+                _check_layers(name, other, layer)
+                mixed.setdefault(id(layer), _Combined(other, layer))
+                inside.append(name)
+            elif type(other) is not type(layer):
+                raise ValueError(
+                    f"a and b must match, got {type(other).__name__} and {type(layer).__name__} in {name!r}"
+                )
+        for name in ours.keys() - theirs.keys():
+            if not _within(name, inside):
+                raise ValueError(f"b must have the layers of a, got none with the name {name!r}")
+        self.net = copy.deepcopy(b, dict(mixed))  # where deepcopy meets such a layer, it finds its combination
+        self.combined: list[_Combined] = list(mixed.values())
+        at = _tensors(self.net)
+        of_a, of_b = _tensors(a), _tensors(b)
+        for name, tensor in at.items():
+            if name not in of_a or of_a[name].shape != tensor.shape:
+                got = list(of_a[name].shape) if name in of_a else "none"
+                raise ValueError(f"a and b must match, got {got} and {list(tensor.shape)} in {name!r}")
+        self._plain = [(tensor, of_a[name].detach(), of_b[name].detach()) for name, tensor in at.items()]
+        self.move(1.0)
+
+    @torch.no_grad()
+    def move(self, position: float, *, keep_norms: bool = False) -> None:
+        """Go to ``(1 - position) · a + position · b``.
+
+        Args:
+            keep_norms: scale each parameter to the linear interpolation of its norms at both ends.
+        """
+        for tensor, a, b in self._plain:
+            if not tensor.is_floating_point():
+                continue
+            mean = torch.lerp(a.to(tensor.dtype), b.to(tensor.dtype), position)
+            if keep_norms:
+                norm = mean.norm()
+                if norm > 0:
+                    mean *= ((1 - position) * a.norm() + position * b.norm()) / norm
+            tensor.copy_(mean)
+        for layer in self.combined:
+            layer.move(position, keep_norms)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+
+class _Combined(nn.Module):
+    """Two linear maps of one shape, and the combination of their outputs."""
+
+    offset: Tensor | None
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self._ends = (a, b)  # in a tuple they are no submodules: modes and moves of this net leave them alone
+        self.factors = (0.0, 1.0)
+        self.offset = None
+        self._known: tuple[tuple[float, float, float], Tensor, Tensor] | None = None
+
+    def move(self, position: float, keep_norms: bool) -> None:
+        self.factors, self.offset = (1 - position, position), None
+        if not keep_norms:
+            return
+        if self._known is None:
+            a, b = self._ends
+            self._known = squares_and_product(a, b), _at_zero(a, b), _at_zero(b, a)
+        (aa, ab, bb), bias_a, bias_b = self._known
+        p, q = self.factors
+        square = p * p * aa + 2 * p * q * ab + q * q * bb
+        scale = (p * aa**0.5 + q * bb**0.5) / square**0.5 if square > 0 else 1.0
+        bias = p * bias_a + q * bias_b
+        norm = float(bias.norm())
+        bias_scale = (p * float(bias_a.norm()) + q * float(bias_b.norm())) / norm if norm > 0 else 1.0
+        self.factors = (p * scale, q * scale)
+        self.offset = (bias_scale - scale) * bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        terms = [layer(x) * factor for layer, factor in zip(self._ends, self.factors, strict=True) if factor]
+        y = sum(terms[1:], start=terms[0])
+        return y if self.offset is None else y + self.offset
+
+
+def _within(name: str, layers: list[str]) -> bool:
+    return any(name.startswith(f"{layer}." if layer else "") for layer in layers)
+
+
+def _at_zero(layer: nn.Module, like: nn.Module) -> Tensor:
+    """What ``layer`` gives for an input of zeros: its bias, at each position. Without the batch's dimension."""
+    geometry = getattr(layer, "geometry", None) or getattr(like, "geometry", None)
+    shape = (geometry.in_channels, *geometry.input_size) if geometry else (int(layer.in_features),)  # type: ignore[arg-type]
+    some = next(layer.parameters())
+    return layer(torch.zeros((1, *shape), dtype=some.dtype, device=some.device))[0]
+
+
+def _check_layers(name: str, a: nn.Module, b: nn.Module) -> None:
+    """Refuse two layers that are no linear maps of one shape."""
+    geometries = [layer.geometry if isinstance(layer, EmbeddedConv) else None for layer in (a, b)]
+    known = next((geometry for geometry in geometries if geometry is not None), None)
+    if known is not None:
+        fits = all(
+            geometry == known or (geometry is None and isinstance(layer, _CONVOLUTIONS) and _same(layer, known))
+            for geometry, layer in zip(geometries, (a, b), strict=True)
+        )
+    else:
+        fits = all(isinstance(layer, (SparseLinear, nn.Linear)) for layer in (a, b)) and (
+            (a.in_features, a.out_features) == (b.in_features, b.out_features)
+        )
+    if not fits:
+        raise ValueError(f"a and b must match, got\n  {a}\n  {b}\nin {name!r}")
+
+
+def _same(conv: nn.Module, geometry: Any) -> bool:
+    return type(geometry).of(conv, geometry.input_size) == geometry
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
