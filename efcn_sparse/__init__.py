@@ -30,9 +30,11 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
-    """``es.training`` and ``es.distributed`` on first use: neither is part of importing a layer."""
-    if name in ("training", "distributed"):
-        import importlib
+    """``es.training``, ``es.distributed`` and ``es.landscape`` on first use: none is part of importing a layer."""
+    import importlib
 
+    if name == "locality":
+        return importlib.import_module("efcn_sparse.landscape").locality
+    if name in ("training", "distributed", "landscape"):
         return importlib.import_module(f"efcn_sparse.{name}")
     raise AttributeError(f"module 'efcn_sparse' has no attribute {name!r}")

@@ -31,16 +31,21 @@ def part_of(layer: EmbeddedConv, values: Tensor, part: str) -> Tensor:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     local = _projected(layer, values, tie=False)
     if part == "off_local":
-        return values - local
+        return _in_support(layer, values) - local
     tied = _projected(layer, values, tie=True)
     return tied if part == "tied" else local - tied
 
 
 def _projected(layer: EmbeddedConv, values: Tensor, *, tie: bool) -> Tensor:
-    support = layer.linear.pattern.support_of_blocks()
-    copy = values.detach().clone() if support is None else values.detach().masked_fill(~support, 0)
+    copy = _in_support(layer, values)
     project_tensor(copy, weight_blocks(layer)[1], tie)
     return copy
+
+
+def _in_support(layer: EmbeddedConv, values: Tensor) -> Tensor:
+    """A copy of ``values``, zero at stored entries outside the support."""
+    support = layer.linear.pattern.support_of_blocks()
+    return values.detach().clone() if support is None else values.detach().masked_fill(~support, 0)
 
 
 def layers_with_weights(model: nn.Module) -> dict[str, EmbeddedConv]:
