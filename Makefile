@@ -47,7 +47,7 @@ test-all: lint $(VENV)/extension.stamp
 
 ## make bench     the benchmarks
 bench: setup
-	$(BIN)/pytest benchmarks --results benchmarks/results
+	$(BIN)/efcn-sparse bench --results benchmarks/results
 
 ## make lint      ruff, clang-format and mypy, changing nothing
 lint: $(VENV)/tools.stamp

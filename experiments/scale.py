@@ -1,242 +1,230 @@
-"""A training step of an eFCN made from ResNet-18: its memory, its time, and whether its numbers are right.
+"""Training steps of an eFCN made from ResNet-18: peak memory, time, and sampled units against dense rows in fp64.
 
-``python -m experiments.scale --pixels 192 --batch 4`` trains 1.2 billion weights and prints a page.
+    python -m experiments.scale --pixels 192 --batch 4                  # 1.2 billion weights, in about 6 GiB
+    python -m experiments.scale --pixels 192 --batch 4 --budget 1.05    # the same with blocks that move
+
+Exits with 1 if an error exceeds 1e-5, or a step holds 10% more than its weights and 160 MiB, as ``--unfused`` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
+import ctypes
 import gc
-import json
+import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import EmbeddedConv, embed
-from efcn_sparse.embedding.plan import EmbeddingPlan, plan
-from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.measure import machine as machines
-from efcn_sparse.measure.memory import peak_bytes, reset_peak, run_apart
+import efcn_sparse as es
+from efcn_sparse.embedding.conv import EmbeddedConv
+from efcn_sparse.embedding.plan import plan
+from efcn_sparse.gradients import Factors, record_factors
+from efcn_sparse.growth.regrow import Regrown
+from efcn_sparse.measure import report
+from efcn_sparse.measure.memory import peak_bytes, reset_peak
 from efcn_sparse.models import resnet18
-from experiments.held import Saved, available_bytes, max_rss_bytes, parameter_bytes, structure_bytes, trim
-from experiments.sampled_check import LAYERS, SampledErrors, StepRecorder
+from efcn_sparse.planning.available import available_bytes
+from efcn_sparse.sizes import size_text
 
-_GIB, _MIB = 1 << 30, 1 << 20
-_CLASSES = 1000
-_LEARNING_RATE = 0.1
-_FIXED_SLACK = 64 * _MIB  # thread pools, allocator, index arrays while they are built
-_RELATIVE_SLACK = 0.05  # of the weights
+LAYERS = (  # RGB; 3×3; strided; 1×1; the widest
+    "conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.downsample.0", "layer4.1.conv2",
+)  # fmt: skip
+RATE = 0.1
 TOLERANCE = 1e-5
+_UNITS = 4
+_OTHER_BYTES = 160 << 20  # the CNN, what is not embedded, thread pools, allocator
 
 
-@dataclass(frozen=True)
-class ScaleResult:
-    """What one process found; bytes over what it held before there was a model.
+def dense_row(conv: nn.Module, input_size: tuple[int, ...], unit: int) -> tuple[Tensor, Tensor]:
+    """fp64 and bool ``[in_features]``: row ``unit`` of the convolution's matrix, and where its receptive field is.
 
-    Attributes:
-        weights, stored, weight_bytes: of all embedded layers: entries in the support; numbers held; their memory.
-        other_bytes: the CNN, the copy's other parameters and buffers, and all index arrays.
-        activation_bytes: what autograd holds between forward and backward.
-        workspace_bytes: of the optimizer; for gradients.
-        embed_peak_bytes, step_peak_bytes: the most held while embedding, and during the steps.
-        max_rss_bytes: ``ru_maxrss`` of the whole process: torch itself and everything else included.
-        seconds_embed, seconds_steps: on the wall; the first step is the checked one.
-        losses: before each step; ``cnn_loss`` is that of the CNN on the same batch.
-        errors: of sampled rows and columns, by layer.
+    The derivative of one output of torch's own convolution by its inputs, units counted channels last.
     """
 
-    pixels: int
-    batch: int
-    fused: bool
-    weights: int
-    stored: int
-    weight_bytes: int
-    other_bytes: int
-    activation_bytes: int
-    workspace_bytes: int
-    embed_peak_bytes: int
-    step_peak_bytes: int
-    max_rss_bytes: int
-    seconds_embed: float
-    seconds_steps: list[float]
-    losses: list[float]
-    cnn_loss: float
-    errors: dict[str, SampledErrors]
+    def derivative(convolution: Any) -> Tensor:
+        x = torch.zeros(1, convolution.in_channels, *input_size, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            (dx,) = torch.autograd.grad(convolution(x).movedim(1, -1).flatten()[unit], x)
+        return dx.movedim(1, -1).flatten()
 
-    @property
-    def bound_bytes(self) -> int:
-        """Weights + activations + one layer's workspace + slack."""
-        held = self.weight_bytes + self.other_bytes + self.activation_bytes + self.workspace_bytes
-        return held + _FIXED_SLACK + int(_RELATIVE_SLACK * self.weight_bytes)
-
-    def wrong(self) -> list[str]:
-        """What is not as it must be; empty if all is well."""
-        found = [
-            f"{name}: {what} is off by {error:.2g}, more than {TOLERANCE:g}"
-            for name, errors in self.errors.items()
-            for what, error in asdict(errors).items()
-            if error is not None and not error <= TOLERANCE
-        ]
-        if not abs(self.losses[0] - self.cnn_loss) <= 1e-3 * abs(self.cnn_loss):
-            found.append(f"the first loss must be the CNN's, {self.cnn_loss:.6f}, got {self.losses[0]:.6f}")
-        for when, peak in (("embedding", self.embed_peak_bytes), ("the steps", self.step_peak_bytes)):
-            if peak > self.bound_bytes:
-                bound, most = self.bound_bytes / _GIB, peak / _GIB
-                found.append(f"{when} must hold at most {bound:.3f} GiB, got {most:.3f} GiB")
-        return found
+    double: Any = copy.deepcopy(conv).double()
+    ones = copy.deepcopy(double)
+    nn.init.ones_(ones.weight)
+    return derivative(double), derivative(ones) != 0
 
 
-def planned(pixels: int) -> EmbeddingPlan:
-    """What the eFCN will store, without storing it."""
-    with torch.device("meta"):
-        return plan(resnet18(_CLASSES), torch.empty(1, 3, pixels, pixels))
+def stored_row(layer: es.SparseLinear, unit: int) -> Tensor:
+    """fp64 ``[in_features]``: row ``unit`` of W as the layer stores it."""
+    pattern, (height, width) = layer.pattern, layer.pattern.block_shape
+    blocks = slice(*pattern.crow_indices[unit // height : unit // height + 2].tolist())
+    row = torch.zeros(pattern.grid[1], width, dtype=torch.float64)
+    row[pattern.col_indices[blocks].long()] = layer.values.detach()[blocks, unit % height].double()
+    return row.flatten()[: layer.in_features]
 
 
-def check_fits(pixels: int, leave: int) -> None:
-    """Raise ``MemoryError`` unless the run leaves ``leave`` bytes of this machine's memory to others."""
-    needed, available = int(1.2 * planned(pixels).bytes) + _GIB // 2, available_bytes()
-    if available is not None and needed + leave > available:
-        raise MemoryError(
-            f"pixels={pixels} needs about {needed / _GIB:.1f} GiB and must leave {leave / _GIB:.1f} GiB, "
-            f"got {available / _GIB:.1f} GiB available; take fewer pixels"
-        )
+def relative(found: Tensor, expected: Tensor, scale: Tensor) -> float:
+    """The largest |error| / scale; where the scale is zero, any error is infinite."""
+    error = (found.double() - expected).abs()
+    return float(torch.where(error == 0, 0.0, error / scale).max())
 
 
-def measure(pixels: int, batch: int, steps: int, fused: bool = True) -> ScaleResult:
-    """Embed ResNet-18, check one step against dense rows and columns, and take ``steps`` more.
-
-    Meant for a process of its own (:func:`measure_apart`), whose peak says something.
+@torch.no_grad()
+def errors(conv: nn.Module, layer: EmbeddedConv, factors: Factors) -> dict[str, float]:
+    """After a step of plain SGD: sampled rows against ``row − lr · dyᵀ x``, and what the step changed against the same.
 
     Args:
-        pixels: the side of the images.
-        batch: images in a step.
-        steps: how many steps follow the checked one.
-        fused: whether :class:`FusedOptimizer` or plain ``torch.optim.SGD`` trains.
+        conv: with the weights before the step.
+        factors: ``x`` and ``dy`` of the step.
     """
-    warm_up(fused)
-    before = settled_peak()
-    torch.manual_seed(1906)
-    images, labels = torch.randn(batch, 3, pixels, pixels), torch.randint(_CLASSES, (batch,))
-    cnn = resnet18(_CLASSES)
-    start = time.perf_counter()
-    efcn = embed(cnn, images[:1])
-    seconds_embed = time.perf_counter() - start
-    embed_peak = peak_bytes() - before
-    with torch.no_grad():
-        cnn_loss = float(F.cross_entropy(cnn.train()(images), labels))
-
-    settled_peak()
-    optimizer = _optimizer(efcn.train(), fused)
-    recorder = StepRecorder(cnn, efcn, LAYERS, _LEARNING_RATE)
-    seconds, losses, activations = [], [], 0
-    for number in range(1 + steps):
-        start = time.perf_counter()
-        if number == 0:
-            saved = Saved(efcn)
-            with recorder, saved:
-                losses.append(_step(efcn, optimizer, images, labels))
-            activations = saved.bytes
-        else:
-            losses.append(_step(efcn, optimizer, images, labels))
-        seconds.append(time.perf_counter() - start)
-        if number == 0:
-            first_peak = peak_bytes()
-            errors = recorder.errors()  # in fp64, and no part of a step
-            settled_peak()
-    step_peak = max(first_peak, peak_bytes()) - before
-
-    layers = [module.linear for module in efcn.modules() if isinstance(module, EmbeddedConv)]
-    weight_bytes = sum(layer.values.nbytes for layer in layers)
-    return ScaleResult(
-        pixels=pixels, batch=batch, fused=fused,
-        weights=sum(layer.pattern.nnz for layer in layers),
-        stored=sum(layer.values.numel() for layer in layers), weight_bytes=weight_bytes,
-        other_bytes=parameter_bytes(cnn) + parameter_bytes(efcn) - weight_bytes + structure_bytes(efcn),
-        activation_bytes=activations,
-        workspace_bytes=optimizer.workspace_bytes if isinstance(optimizer, FusedOptimizer) else 0,
-        embed_peak_bytes=embed_peak, step_peak_bytes=step_peak, max_rss_bytes=max_rss_bytes(),
-        seconds_embed=seconds_embed, seconds_steps=seconds, losses=losses, cnn_loss=cnn_loss, errors=errors,
-    )  # fmt: skip
+    updated = missed = changed = 0.0
+    x, units = factors.x.double(), layer.linear.out_features
+    inner = torch.randint(units, (_UNITS - 2,), generator=torch.Generator().manual_seed(units)).tolist()
+    for unit in (0, units - 1, *inner):
+        row, field = dense_row(conv, layer.geometry.input_size, unit)
+        dy, stored = factors.dy[:, unit].double(), stored_row(layer.linear, unit)
+        change = -RATE * (dy @ x) * field
+        updated = max(updated, relative(stored, row + change, row.abs() + RATE * (dy.abs() @ x.abs()) * field))
+        rounding = torch.finfo(torch.float32).eps / 2 * (row.abs() + change.abs())
+        missed += float(((stored - row - change).abs() - rounding).clamp(min=0).square().sum())
+        changed += float(change.square().sum())
+    return {"updated rows": updated, "the update": math.sqrt(missed / changed) if changed else math.inf}
 
 
-def measure_apart(pixels: int, batch: int, steps: int, threads: int, fused: bool = True) -> ScaleResult:
-    """:func:`measure` in a process of its own.
-
-    Raises:
-        RuntimeError: the process failed; with what it wrote to stderr.
-    """
-    numbers = dict(pixels=pixels, batch=batch, steps=steps, threads=threads)
-    options = [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
-    printed = run_apart(__name__, *options, "--leave", "0", "--json", *([] if fused else ["--unfused"]))
-    record = json.loads(printed)
-    record["errors"] = {name: SampledErrors(**errors) for name, errors in record["errors"].items()}
-    return ScaleResult(**record)
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+@torch.no_grad()
+def score_error(done: Regrown, factors: Factors, layer: EmbeddedConv) -> float:
+    """The largest relative error of sampled scores of blocks that were chosen, against the product of the factors."""
+    height, width = layer.linear.pattern.block_shape
+    worst = 0.0
+    for at in range(0, done.blocks, max(1, done.blocks // _UNITS)):
+        row, col = done.grown[at].tolist()
+        dy, x = (
+            f[:, i * side : (i + 1) * side].double()
+            for f, i, side in ((factors.dy, row, height), (factors.x, col, width))
+        )
+        exact = float((dy.T @ x).norm())
+        worst = max(worst, abs(float(done.gradient_norms[at]) - exact) / exact)
+    return worst
 
 
-def _optimizer(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    return fused_sgd(model) if fused else torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
-
-
-def fused_sgd(model: nn.Module) -> FusedOptimizer:
-    """The optimizer of the fused runs."""
-    return FusedOptimizer(model, lambda parameters: torch.optim.SGD(parameters, lr=_LEARNING_RATE))
-
-
-def warm_up(fused: bool = True) -> None:
-    """One step of a small eFCN: libraries load and thread pools start with the first call."""
-    cnn = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.LazyLinear(4))
-    images = torch.randn(2, 3, 8, 8)
-    cnn(images)
-    efcn = embed(cnn, images)
-    _step(efcn, _optimizer(efcn, fused), images, torch.tensor([0, 1]))
-
-
-def settled_peak() -> int:
-    """What the process holds now, freed memory given back; the high-water mark starts from here."""
+def settle() -> int:
+    """What the process holds now, freed memory given back; the peak counts from here."""
     gc.collect()
-    trim()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
     reset_peak()
     return peak_bytes()
 
 
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def run(pixels: int, batch: int, steps: int, budget: float | None, fused: bool) -> tuple[dict[str, Any], bool]:
+    """The tables of the page, and whether all is well; meant for a process of its own."""
+    torch.manual_seed(1906)
+    images, labels = torch.randn(batch, 3, pixels, pixels), torch.randint(1000, (batch,))
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=RATE)
+
+    small = es.embed(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8))  # libraries load and thread pools start
+    small(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = settle()
+    cnn = resnet18(1000)
+    support = es.Local() if budget is None else es.Grown(budget)
+    seconds_embed, efcn = timed(lambda: es.embed(cnn, images[:1], support=support))
+    embed_peak = peak_bytes() - before
+    with torch.no_grad():
+        cnn_loss = float(F.cross_entropy(cnn.train()(images), labels))
+    optimizer = es.FusedOptimizer(efcn.train(), sgd) if fused else sgd(efcn.parameters())
+    growth = None if budget is None else es.Growth(efcn, optimizer, every=steps + 1)
+    convs = {name: module for name, module in efcn.named_modules() if isinstance(module, EmbeddedConv)}
+    seconds, losses, peaks = [], [], []
+    checked: list[dict[str, Any]] = []
+    for number in range(1 + steps):
+        settle()
+        with record_factors(efcn) as factors, growth.watch() if growth is not None else contextlib.nullcontext():
+            taken, loss = timed(lambda: step(efcn, optimizer))
+        peaks.append(peak_bytes() - before)
+        seconds.append(taken)
+        losses.append(loss)
+        if growth is None and number == 0:
+            for name in LAYERS:
+                found = errors(cnn.get_submodule(name), convs[name], factors[f"{name}.linear"])
+                checked.append({"layer": name, **found})
+        if growth is not None and number < steps:
+            growth.step()
+    held = sum(part.nbytes for pair in factors.values() for part in pair)
+    weight_bytes = sum(conv.linear.values.nbytes for conv in convs.values())
+    summary: dict[str, Any] = {
+        "weights in the support": sum(conv.linear.pattern.nnz for conv in convs.values()),
+        "memory of the stored weights": size_text(weight_bytes),
+        "peak while embedding": size_text(embed_peak),
+        "peak of the steps": size_text(max(peaks)),
+        "inputs and gradients of outputs, recorded": size_text(held),
+        "embedding, with its own check, s": seconds_embed,
+        "steps, s": ", ".join(f"{s:.2f}" for s in seconds),
+        "losses": ", ".join(f"{one:.4f}" for one in losses),
+        "loss of the CNN": f"{cnn_loss:.4f}",
+    }
+    well = abs(losses[0] - cnn_loss) <= 1e-3 * cnn_loss
+    well = well and all(line[key] <= TOLERANCE for line in checked for key in ("updated rows", "the update"))
+    if growth is not None:
+        settle()
+        summary["growth, s"], done = timed(growth.step)
+        summary["peak of the growth"] = size_text(peak_bytes() - before)
+        summary["blocks moved"] = sum(one.blocks for one in done.values())
+        summary["error of scores"] = max(score_error(done[n], factors[f"{n}.linear"], convs[n]) for n in done)
+        well = well and summary["blocks moved"] > 0 and summary["error of scores"] <= TOLERANCE
+    else:  # no gradient of the weights was held
+        well = well and max(peaks) - held <= 1.1 * weight_bytes + _OTHER_BYTES
+    rows = [{"": name, "value": value} for name, value in summary.items()]
+    return {"Memory and time": rows, "Largest error of sampled rows": checked}, well
+
+
 def main() -> int:
-    """Print the page, or with ``--json`` the numbers; 1 if something is wrong, 2 if it would not fit."""
-    parser = argparse.ArgumentParser(description="A training step of ResNet-18's eFCN: memory, time, correctness.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, default=192, help="side of the images (default: 192, 1.2e9 weights)")
     parser.add_argument("--batch", type=int, default=4, help="images in a step (default: 4)")
     parser.add_argument("--steps", type=int, default=2, help="steps after the checked one (default: 2)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
-    parser.add_argument("--leave", type=float, default=6.0, metavar="GIB", help="memory to leave free (default: 6)")
+    parser.add_argument("--budget", type=float, help="of Grown: blocks move after the last step")
     parser.add_argument("--unfused", action="store_true", help="train with torch.optim.SGD, to see what that holds")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    machine = machines.describe(arguments.threads)
-    try:
-        check_fits(arguments.pixels, int(arguments.leave * _GIB))
-    except MemoryError as error:
-        print(f"scale: error: {error}", file=sys.stderr)
-        return 2
-    result = measure(arguments.pixels, arguments.batch, arguments.steps, not arguments.unfused)
-    if arguments.json:
-        print(json.dumps(asdict(result)))
-        return 0
-    from experiments.scale_page import markdown  # which knows this module
-
-    print(markdown(result, machine), end="")
-    return 1 if result.wrong() else 0
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="write the page and its JSON there")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    support = es.Local() if options.budget is None else es.Grown(options.budget)
+    with torch.device("meta"):
+        planned = plan(resnet18(1000), torch.empty(1, 3, options.pixels, options.pixels), support=support)
+    needed, left = int(1.4 * planned.bytes) + (1 << 30), available_bytes()
+    if left is not None and needed > left:
+        parser.error(f"--pixels {options.pixels} needs about {size_text(needed)}, got {size_text(left)} available")
+    tables, well = run(options.pixels, options.batch, options.steps, options.budget, not options.unfused)
+    optimizer = "torch.optim.SGD" if options.unfused else "FusedOptimizer(SGD)"
+    title = f"ResNet-18 at {options.pixels} pixels as an eFCN, `{support}`, batch {options.batch}, {optimizer}"
+    results = report.results(title, options.threads, tables)
+    print(report.markdown(results) + ("\nAll within bounds." if well else "\n**Not within bounds.**"))
+    if options.results is not None:
+        report.write(results, options.results, f"{'scale' if options.budget is None else 'growth'}-{options.pixels}")
+    return 0 if well else 1
 
 
 if __name__ == "__main__":

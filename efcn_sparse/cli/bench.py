@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "process. Takes minutes, and wants a machine that does nothing else.",
     )
     shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds; no goals are judged")
+    shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds")
     shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
     parser.add_argument("--suite", choices=["all", "ops", "vanilla"], default="all", help="which part (default: all)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (default: 2)")
@@ -34,17 +36,29 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
-    from efcn_sparse.measure import report, suite
-    from efcn_sparse.measure.shapes import SHAPES
+    from efcn_sparse.measure import ops, report, vanilla
+    from efcn_sparse.measure.timing import in_turn, threads_set_to
 
-    shapes = SHAPES["quick" if args.quick else "tiny" if args.tiny else "full"]
-    suites = suite.SUITES if args.suite == "all" else (args.suite,)
-    session = suite.run(shapes, args.threads, suites, lambda line: print(line, file=sys.stderr, flush=True))
-    results = session.results()
+    shapes = "quick" if args.quick else "tiny" if args.tiny else "full"
+    rounds = {"full": 11, "quick": 5, "tiny": 2}[shapes]
+    tables: dict[str, list[dict[str, Any]]] = {}
+    with threads_set_to(args.threads):
+        if args.suite in ("all", "ops"):
+            cases = list(ops.cases(shapes))
+            rows = tables[f"Operations, {cases[0].size}×{cases[0].size}, {cases[0].density:.0%} stored"] = []
+            for case in cases:
+                print(f"ops: {case}", file=sys.stderr, flush=True)
+                calls, density = ops.contestants(case)
+                rows.append(ops.row(case, in_turn(calls, rounds), density))
+        if args.suite in ("all", "vanilla"):
+            print("vanilla: training steps, then the peak memory of each", file=sys.stderr, flush=True)
+            batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
+            tables[f"VanillaCNN, batch {batch}"] = vanilla.rows(batch, rounds, args.threads)
+    results = report.results(f"Kernels and a training step, shapes {shapes}", args.threads, tables)
     print(report.markdown(results), end="")
     if args.json is not None:
-        report.write_json(results, args.json)
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
     if args.results is not None:
-        for path in report.write(results, args.results, session.machine.slug):
+        for path in report.write(results, args.results):
             print(f"wrote {path}", file=sys.stderr)
     return 0

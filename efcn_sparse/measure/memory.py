@@ -1,11 +1,7 @@
-"""The peak memory of a training step, measured in a process of its own.
-
-``python -m efcn_sparse.measure.memory VARIANT --batch N --steps N --threads N`` prints the bytes.
-"""
+"""The most memory that a process held, and that of a training step in a process of its own."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -15,56 +11,6 @@ from pathlib import Path
 import torch
 
 import efcn_sparse
-from efcn_sparse.measure.shapes import VanillaShapes
-from efcn_sparse.measure.vanilla import VARIANTS, make_trainer
-
-
-def peak_memory(shapes: VanillaShapes, threads: int) -> dict[str, int]:
-    """Bytes by variant: the most that the process held during its steps, over what it held before the model was made.
-
-    Weights, gradients, activations and the kernels' scratch memory all count.
-    """
-    return {variant: _measure_apart(variant, shapes, threads) for variant in VARIANTS}
-
-
-def _measure_apart(variant: str, shapes: VanillaShapes, threads: int) -> int:
-    steps = ("--batch", str(shapes.batch), "--steps", str(shapes.memory_steps))
-    arguments = (variant, *steps, "--threads", str(threads))
-    return int(run_apart("efcn_sparse.measure.memory", *arguments))
-
-
-def run_apart(module: str, *arguments: str) -> str:
-    """What ``python -m module arguments`` prints, in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; with what it wrote to stderr.
-    """
-    root = str(Path(efcn_sparse.__file__).resolve().parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr.strip()}")
-    return done.stdout
-
-
-def _measure(variant: str, batch: int, steps: int) -> int:
-    _warm_up()
-    reset_peak()
-    before = peak_bytes()
-    trainer = make_trainer(variant, batch)
-    reset_peak()
-    for _ in range(steps):
-        trainer()
-    return peak_bytes() - before
-
-
-def _warm_up() -> None:
-    """One step of the small CNN on one image: libraries load and thread pools start with the first call."""
-    import efcn_sparse.embedding  # noqa: F401
-
-    make_trainer("cnn", 1)()
 
 
 def reset_peak() -> None:
@@ -77,8 +23,7 @@ def peak_bytes() -> int:
     """The most that this process held since it began, or since :func:`reset_peak`."""
     # VmHWM first: after a fork and exec ru_maxrss starts from the parent's peak
     try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     except (OSError, IndexError, ValueError):
         import resource
 
@@ -86,16 +31,36 @@ def peak_bytes() -> int:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the peak bytes of a training step.")
-    parser.add_argument("variant", choices=list(VARIANTS))
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(_measure(arguments.variant, arguments.batch, arguments.steps))
+def step_peak_apart(variant: str, batch: int, threads: int) -> int:
+    """Peak bytes of a training step of one of ``vanilla.VARIANTS``, over what the process held before the model.
+
+    Weights, gradients, activations and the kernels' scratch memory all count.
+
+    Raises:
+        RuntimeError: the process failed; with what it wrote to stderr.
+    """
+    root = str(Path(efcn_sparse.__file__).resolve().parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", __name__, variant, str(batch), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+    return int(done.stdout)
+
+
+def _step_peak(variant: str, batch: int) -> int:
+    from efcn_sparse.measure.vanilla import make_trainer
+
+    make_trainer(variant, 1)()  # libraries load and thread pools start with the first call
+    reset_peak()
+    before = peak_bytes()
+    trainer = make_trainer(variant, batch)
+    reset_peak()
+    for _ in range(2):
+        trainer()
+    return peak_bytes() - before
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(int(sys.argv[3]))
+    print(_step_peak(sys.argv[1], int(sys.argv[2])))

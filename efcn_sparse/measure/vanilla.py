@@ -2,166 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import copy
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.measure.contest import OURS, Contest
-from efcn_sparse.measure.locally_connected import unfold_twin
+from efcn_sparse.measure.memory import step_peak_apart
 from efcn_sparse.measure.ops import relative_error
-from efcn_sparse.measure.roofline import Roofline
-from efcn_sparse.measure.shapes import DEVIATION_GOAL, EMBED_GOAL, FULL, VANILLA_GOALS, VanillaShapes
+from efcn_sparse.measure.timing import OURS, in_turn, median_ratio
 from efcn_sparse.models import vanilla_cnn
+from efcn_sparse.sizes import size_text
+from efcn_sparse.subspace import deviation
 
 VARIANTS = {
     "cnn": "the CNN, channels_last",
+    "dense": "its eFCN with nn.Linear layers",
+    "unfold": "locally connected net, unfold + bmm",
+    "fused": "its eFCN, Local(), FusedOptimizer",
     OURS: "its eFCN, Local()",
-    "efcn_fused": "the same eFCN, FusedOptimizer",
-    "efcn_dense": "the same eFCN, dense nn.Linear layers",
-    "lcn_unfold": "locally connected net, unfold + bmm",
 }
-_IMAGE = (3, 32, 32)
-_LEARNING_RATE = 0.01
 _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A model with its optimizer and one batch; calling it makes a training step and returns the loss."""
+    """A model with its optimizer and one batch; calling it makes a training step."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     images: Tensor
     labels: Tensor
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(self.images), self.labels)
-        loss.backward()
+        F.cross_entropy(self.model(self.images), self.labels).backward()
         self.optimizer.step()
-        return loss.detach()
 
 
-@dataclass
-class VanillaContest:
-    """A checked contest of training steps, with one deviation reading and one embedding beside them."""
+class UnfoldLocallyConnected(nn.Module):
+    """A locally connected layer as it is usually written: unfold, then a batched product over positions.
 
-    contest: Contest
-    batch: int
-    flops: int
-    moved: int
-    parameters: dict[str, int]
-    error: float
+    Its weights are ``[positions, C_in·k·k, C_out]``, padding columns included.
+    """
 
-    def record(self, roofline: Roofline, peak_memory: dict[str, int]) -> dict[str, Any]:
-        """The results of the suite; ``peak_memory`` in bytes, by variant. Goals are judged at the full batch only."""
-        contest = self.contest
-        seconds = {name: contest.spread(name) for name in contest.contestants}
-        rate = 1e-9 * self.flops / seconds[OURS].median
-        bound = roofline.bound("float32", self.flops, self.moved)
-        ratios = {name: contest.ratio(name, OURS) for name in VARIANTS if name != OURS}
-        reading = contest.ratio("deviation", OURS)
-        judged = self.batch == FULL.vanilla.batch
-        return {
-            "batch": self.batch,
-            "gflops": rate,
-            "gb_s": 1e-9 * self.moved / seconds[OURS].median,
-            "roofline_gflops": bound.gflops,
-            "limited_by": bound.limited_by,
-            "roofline_fraction": rate / bound.gflops,
-            "times_faster_than": {name: ratio.median for name, ratio in ratios.items()},
-            "times_faster_than_quartiles": {name: [ratio.low, ratio.high] for name, ratio in ratios.items()},
-            "goals": VANILLA_GOALS,
-            "goals_met": {
-                name: ratios[name].median >= goal if judged else None for name, goal in VANILLA_GOALS.items()
-            },
-            "deviation_share_of_step": reading.median,
-            "deviation_goal_met": reading.median < DEVIATION_GOAL if judged else None,
-            "embed_seconds": seconds["embed"].median,
-            "embed_goal_met": seconds["embed"].median < EMBED_GOAL,
-            "seconds": {name: asdict(spread) for name, spread in seconds.items()},
-            "peak_memory_bytes": peak_memory,
-            "parameters": self.parameters,
-            "relative_error": self.error,
-        }
+    def __init__(self, conv: nn.Conv2d, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.window: Any = dict(kernel_size=conv.kernel_size, stride=conv.stride, padding=conv.padding)
+        self.grid = grid
+        kernel, positions = conv.weight.detach().flatten(1).T, grid[0] * grid[1]
+        self.weight = nn.Parameter(kernel.expand(positions, *kernel.shape).contiguous())
+        assert conv.bias is not None
+        self.bias = nn.Parameter(conv.bias.detach().expand(positions, 1, conv.out_channels).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(x, **self.window).permute(2, 0, 1)  # [positions, N, C_in·k·k]
+        return torch.baddbmm(self.bias, patches, self.weight).permute(1, 2, 0).unflatten(2, self.grid)
 
 
 def make_trainer(variant: str, batch: int) -> Trainer:
     """The trainer of one of ``VARIANTS``; all of them start from the same CNN and batch."""
     generator = torch.Generator().manual_seed(1906)
-    images = torch.randn(batch, *_IMAGE, generator=generator)
+    images = torch.randn(batch, 3, 32, 32, generator=generator)
     labels = torch.randint(10, (batch,), generator=generator)
-    return _trainer(_build(variant, _seeded_cnn(), images[:1]), images, labels, variant)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1906)
+        model: Any = vanilla_cnn()
+    efcn = embed(model, images[:1])
+    layout = torch.channels_last
+    if variant == "cnn":
+        model = model.to(memory_format=layout)
+    elif variant == "unfold":
+        layout = torch.contiguous_format  # which suits unfold
+        for name, module in efcn.named_modules():
+            if isinstance(module, EmbeddedConv):
+                conv = model.get_submodule(name)
+                model.set_submodule(name, UnfoldLocallyConnected(conv, module.geometry.output_size))
+    else:
+        model = copy.deepcopy(efcn)
+        if variant == "dense":
+            for module in model.modules():
+                if isinstance(module, EmbeddedConv):
+                    module.add_module("linear", module.linear.to_linear())
+
+    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.01)
+
+    optimizer = FusedOptimizer(model, sgd) if variant == "fused" else sgd(model.parameters())
+    return Trainer(model.train(), optimizer, images.contiguous(memory_format=layout), labels)
 
 
-def prepare(shapes: VanillaShapes) -> VanillaContest:
-    """The contest, after all variants gave the CNN's outputs, and ours the dense twin's gradients.
+def checked_trainers(batch: int) -> dict[str, Trainer]:
+    """The trainers of all variants, after outputs were those of the CNN, and our gradients those of the dense twin.
 
     Raises:
         AssertionError: a variant computes something else.
     """
-    from efcn_sparse.embedding import embed
-    from efcn_sparse.subspace import deviation
-
-    trainers = {variant: make_trainer(variant, shapes.batch) for variant in VARIANTS}
-    error = _check(trainers)
-    cnn, ours = trainers["cnn"].model, trainers[OURS].model
-    calls: dict[str, Callable[[], object]] = {name: trainer for name, trainer in trainers.items() if name != OURS}
-    calls["deviation"] = lambda: deviation(ours)
-    calls["embed"] = lambda: embed(cnn, trainers["cnn"].images[:1])
-    calls[OURS] = trainers[OURS]
-    parameters = {name: sum(p.numel() for p in trainer.model.parameters()) for name, trainer in trainers.items()}
-    return VanillaContest(Contest(calls), shapes.batch, *_work(ours, shapes.batch), parameters, error)
-
-
-def _seeded_cnn() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1906)
-        return vanilla_cnn()
-
-
-def _build(variant: str, cnn: nn.Module, example_input: Tensor) -> nn.Module:
-    from efcn_sparse.embedding import EmbeddedConv, embed
-
-    if variant == "cnn":
-        return cnn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if variant == "lcn_unfold":
-        return unfold_twin(cnn, example_input)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {list(VARIANTS)}, got {variant!r}")
-    efcn = embed(cnn, example_input)
-    if variant == "efcn_dense":
-        for module in efcn.modules():
-            if isinstance(module, EmbeddedConv):
-                module.add_module("linear", module.linear.to_linear())
-    return efcn
-
-
-def _trainer(model: nn.Module, images: Tensor, labels: Tensor, variant: str) -> Trainer:
-    # what suits each: unfold reads channels first, everything else channels last
-    layout = torch.contiguous_format if variant == "lcn_unfold" else torch.channels_last
-
-    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=_LEARNING_RATE)
-
-    optimizer = FusedOptimizer(model, sgd) if variant == "efcn_fused" else sgd(model.parameters())
-    return Trainer(model.train(), optimizer, images.contiguous(memory_format=layout), labels)
-
-
-def _check(trainers: dict[str, Trainer]) -> float:
-    """The largest relative distance found, of outputs from the CNN's and of our gradients from the dense twin's."""
+    trainers = {variant: make_trainer(variant, batch) for variant in VARIANTS}
     with torch.no_grad():
         outputs = {name: trainer.model(trainer.images) for name, trainer in trainers.items()}
     errors = {name: relative_error(output, outputs["cnn"]) for name, output in outputs.items()}
-    for name in (OURS, "efcn_dense"):
+    for name in (OURS, "dense"):
         trainers[name]()
-    twins = dict(trainers["efcn_dense"].model.named_modules())
+    twins = dict(trainers["dense"].model.named_modules())
     for name, layer in trainers[OURS].model.named_modules():
         if isinstance(layer, SparseLinear):
             found, dense = layer.values.grad, twins[name].get_parameter("weight").grad
@@ -171,19 +121,22 @@ def _check(trainers: dict[str, Trainer]) -> float:
     wrong = {name: error for name, error in errors.items() if not error <= _TOLERANCE}
     if wrong:
         raise AssertionError(f"outputs and gradients must agree within {_TOLERANCE}, got {wrong}")
-    return max(errors.values())
+    return trainers
 
 
-def _work(efcn: nn.Module, batch: int) -> tuple[int, int]:
-    """FLOPs and least bytes of a step's linear maps; the first has no input gradient to find.
+def rows(batch: int, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """The table: a step of each variant, then one ``deviation`` and one ``embed``."""
+    trainers = checked_trainers(batch)
+    ours, cnn = trainers[OURS].model, trainers["cnn"].model
+    others = {"deviation": lambda: deviation(ours), "embed": lambda: embed(cnn, trainers["cnn"].images[:1])}
+    seconds = in_turn({**others, **trainers}, rounds)
 
-    Weights: read forward, read for dX, their gradient written, then SGD reads both and writes one. Activations: three
-    products, each with one side read and the other read or written. fp32.
-    """
-    flops = moved = 0
-    for number, layer in enumerate(m for m in efcn.modules() if isinstance(m, (SparseLinear, nn.Linear))):
-        nnz = layer.pattern.nnz if isinstance(layer, SparseLinear) else layer.weight.numel()
-        products = 2 if number == 0 else 3
-        flops += products * 2 * batch * nnz
-        moved += 4 * (nnz * (products + 3) + products * batch * (layer.in_features + layer.out_features))
-    return flops, moved
+    def line(name: str, title: str, parameters: int | None, peak: str | None) -> dict[str, Any]:
+        times = {"ms": 1e3 * statistics.median(seconds[name]), "/ ours": median_ratio(seconds[name], seconds[OURS])}
+        return {"call": title, **times, "parameters": parameters, "peak memory": peak}
+
+    found = []
+    for name, title in VARIANTS.items():
+        parameters = sum(p.numel() for p in trainers[name].model.parameters())
+        found.append(line(name, f"step of {title}", parameters, size_text(step_peak_apart(name, batch, threads))))
+    return [*found, *(line(name, f"`{name}`", None, None) for name in others)]

@@ -1,0 +1,86 @@
+"""``efcn-sparse bench``: what it times is right, in turn, and what it prints is what it writes."""
+
+import json
+import mmap
+
+import pytest
+import torch
+
+from efcn_sparse.cli.main import main
+from efcn_sparse.measure import memory, ops, report, timing, vanilla
+from efcn_sparse.measure.ops import OPS, OpsCase
+from efcn_sparse.ops import contract
+
+
+def test_it_writes_what_it_prints(tmp_path, capsys):
+    out, folder = tmp_path / "out.json", tmp_path / "results"
+    options = ["--tiny", "--suite", "ops", "--threads", "1", "--json", str(out), "--results", str(folder)]
+    assert main(["bench", *options]) == 0
+    results = json.loads(out.read_text())
+    printed = capsys.readouterr().out
+    assert printed == report.markdown(results)
+    [page] = folder.glob("*.md")
+    assert page.read_text() == printed
+    [rows] = results["tables"].values()
+    assert len(rows) == 12
+    assert results["machine"]["threads"] == 1
+    assert rows[0]["rate to dense"] == pytest.approx(rows[0]["speed-up"] / 4)
+
+
+def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
+    assert main(["bench", "--threads", "0"]) == 2
+    assert "--threads must be at least 1, got 0" in capsys.readouterr().err
+    assert main(["bench", "--json", str(tmp_path / "no" / "out.json")]) == 2
+    assert "--json must lie in a folder that is there" in capsys.readouterr().err
+
+
+def test_calls_take_turns_and_a_slow_rival_sits_out(monkeypatch):
+    calls = []
+    timing.in_turn({"rival": lambda: calls.append("r"), timing.OURS: lambda: calls.append("o")}, 3)
+    assert "".join(calls) == "ro" + "rroo" * 3  # warm-up, then an untimed and a timed call of each
+    monkeypatch.setattr(timing, "_timed", lambda call: 1.5)
+    found = timing.in_turn({"rival": lambda: None, timing.OURS: lambda: None}, 6)
+    assert {name: len(times) for name, times in found.items()} == {"rival": 3, timing.OURS: 6}
+    assert timing.median_ratio([3.0, 6.0, 12.0], [1.0, 2.0, 4.0, 5.0]) == 3.0
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_wrong_result_is_not_timed(op, monkeypatch):
+    case = OpsCase(op, torch.float32, batch=8, block=16, size=64, density=0.25)
+    found, density = ops.contestants(case)
+    assert {"dense", "torch_sparse", timing.OURS} <= set(found)
+    assert density == 0.25
+    name = "sddmm" if op == "dw" else "spmm"
+    true = getattr(ops, name)
+    monkeypatch.setattr(ops, name, lambda *args, **options: 1.01 * true(*args, **options))
+    with pytest.raises(AssertionError, match="efcn_sparse must be within"):
+        ops.contestants(case)
+
+
+def test_variants_compute_the_same_and_a_wrong_gradient_is_not_timed(monkeypatch):
+    trainers = vanilla.checked_trainers(batch=2)
+    counts = {name: sum(p.numel() for p in trainer.model.parameters()) for name, trainer in trainers.items()}
+    biases, head = 64 * (17 * 17 + 8 * 8 + 3 * 3), 64 * 10 + 10
+    expected = {"cnn": 143_178, "unfold": 7_797_002, "dense": 73_928_704 + biases + head}
+    assert {name: counts[name] for name in expected} == expected
+    true = contract.BACKENDS["reference"].sddmm
+
+    def wrong(out, *arguments):
+        true(out, *arguments)
+        out.mul_(1.01)
+
+    for backend in contract.BACKENDS.values():
+        monkeypatch.setattr(backend, "sddmm", wrong)
+    with pytest.raises(AssertionError, match=r"the gradient of 0\.linear"):
+        vanilla.checked_trainers(batch=2)
+
+
+def test_peak_memory_sees_what_a_step_holds(monkeypatch):
+    def step():
+        # fresh pages from the system: an allocator may hand out what other tests freed, without growing
+        with mmap.mmap(-1, 64 << 20) as held:
+            for page in range(0, len(held), mmap.PAGESIZE):
+                held[page] = 1
+
+    monkeypatch.setattr(vanilla, "make_trainer", lambda variant, batch: step if batch > 1 else (lambda: None))
+    assert 60 << 20 <= memory._step_peak(timing.OURS, 2) <= 90 << 20
