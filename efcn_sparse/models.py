@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 
-def vanilla_cnn(num_classes: int = 10) -> nn.Sequential:
-    """VanillaCNN of d'Ascoli et al. (2019): three convolutions and a linear head, for ``[N, 3, 32, 32]``.
+def vanilla_cnn(num_classes: int = 10, channels: int = 3) -> nn.Sequential:
+    """VanillaCNN of d'Ascoli et al. (2019): three convolutions and a linear head, for ``[N, channels, 32, 32]``.
+
+    It takes images of 28 pixels too.
 
     Example:
         >>> sum(p.numel() for p in vanilla_cnn().parameters())
         143178
     """
     return nn.Sequential(
-        nn.Conv2d(3, 64, 4, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(channels, 64, 4, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Flatten(), nn.Linear(64, num_classes),
@@ -50,18 +52,33 @@ def digits_cnn(classes: int = 10) -> nn.Module:
         >>> digits_cnn()(torch.zeros(2, 1, 20, 20)).shape
         torch.Size([2, 10])
     """
+    return _three_convolutions(16, 2, classes)
+
+
+def fashion_cnn(classes: int = 10) -> nn.Module:
+    """The same for 1×28×28 images, half as wide.
+
+    Example:
+        >>> import torch
+        >>> fashion_cnn()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+    return _three_convolutions(8, 3, classes)
+
+
+def _three_convolutions(width: int, last_size: int, classes: int) -> nn.Module:
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(1, 16, 5, stride=2, padding=2),
+            conv1=nn.Conv2d(1, width, 5, stride=2, padding=2),
             relu1=nn.ReLU(),
             pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(16, 32, 3, padding=1),
+            conv2=nn.Conv2d(width, 2 * width, 3, padding=1),
             relu2=nn.ReLU(),
-            conv3=nn.Conv2d(32, 32, 3, padding=1),
+            conv3=nn.Conv2d(2 * width, 2 * width, 3, padding=1),
             relu3=nn.ReLU(),
             pool3=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
-            head=nn.Linear(32 * 2 * 2, classes),
+            head=nn.Linear(2 * width * last_size**2, classes),
         )
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from efcn_sparse.training.cifar import load_hub_images
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.extras import require
+from efcn_sparse.training.idx import load_idx_images
 from efcn_sparse.training.images import Images, derived_seed
 from efcn_sparse.training.presets import PRESETS
 
@@ -16,12 +19,13 @@ from efcn_sparse.training.presets import PRESETS
 def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> Images:
     """The training and test images of ``config``, normalized, limited and on its device.
 
-    ``config.data`` is None for ``digits``. For the CIFAR presets it is a folder with parquet files whose names hold
-    ``train`` and ``test``, a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or a name on the Hugging
-    Face Hub, which is fetched only if ``download`` is true.
+    ``config.data`` is None for ``digits``. For Fashion-MNIST it is a folder with the four IDX files, gzipped or not;
+    None is where Debian's package ``dataset-fashion-mnist`` puts them. For the CIFAR presets it is a folder with parquet
+    files whose names hold ``train`` and ``test``, a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or
+    a name on the Hugging Face Hub, which is fetched only if ``download`` is true.
 
     Args:
-        seed: decides the split and the positions of ``digits``; without effect on CIFAR.
+        seed: decides the split and the positions of ``digits``; without effect on the others.
 
     Raises:
         ValueError: there are no data, or not of the preset's shape; the message says how to get them.
@@ -29,7 +33,15 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
     """
     preset = PRESETS[config.preset]
     with torch.device("cpu"):  # images are read and drawn there, whatever the default device is
-        if not preset.hub_name:
+        if preset.idx_folder is not None:
+            folder = preset.idx_folder if config.data is None else Path(config.data)
+            if not folder.expanduser().is_dir():
+                raise ValueError(
+                    f"data must be a folder with the IDX files of {config.preset}, got {str(folder)!r}: pass --data "
+                    "FOLDER, or, on Debian and Ubuntu, apt install dataset-fashion-mnist"
+                )
+            images = load_idx_images(folder, image_shape=preset.image_shape, classes=preset.classes)
+        elif not preset.hub_name:
             if config.data is not None:
                 raise ValueError(f"data must be left out for the preset {config.preset}, got {config.data!r}")
             images = digits(seed)
@@ -47,7 +59,8 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
 
 def depends_on_seed(config: RelaxConfig) -> bool:
     """Whether :func:`load_data` gives other images for another seed."""
-    return not PRESETS[config.preset].hub_name
+    preset = PRESETS[config.preset]
+    return not preset.hub_name and preset.idx_folder is None
 
 
 CANVAS = 20

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from efcn_sparse.models import alexnet_variant, digits_cnn, vanilla_cnn
+from efcn_sparse.models import alexnet_variant, digits_cnn, fashion_cnn, vanilla_cnn
+from efcn_sparse.training.idx import FASHION_MNIST
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Preset:
         build: the CNN, freshly initialized from torch's generator, for so many classes.
         image_shape: (channels, height, width).
         classes: how many classes there are.
-        hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for digits.
+        hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for others.
+        idx_folder: where IDX files are looked for if no other folder is named; None for presets of another format.
         settings: fields of RelaxConfig.
     """
 
@@ -30,6 +33,7 @@ class Preset:
     classes: int
     hub_name: str = ""
     label: str = ""
+    idx_folder: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
@@ -51,8 +55,23 @@ _DIGITS = {
     "batch_size": 50,
 }
 
+_FASHION = {
+    "seeds": (0, 1, 2, 3, 4),
+    "arms": ("cnn", "elcn", "efcn-full"),
+    "cnn_epochs": 60,
+    "relax_epochs": 60,
+    "snapshots": 4,
+    "lr": 0.05,
+    "batch_size": 50,
+    "train_limit": 1000,
+}
+
 PRESETS: dict[str, Preset] = {
     "digits": Preset(digits_cnn, (1, 20, 20), 10, settings=_DIGITS),
+    "fashion-mnist": Preset(fashion_cnn, (1, 28, 28), 10, idx_folder=FASHION_MNIST, settings=_FASHION),
+    "vanilla-fashion-mnist": Preset(
+        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, idx_folder=FASHION_MNIST
+    ),
     "vanilla-cifar10": Preset(vanilla_cnn, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
     "alexnet-cifar10": Preset(alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
     "alexnet-cifar100": Preset(alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label"),

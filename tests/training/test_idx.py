@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from efcn_sparse.training import RelaxConfig, load_data, run_relax
 from efcn_sparse.training.idx import FASHION_MNIST, load_idx_images, read_idx
 
 SHAPE, CLASSES = (1, 3, 2), 4
@@ -94,3 +95,18 @@ def test_fashion_mnist_as_debian_packs_it():
     assert images.train_x.shape == (60_000, 1, 28, 28)
     assert images.test_x.shape == (10_000, 1, 28, 28)
     assert torch.bincount(images.test_y).tolist() == [1000] * 10
+
+
+def test_the_preset_reads_a_folder_and_says_how_to_get_one(tmp_path):
+    draw = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(draw.integers(0, 256, (30, 28, 28), np.uint8)))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(draw.integers(0, 10, 30, np.uint8)))
+    tiny = dict(seeds=(0,), arms=("cnn", "efcn-full"), cnn_epochs=1, relax_epochs=1, relax_times=(0,))
+    config = RelaxConfig.from_preset("fashion-mnist", data=str(tmp_path), **tiny)
+    run_dir = run_relax(config, tmp_path / "run", quiet=True)
+    assert len((run_dir / "metrics.csv").read_text().splitlines()) == 1 + 2 + 2
+    with pytest.raises(
+        ValueError, match=r"data must be a folder with the IDX files.*apt install dataset-fashion-mnist"
+    ):
+        load_data(RelaxConfig.from_preset("fashion-mnist", data=str(tmp_path / "nowhere")))
