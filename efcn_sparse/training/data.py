@@ -20,7 +20,7 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
     """The training and test images of ``config``, normalized, limited and on its device.
 
     ``config.data`` is None for ``digits``. For Fashion-MNIST it is a folder with the four IDX files, gzipped or not;
-    None is where Debian's package ``dataset-fashion-mnist`` puts them. For the CIFAR presets it is a folder with parquet
+    None is where Debian puts them (``dataset-fashion-mnist``). For the CIFAR presets it is a folder with parquet
     files whose names hold ``train`` and ``test``, a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or
     a name on the Hugging Face Hub, which is fetched only if ``download`` is true.
 
