@@ -1,4 +1,6 @@
 // One dense product C [M, N] (+)= A [M, K] B [K, N], all row-major: oneDNN's batch-reduce GEMM where torch has it.
+// It is the only GEMM that libtorch exports for calls inside a parallel region: cpublas::gemm is declared in a header, but
+// not exported, and MKL's symbols are not promised.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -1,4 +1,4 @@
-// The operations as registration.cpp sees them. Shapes are in DESIGN.md, section 4.
+// The operations as registration.cpp sees them. Shapes are in DESIGN.md, section 3.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -1,6 +1,6 @@
 """The operators: schema, shapes, derivatives, autocast. What runs is a backend's affair.
 
-Both operations are closed under differentiation (DESIGN.md, section 4), so every derivative of any order is again
+Both operations are closed under differentiation (DESIGN.md, section 3), so every derivative of any order is again
 one of these two. Schemas are defined by ``torch.library.Library``: about 1.7 µs a call, where
 ``torch.library.custom_op`` costs about 8.
 """
