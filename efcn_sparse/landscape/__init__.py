@@ -9,3 +9,4 @@ from efcn_sparse.landscape.locality import locality as locality
 from efcn_sparse.landscape.parts import ablation as ablation
 from efcn_sparse.landscape.path import Path as Path
 from efcn_sparse.landscape.path import path as path
+from efcn_sparse.landscape.string import string as string

@@ -33,26 +33,9 @@ class Between(nn.Module):
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
-        ours, theirs = dict(a.named_modules()), dict(b.named_modules())
         mixed: dict[int, Any] = {}
-        inside: list[str] = []
-        for name, layer in theirs.items():
-            if _within(name, inside):
-                continue
-            other = ours.get(name)
-            if other is None:
-                raise ValueError(f"a must have the layers of b, got none with the name {name!r}")
-            if isinstance(layer, _MAPS) or isinstance(other, _MAPS):
-                _check_layers(name, other, layer)
-                mixed.setdefault(id(layer), _Combined(other, layer))
-                inside.append(name)
-            elif type(other) is not type(layer):
-                raise ValueError(
-                    f"a and b must match, got {type(other).__name__} and {type(layer).__name__} in {name!r}"
-                )
-        for name in ours.keys() - theirs.keys():
-            if not _within(name, inside):
-                raise ValueError(f"b must have the layers of a, got none with the name {name!r}")
+        for _, ours, theirs in paired_layers(a, b):
+            mixed.setdefault(id(theirs), _Combined(ours, theirs))
         self.net = copy.deepcopy(b, dict(mixed))  # where deepcopy meets such a layer, it finds its combination
         self.combined: list[_Combined] = list(mixed.values())
         at = _tensors(self.net)
@@ -120,6 +103,29 @@ class _Combined(nn.Module):
         terms = [layer(x) * factor for layer, factor in zip(self._ends, self.factors, strict=True) if factor]
         y = sum(terms[1:], start=terms[0])
         return y if self.offset is None else y + self.offset
+
+
+def paired_layers(a: nn.Module, b: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
+    """The layers of two nets of which one is block-sparse, by name; nets that do not match are refused."""
+    ours, theirs = dict(a.named_modules()), dict(b.named_modules())
+    pairs: list[tuple[str, nn.Module, nn.Module]] = []
+    inside: list[str] = []
+    for name, layer in theirs.items():
+        if _within(name, inside):
+            continue
+        other = ours.get(name)
+        if other is None:
+            raise ValueError(f"a must have the layers of b, got none with the name {name!r}")
+        if isinstance(layer, _MAPS) or isinstance(other, _MAPS):
+            _check_layers(name, other, layer)
+            pairs.append((name, other, layer))
+            inside.append(name)
+        elif type(other) is not type(layer):
+            raise ValueError(f"a and b must match, got {type(other).__name__} and {type(layer).__name__} in {name!r}")
+    for name in ours.keys() - theirs.keys():
+        if not _within(name, inside):
+            raise ValueError(f"b must have the layers of a, got none with the name {name!r}")
+    return pairs
 
 
 def _within(name: str, layers: list[str]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.landscape.parts import PARTS, layers_with_weights, part_of
 
 
@@ -166,17 +167,11 @@ class Hessian:
         versions = [value._version for value in self.parameters.values()]
         if self._kept is not None and self._kept[0] == versions:
             return self._kept[1]
-        was_training = {module: module.training for module in self._model.modules()}
-        self._model.eval()
-        try:
-            with torch.enable_grad():
-                loss = self._loss(self._model, batch)
-                gradient = torch.autograd.grad(
-                    loss, list(self.parameters.values()), create_graph=True, materialize_grads=True
-                )
-        finally:
-            for module, training in was_training.items():
-                module.training = training
+        with evaluation_mode(self._model), torch.enable_grad():
+            loss = self._loss(self._model, batch)
+            gradient = torch.autograd.grad(
+                loss, list(self.parameters.values()), create_graph=True, materialize_grads=True
+            )
         found = dict(zip(self.parameters, gradient, strict=True))
         if len(self._data) == 1:
             self._kept = versions, found

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
+from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.landscape.parts import refuse_low_rank
-from efcn_sparse.landscape.path import evaluation_mode
 
 _ELEMENTS_AT_ONCE = 1 << 21
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from torch import nn
 
 from efcn_sparse.landscape.between import Between
+from efcn_sparse.landscape.modes import batch_norms, evaluation_mode, recompute_statistics
+from efcn_sparse.landscape.string import Loss, MakeOptimizer, checked_positions, string
 
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
 KINDS = ("linear", "curvilinear", "output", "string")
@@ -61,6 +62,10 @@ def path(
     points: int | Sequence[float] = 11,
     kind: str = "linear",
     batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    stiffness: float = 1.0,
+    epochs: int = 10,
+    optimizer: MakeOptimizer | None = None,
 ) -> Path:
     """Evaluate nets along a path from ``a`` to ``b``.
 
@@ -72,12 +77,16 @@ def path(
         kind: ``"linear"``: the weights ``(1 - t) · a + t · b``. ``"curvilinear"``: the same, with each parameter scaled
             to the linear interpolation of its norms, so that it does not shrink on the way between two directions.
             ``"output"``: the average ``(1 - t) · a(x) + t · b(x)`` of predictions, whatever the architectures.
+            ``"string"``: the nets of :func:`string`.
         batches: inputs on which statistics of BatchNorm layers are computed anew at each inner point, where those of
             the ends, or a mean of them, do not fit the weights. Needed where the nets have such statistics and
-            ``kind`` is not ``"output"``. Each is one tensor, or a tuple of positional inputs.
+            ``kind`` is not ``"output"``. Each is one tensor, or a tuple of positional inputs. For ``"string"`` they are
+            the batches that ``loss`` takes.
+        loss, stiffness, epochs, optimizer: of :func:`string`.
 
     Memory: a layer with block-sparse weights is linear in them, so a point is computed from the layers of both ends,
-    and no third set of weights is made, nor anything dense. The price is two products per layer.
+    and no third set of weights is made, nor anything dense. The price is two products per layer. A string holds all of
+    its nets.
 
     Raises:
         ValueError: the nets do not match (the message names the layer), ``batches`` is missing, or an argument is out
@@ -94,9 +103,14 @@ def path(
         >>> max(there.losses) - min(there.losses) < 1e-6 and there.barrier < 1e-6   # they are the same function
         True
     """
-    positions = _checked_positions(points)
-    if kind not in KINDS[:3]:
-        raise ValueError(f"kind must be one of {', '.join(KINDS[:3])}, got {kind!r}")
+    positions = checked_positions(points)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "string":
+        if loss is None or batches is None:
+            raise ValueError("loss and batches must be given for a string, which is trained")
+        nets = string(a, b, loss, batches, points=points, stiffness=stiffness, epochs=epochs, optimizer=optimizer)
+        return Path(kind, positions, tuple(evaluated(evaluate, net) for net in nets))
     net = _Average(a, b) if kind == "output" else Between(a, b)
     normalized = [] if kind == "output" else batch_norms(net)
     given = None if batches is None else list(batches)
@@ -110,7 +124,7 @@ def path(
         for position in positions:
             net.move(position, keep_norms=kind == "curvilinear")
             if normalized and 0 < position < 1:
-                recompute_statistics(net, given or [])
+                recompute_statistics(net, given or [], _run)
             found.append(evaluated(evaluate, net.eval()))
     return Path(kind, positions, tuple(found))
 
@@ -139,50 +153,5 @@ def evaluated(evaluate: Evaluate, net: nn.Module) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def batch_norms(net: nn.Module) -> list[nn.Module]:
-    """The layers of ``net`` with running statistics."""
-    kind = nn.modules.batchnorm._BatchNorm
-    return [one for one in net.modules() if isinstance(one, kind) and one.track_running_stats]
-
-
-@torch.no_grad()
-def recompute_statistics(net: nn.Module, batches: Iterable[Any]) -> None:
-    """Set the running statistics of BatchNorm layers to the mean over ``batches``, all else in evaluation mode."""
-    layers: list[Any] = batch_norms(net)
-    net.eval()
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain mean over batches
-            layer.train()
-        for batch in batches:
-            net(*batch) if isinstance(batch, tuple) else net(batch)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.eval()
-
-
-@contextlib.contextmanager
-def evaluation_mode(*nets: nn.Module) -> Iterator[None]:
-    """Evaluation mode within; each module's own mode after it."""
-    before = {module: module.training for net in nets for module in net.modules()}
-    try:
-        for net in nets:
-            net.eval()
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
-
-
-def _checked_positions(points: int | Sequence[float]) -> tuple[float, ...]:
-    if isinstance(points, int):
-        if points < 2:
-            raise ValueError(f"points must be at least 2, got {points}")
-        return tuple(point / (points - 1) for point in range(points))
-    positions = tuple(float(point) for point in points)
-    if len(positions) < 2 or positions[0] != 0 or positions[-1] != 1 or list(positions) != sorted(set(positions)):
-        raise ValueError(f"points must ascend from 0 to 1, got {list(positions)}")
-    return positions
+def _run(net: nn.Module, batch: Any) -> None:
+    net(*batch) if isinstance(batch, tuple) else net(batch)
