@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 
 class LiveMemory(TorchDispatchMode):
@@ -24,6 +23,9 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.held = self.peak = self.flops = 0
+        from torch.utils.flop_counter import flop_registry  # imports Triton, which takes 0.4 s
+
+        self._formulas = flop_registry
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def follow(self, tensor: Tensor) -> None:
@@ -52,7 +54,7 @@ class LiveMemory(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in tensors_in(result):
             self.follow(tensor)
-        count = flop_registry.get(func._overloadpacket)
+        count = self._formulas.get(func._overloadpacket)
         self.flops += 0 if count is None else count(*args, **kwargs, out_val=result)
         return result
 
