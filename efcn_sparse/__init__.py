@@ -4,6 +4,9 @@ from efcn_sparse.embedding import Dilated as Dilated
 from efcn_sparse.embedding import Full as Full
 from efcn_sparse.embedding import Grown as Grown
 from efcn_sparse.embedding import Local as Local
+from efcn_sparse.embedding import LocallyConnected1d as LocallyConnected1d
+from efcn_sparse.embedding import LocallyConnected2d as LocallyConnected2d
+from efcn_sparse.embedding import LocallyConnected3d as LocallyConnected3d
 from efcn_sparse.embedding import LowRank as LowRank
 from efcn_sparse.embedding import embed as embed
 from efcn_sparse.embedding import start_low_rank as start_low_rank

@@ -5,6 +5,9 @@ from efcn_sparse.embedding.conv import embedded_layers as embedded_layers
 from efcn_sparse.embedding.embed import embed as embed
 from efcn_sparse.embedding.embed import unembed as unembed
 from efcn_sparse.embedding.geometry import ConvGeometry as ConvGeometry
+from efcn_sparse.embedding.locally_connected import LocallyConnected1d as LocallyConnected1d
+from efcn_sparse.embedding.locally_connected import LocallyConnected2d as LocallyConnected2d
+from efcn_sparse.embedding.locally_connected import LocallyConnected3d as LocallyConnected3d
 from efcn_sparse.embedding.low_rank import LowRankPart as LowRankPart
 from efcn_sparse.embedding.low_rank import start_low_rank as start_low_rank
 from efcn_sparse.embedding.plan import EmbeddingPlan as EmbeddingPlan

@@ -135,18 +135,24 @@ class EmbeddedConv(nn.Module):
             geometry, support, block_shape, bias=conv.bias is not None, device="meta", dtype=weight.dtype,
             structure=structure,
         )  # fmt: skip
-        layer.ties = layer.ties.to(weight.device)
-        layer.linear.pattern = layer.linear.pattern.to(weight.device)
-        layer.linear.values = nn.Parameter(layer.ties.scatter(weight.detach()), requires_grad=weight.requires_grad)
+        return layer._take(conv)
+
+    @torch.no_grad()
+    def _take(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> EmbeddedConv:
+        """Become the embedding of ``conv``, on its device; this layer is on the meta device."""
+        weight = conv.weight
+        self.ties = self.ties.to(weight.device)
+        self.linear.pattern = self.linear.pattern.to(weight.device)
+        self.linear.values = nn.Parameter(self.ties.scatter(weight.detach()), requires_grad=weight.requires_grad)
         if conv.bias is not None:
-            untied = conv.bias.detach().repeat(math.prod(geometry.output_size))
-            layer.linear.bias = nn.Parameter(untied, requires_grad=conv.bias.requires_grad)
-        layer.low_rank = layer._new_low_rank(weight.device, weight.dtype)
-        if layer.low_rank is not None:
-            layer.low_rank.requires_grad_(weight.requires_grad)
-        if layer.unread_kernel is not None:
-            layer.unread_kernel = weight.detach().flatten()[layer.ties.counts == 0]
-        return layer.train(conv.training)
+            untied = conv.bias.detach().repeat(math.prod(self.geometry.output_size))
+            self.linear.bias = nn.Parameter(untied, requires_grad=conv.bias.requires_grad)
+        self.low_rank = self._new_low_rank(weight.device, weight.dtype)
+        if self.low_rank is not None:
+            self.low_rank.requires_grad_(weight.requires_grad)
+        if self.unread_kernel is not None:
+            self.unread_kernel = weight.detach().flatten()[self.ties.counts == 0]
+        return self.train(conv.training)
 
     @torch.no_grad()
     def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
