@@ -12,7 +12,7 @@ from efcn_sparse.checkpoint.shard_file import NAME_OF_DTYPE, Entry, Stored, part
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.growth.growable import is_growable
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.state import load_pattern
+from efcn_sparse.linear.state import index_keys, stored_pattern, take_pattern
 
 _MOST_NAMES = 8
 
@@ -87,13 +87,13 @@ def _take_patterns(model: nn.Module, entries: dict[str, Entry], targets: dict[st
         prefix = f"{name}." if name else ""
         state: dict[str, Any] = _pattern_state(entries, prefix)
         known = set(state)
-        refused = load_pattern(layer.pattern, state, prefix, missing)
+        refused = take_pattern(stored_pattern(layer), state, prefix, missing)
         if refused and id(layer) not in moving:
             raise ValueError(refused)
         for key in known - set(state):
             del entries[key]
-        for key in [key for key in targets if key.startswith(f"{prefix}pattern.")]:
-            del targets[key]
+        for key in index_keys(prefix):
+            targets.pop(key, None)
 
 
 def adopt(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, Entry]) -> None:
@@ -110,7 +110,7 @@ def adopt(model: nn.Module | Mapping[str, Tensor], entries: Mapping[str, Entry])
 
 def _pattern_state(entries: Mapping[str, Entry], prefix: str) -> dict[str, Tensor]:
     """The part of a state dict that tells a layer's pattern: its arrays, and the shape of the values."""
-    state = {key: read_entry(entry) for key, entry in entries.items() if key.startswith(f"{prefix}pattern.")}
+    state = {key: read_entry(entries[key]) for key in index_keys(prefix) if key in entries}
     values = entries.get(f"{prefix}values")
     if values is not None:
         state[f"{prefix}values"] = torch.empty(values.shape, device="meta")

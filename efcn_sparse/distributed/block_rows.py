@@ -134,6 +134,7 @@ class DividedLinear(SparseLinear):
     style: BlockRowParallel
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_pattern()
         values, style = self.values, self.style
         assert isinstance(values, DTensor)
         mesh = values.device_mesh

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.gradients import Factors
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.state import stored_pattern
 
 
 def check_same_patterns(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
@@ -34,7 +35,9 @@ def check_same_patterns(model: nn.Module, process_group: dist.ProcessGroup | Non
     if not dist.is_initialized():
         raise RuntimeError("check_same_patterns needs torch.distributed.init_process_group first")
     mine = {
-        name: module.pattern.fingerprint for name, module in model.named_modules() if isinstance(module, SparseLinear)
+        name: stored_pattern(module).fingerprint
+        for name, module in model.named_modules()
+        if isinstance(module, SparseLinear)
     }
     everyone: list[dict[str, str]] = [{}] * dist.get_world_size(process_group)
     dist.all_gather_object(everyone, mine, group=process_group)

@@ -12,12 +12,12 @@ from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
 from efcn_sparse.growth.growable import Parts, is_growable, parts_of
 from efcn_sparse.growth.scores import flat_positions
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.state import read_pattern
+from efcn_sparse.linear.state import read_pattern, stored_pattern
 from efcn_sparse.pattern import BlockPattern
 
 
 @torch.no_grad()
-def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> list[str]:
     """Give every sparse layer the pattern that a state dict has for it, so that the state dict can be loaded.
 
     :func:`regrow` moves blocks, and a layer refuses the state dict of another pattern. Blocks that a layer has already
@@ -26,7 +26,9 @@ def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
     Args:
         model: any module.
-        state: a state dict of a model like this one; only the patterns in it, and the shapes of values, are read.
+        state: a state dict of a model like this one; only the patterns in it, and the shapes of values, are read. None:
+            take over what something has written into the layers' own buffers, together with the values: a loader that
+            fills tensors in place, say. Values then stay as they are.
 
     Returns:
         The names of the layers whose pattern has changed.
@@ -50,17 +52,27 @@ def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """
     changes = []
     for name, layer, linear, prefix in _layers(model):
-        pattern = read_pattern(state, prefix, linear.pattern)
-        if pattern is None or pattern == linear.pattern:
+        old = stored_pattern(linear)
+        pattern = read_pattern(state, prefix, old) if state is not None else read_pattern(linear._buffers, "", old)
+        if pattern is None or pattern == old:
             continue
-        _check_alike(name, linear.pattern, pattern)
+        _check_alike(name, old, pattern)
         check_may_move(linear)
+        if state is None and linear.product is not None:
+            raise ValueError(
+                f"{name or 'model'}: a fused optimizer cannot follow blocks that are there already; detach it"
+            )
         parts = parts_of(layer)
-        source = _places(linear.pattern, pattern)
+        source = _places(old, pattern)
         _check_keeps(name, parts, source)
         changes.append((name, parts, pattern.to(linear.values.device), source))
     for _, parts, pattern, source in changes:
-        exchange_blocks(parts, pattern, source, [])
+        if state is None:
+            follow = parts.follow(pattern, source)
+            follow()
+            parts.linear.pattern = pattern
+        else:
+            exchange_blocks(parts, pattern, source, [])
     return [name for name, *_ in changes]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.state import stored_pattern
 from efcn_sparse.pattern import BlockPattern
 
 Commit = Callable[[], None]
@@ -67,7 +68,7 @@ def parts_of(layer: nn.Module) -> Parts:
                 f"layer must be the {layer.pattern_owner} itself, whose ties follow its blocks, "
                 "got the SparseLinear inside it"
             )
-        masked = layer.pattern.mask_index  # a masked block could not come back as it was: new blocks are whole
+        masked = stored_pattern(layer).mask_index  # a masked block could not come back as it was: new blocks are whole
         whole = masked < 0 if masked.numel() else torch.ones(len(layer.values), dtype=torch.bool, device=masked.device)
         return Parts(layer, whole, lambda pattern, source: _nothing)
     if is_growable(layer):

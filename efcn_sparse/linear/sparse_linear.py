@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from efcn_sparse.linear import state
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
-from efcn_sparse.linear.state import load_pattern, save_pattern
 from efcn_sparse.ops import spmm
 from efcn_sparse.pattern import BlockPattern
 
@@ -37,7 +37,14 @@ class SparseLinear(nn.Module):
 
     ``values`` and ``bias`` are plain parameters, so any optimizer, clipping, ``state_dict`` and safetensors work.
     Entries of a stored block outside the support start at zero and get zero gradients, so they stay exactly zero
-    under SGD with momentum and weight decay and under Adam. The pattern travels in the state dict.
+    under SGD with momentum and weight decay and under Adam.
+
+    The pattern's index arrays are buffers (``crow_indices``, ``col_indices``, and ``mask_index`` and ``masks`` where it
+    has masks), so they travel in state dicts and through whatever fills modules. ``load_state_dict`` refuses another
+    pattern. Where something writes one into the buffers (a loader of another library, a copy or an average of state
+    dicts), the layer refuses to compute, until :func:`efcn_sparse.adopt_patterns` takes it over; a layer that was
+    made on the meta device and has no numbers yet takes it over by itself.
+
     :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``;
     :func:`torch.func.functional_call` with values of one's own can stand in for it.
 
@@ -51,6 +58,7 @@ class SparseLinear(nn.Module):
         values: ``[nnz_blocks, block_rows, block_cols]``.
         bias: ``[out_features]`` or None.
         backend: ``"auto"``, or the name of the backend to use.
+        pattern: which blocks are stored. Values belong to it; see :func:`efcn_sparse.adopt_patterns` to change it.
         pattern_owner: the kind of module that keeps something built on the pattern, which then cannot be replaced
             alone; None.
         product: replaces ``x Wᵀ + b`` while gradients are recorded (see :class:`Product`); None.
@@ -60,7 +68,8 @@ class SparseLinear(nn.Module):
     Law: ``layer(x) == layer.to_linear()(x)``.
 
     Raises:
-        ValueError: the pattern is not ``[out_features, in_features]``; or a state dict with another pattern is loaded.
+        ValueError: the pattern is not ``[out_features, in_features]``; a state dict with another pattern is loaded; or
+            another pattern was written into the buffers, or values that belong to another one put in.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -74,6 +83,10 @@ class SparseLinear(nn.Module):
 
     bias: nn.Parameter | None
     pattern_owner: str | None = None
+    _awaits_numbers: bool  # made on the meta device, and neither filled nor used since
+    _pattern: BlockPattern
+    _seen: state.Seen
+    _checked_broadcast: bool
 
     def __init__(
         self,
@@ -89,9 +102,11 @@ class SparseLinear(nn.Module):
             raise TypeError(f"pattern must be a BlockPattern, got {type(pattern).__name__}")
         if pattern.shape != (out_features, in_features):
             raise ValueError(f"pattern must be [{out_features}, {in_features}], got {list(pattern.shape)}")
-        device = pattern.device if device is None else torch.device(device)
+        if device is None:  # under torch.device("meta"), as loaders of other libraries make models, parameters are meta
+            default = torch.get_default_device()
+            device = default if default.type == "meta" else pattern.device
+        device = torch.device(device)
         self.in_features, self.out_features = in_features, out_features
-        self.pattern = pattern.to(device)
         self.backend = "auto"
         self.product: Product | None = None
         self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
@@ -99,6 +114,8 @@ class SparseLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self._awaits_numbers = self.values.is_meta
+        self.pattern = pattern.to(device)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -106,11 +123,77 @@ class SparseLinear(nn.Module):
         """Draw ``values`` and ``bias`` as :class:`torch.nn.Linear` does, each row by the fan-in that it stores."""
         if self.values.is_meta:
             return
+        self._awaits_numbers = False
+        self.pattern = self._pattern.to(self.values.device)
         fan_in = fan_in_of_stored(self.pattern)
         uniform_(self.values, self.pattern, fan_in)
         if self.bias is not None:
             bound = fan_in.clamp(min=1).to(self.bias.dtype).rsqrt()
             self.bias.uniform_(-1.0, 1.0).mul_(bound)
+
+    # -- the pattern -------------------------------------------------------------------------------------------
+
+    @property
+    def pattern(self) -> BlockPattern:
+        if not torch.compiler.is_compiling():
+            self.check_pattern()
+        return self._pattern
+
+    @pattern.setter
+    def pattern(self, pattern: BlockPattern) -> None:
+        self._pattern, self._checked_broadcast = pattern, False
+        self._seen = state.write_buffers(self, pattern)
+        if isinstance(self.values, nn.Parameter):
+            self.values.of_pattern = pattern.fingerprint  # type: ignore[attr-defined]
+
+    def check_pattern(self) -> None:
+        """See that values and buffers are those of the pattern, and that it is where they are; it is called often.
+
+        Raises:
+            ValueError: another pattern was written into the buffers, or ``values`` belong to another one.
+        """
+        values, pattern, own = self.values, self._pattern, self._buffers
+        for part, tensor, version in self._seen:
+            if own.get(part) is not tensor or (version >= 0 and tensor._version != version):
+                self._settle()
+                break
+        owner = getattr(values, "of_pattern", None)
+        if owner is not None and owner != self._pattern.fingerprint:
+            raise ValueError(
+                f"{self._title}: values must be those of the layer's pattern {self._pattern.fingerprint}, "
+                f"got those of {owner}"
+            )
+        if values.device != pattern.device and not values.is_meta:
+            self.pattern = self._pattern.to(values.device)
+        if self._awaits_numbers and not values.is_meta:
+            self._awaits_numbers = False
+
+    def _settle(self) -> None:
+        """Compare the pattern with buffers that somebody has written or replaced.
+
+        DistributedDataParallel writes them before each forward pass; on a GPU, where comparing would wait for it, they
+        are compared the first time.
+        """
+        broadcast = state.were_broadcast(self, self._seen)
+        if (broadcast and self._checked_broadcast and self.values.is_cuda) or state.agree(self, self._pattern):
+            if not state.is_stacked(self):
+                self._seen, self._checked_broadcast = state.seen_now(self), broadcast
+            return
+        written, told = state.written_pattern(self, self._pattern)
+        if written is not None and self._awaits_numbers and self.pattern_owner is None:
+            self.pattern = written
+            return
+        raise ValueError(
+            f"{self._title}: crow_indices, col_indices and masks must be those of the layer's pattern "
+            f"{self._pattern.fingerprint}, got {told} written over them; load_state_dict gives them back, and "
+            "adopt_patterns(model) takes the new pattern over, if the values were written with it"
+        )
+
+    @property
+    def _title(self) -> str:
+        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
+
+    # -- computing ---------------------------------------------------------------------------------------------
 
     @property
     def weight(self) -> Tensor:
@@ -180,20 +263,19 @@ class SparseLinear(nn.Module):
     # -- nn.Module ---------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        rows, cols = self.pattern.block_shape
+        pattern = self._pattern
+        rows, cols = pattern.block_shape
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, block_shape=({rows}, {cols}), "
-            f"nnz_blocks={self.pattern.nnz_blocks}, density={self.pattern.density:.4g}, bias={self.bias is not None}"
+            f"nnz_blocks={pattern.nnz_blocks}, density={pattern.density:.4g}, bias={self.bias is not None}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        super()._apply(fn, recurse)
-        self.pattern = self.pattern.to(self.values.device)
+        self.check_pattern()
+        arrays = {id(self._buffers.get(part)) for part in state.PARTS}  # stay as they are, in to_empty() too
+        super()._apply(lambda tensor: tensor if id(tensor) in arrays else fn(tensor), recurse)
+        self.pattern = self._pattern.to(self.values.device)
         return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        save_pattern(self.pattern, destination, prefix)
 
     def _load_from_state_dict(
         self,
@@ -205,10 +287,12 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        state = dict(state_dict)
-        refused = load_pattern(self.pattern, state, prefix, missing_keys)
+        rest = dict(state_dict)
+        refused = state.take_pattern(self._pattern, rest, prefix, missing_keys)
         if refused:
             raise ValueError(refused)
-        rest: list[str] = []
-        super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, rest, error_msgs)
-        unexpected_keys.extend(rest)
+        missing: list[str] = []
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        missing_keys += [key for key in missing if key not in state.index_keys(prefix)]
+        self._awaits_numbers = False
+        self.pattern = self._pattern.to(self.values.device)

@@ -1,26 +1,127 @@
-"""The pattern's place in a state dict."""
+"""The pattern's index arrays as buffers of a layer, so that whatever saves, moves or fills modules reaches them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from efcn_sparse.pattern import BlockPattern
 
-_PARTS = ("crow_indices", "col_indices", "mask_index", "masks")
+PARTS = ("crow_indices", "col_indices", "mask_index", "masks")
+Seen = list[tuple[str, Tensor, int]]  # each buffer, and its version counter when it was last known to be right
 
 
-def save_pattern(pattern: BlockPattern, destination: dict[str, Any], prefix: str) -> None:
-    """Add copies of the pattern's arrays under ``prefix``; arrays without elements are left out.
+def index_keys(prefix: str) -> list[str]:
+    """The names of the arrays in a state dict, and those that they had in version 0.1."""
+    return [f"{prefix}{part}" for part in PARTS] + [f"{prefix}pattern.{part}" for part in PARTS]
 
-    Copies, because two layers may share one pattern, and safetensors refuses tensors that share memory.
+
+# -- buffers ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def write_buffers(layer: nn.Module, pattern: BlockPattern) -> Seen:
+    """Make the arrays of ``pattern`` buffers of ``layer``, in the memory that these have if it fits.
+
+    They are copies: layers may share a pattern, and a pattern never changes. Without masks there is no array of them.
     """
-    for part in _PARTS:
-        tensor: Tensor = getattr(pattern, part)
-        if tensor.numel() or part == "crow_indices":
-            destination[f"{prefix}pattern.{part}"] = tensor.clone()
+    for part in PARTS:
+        array, own = getattr(pattern, part), layer._buffers.get(part)
+        if part in ("mask_index", "masks") and pattern.masks.shape[0] == 0:
+            layer._buffers.pop(part, None)
+        elif own is None:
+            layer.register_buffer(part, array.clone())
+        elif _is_like(own, array):
+            own.copy_(array)
+        else:
+            layer._buffers[part] = array.clone()
+    return seen_now(layer)
+
+
+def stored_pattern(layer: Any) -> BlockPattern:
+    """The pattern that a :class:`SparseLinear` computes with, whatever was written over its arrays."""
+    return layer._pattern
+
+
+def seen_now(layer: nn.Module) -> Seen:
+    """The buffers as they are; those made in inference mode have no counter, which is -1 here."""
+    own = {part: layer._buffers.get(part) for part in PARTS}
+    return [
+        (part, tensor, -1 if tensor.is_inference() else tensor._version)
+        for part, tensor in own.items()
+        if tensor is not None
+    ]
+
+
+def were_broadcast(layer: nn.Module, seen: Seen) -> bool:
+    """Whether ``DistributedDataParallel`` may have written into the buffers, as it does before each forward pass."""
+    inside = getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
+    return inside and all(layer._buffers.get(part) is tensor for part, tensor, _ in seen)
+
+
+def agree(layer: nn.Module, pattern: BlockPattern) -> bool:
+    """Whether the buffers hold the arrays of ``pattern``; true where they have no numbers to read.
+
+    Under :func:`torch.func.vmap` each of the stacked ones must.
+    """
+    masked = pattern.masks.shape[0] > 0
+    for part in PARTS:
+        own = layer._buffers.get(part)
+        array = getattr(pattern, part)
+        if own is None:
+            if masked or part in ("crow_indices", "col_indices"):
+                return False
+            continue
+        if own.is_meta or type(own) is not Tensor:  # a fake tensor, or one that is divided among processes
+            continue
+        members = _members(own)
+        if members.shape[1:] != array.shape or not bool((members == array.to(members.device)).all()):
+            return False
+    return True
+
+
+def is_stacked(layer: nn.Module) -> bool:
+    """Whether the buffers are those of several modules at once, under :func:`torch.func.vmap`."""
+    return any(
+        torch._C._functorch.is_functorch_wrapped_tensor(own)
+        for own in map(layer._buffers.get, PARTS)
+        if own is not None
+    )
+
+
+def written_pattern(layer: nn.Module, like: BlockPattern) -> tuple[BlockPattern | None, str]:
+    """The pattern that the buffers hold, if they do; and how it is called in messages."""
+    if is_stacked(layer):
+        return None, "several different ones"
+    try:
+        written = read_pattern(layer._buffers, "", like)
+    except (ValueError, TypeError) as error:
+        return None, f"none that fits ({error})"
+    return written, "none" if written is None else written.fingerprint
+
+
+def _members(tensor: Tensor) -> Tensor:
+    """``[n, *tensor.shape]``: what :func:`torch.func.vmap` has stacked; n is 1 outside it."""
+    functorch, dims = torch._C._functorch, []
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            dims.append(functorch.maybe_get_bdim(tensor))
+        tensor = functorch.get_unwrapped(tensor)
+    for moved, dim in enumerate(reversed(dims)):
+        tensor = tensor.movedim(dim + moved, 0)
+    return tensor.flatten(0, len(dims) - 1) if dims else tensor.unsqueeze(0)
+
+
+def _is_like(own: Tensor, array: Tensor) -> bool:
+    kind = (own.shape, own.dtype, own.device) == (array.shape, array.dtype, array.device)
+    return kind and type(own) is Tensor and not own.is_inference()
+
+
+# -- state dicts -----------------------------------------------------------------------------------------------------
 
 
 def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> BlockPattern | None:
@@ -29,18 +130,25 @@ def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> B
     Raises:
         ValueError, TypeError: the arrays make no pattern of this matrix.
     """
-    found = {part: state.get(f"{prefix}pattern.{part}") for part in _PARTS}
+    found = {part: state.get(f"{prefix}{part}", state.get(f"{prefix}pattern.{part}")) for part in PARTS}
     crow, values = found["crow_indices"], state.get(f"{prefix}values")
     if crow is None:
         return None
     col = found["col_indices"] if found["col_indices"] is not None else crow.new_empty(0)
     block_shape = like.block_shape if values is None else tuple(values.shape[1:])
-    return BlockPattern.from_bsr(
-        crow, col, like.shape, block_shape, mask_index=found["mask_index"], masks=found["masks"]
-    )
+    index = None if found["mask_index"] is None else _whole(found["mask_index"])
+    masks = None if found["masks"] is None else _whole(found["masks"], torch.uint8)
+    return BlockPattern.from_bsr(_whole(crow), _whole(col), like.shape, block_shape, mask_index=index, masks=masks)
 
 
-def load_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, missing: list[str]) -> str:
+def _whole(array: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Integers that became floating-point numbers, as in the mean of several state dicts, as integers again."""
+    if not array.is_floating_point() or not bool((array == array.round()).all()):
+        return array
+    return array.to(dtype)
+
+
+def take_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, missing: list[str]) -> str:
     """Take the pattern's arrays out of ``state``; the reason for a refusal, or an empty string.
 
     A state dict without a pattern (one made by hand, say) is reported in ``missing``.
@@ -51,10 +159,10 @@ def load_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, miss
         incoming = None if found is None else f"{found.fingerprint}; adopt_patterns takes it over"
     except (ValueError, TypeError) as error:
         incoming = f"none that fits {list(pattern.shape)} ({error})"
-    for part in _PARTS:
-        state.pop(f"{prefix}pattern.{part}", None)
+    for key in index_keys(prefix):
+        state.pop(key, None)
     if incoming is None:
-        missing.append(f"{prefix}pattern.crow_indices")
+        missing.append(f"{prefix}crow_indices")
         return ""
     if found == pattern:
         return ""

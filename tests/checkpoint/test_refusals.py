@@ -102,8 +102,8 @@ NOT_LOADED = {
     "missing": (_state({"b.bias": None}), _MISMATCH + "missing ['b.bias'] and unexpected []"),
     "unexpected": (_state({"c": torch.ones(1)}), _MISMATCH + "missing [] and unexpected ['c']"),
     "no pattern": (
-        _state({"a.pattern.crow_indices": None, "a.pattern.col_indices": None}),
-        _MISMATCH + "missing ['a.pattern.crow_indices'] and unexpected []",
+        _state({"a.crow_indices": None, "a.col_indices": None}),
+        _MISMATCH + "missing ['a.crow_indices'] and unexpected []",
     ),
     "many": (
         _state({f"c{i}": torch.ones(1) for i in range(10)}),

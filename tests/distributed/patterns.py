@@ -57,6 +57,7 @@ def work(rank: int) -> dict:
         "unlike": workers.refusal(lambda: check_same_patterns(_unlike(rank))),
         "missing": workers.refusal(lambda: check_same_patterns(_unlike(0)[: 1 + rank])),
         "alike": workers.refusal(lambda: check_same_patterns(DistributedDataParallel(_unlike(0)))),
+        "unlike in training": workers.refusal(lambda: DistributedDataParallel(_unlike(rank))(torch.ones(1, 8))),
         "unlike factors": workers.refusal(lambda: join_factors(Factors(torch.ones(2, 3), torch.ones(3, 3)))),
     }
 

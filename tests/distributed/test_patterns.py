@@ -20,6 +20,13 @@ def test_unlike_patterns_of_equal_size_are_named(ranks):
         assert rank["alike"] == "no error"
 
 
+def test_unlike_patterns_are_noticed_in_the_first_forward_pass(ranks):
+    """DistributedDataParallel gives every rank the buffers of rank 0, the index arrays among them."""
+    one, two = (patterns._unlike(rank)[1].pattern.fingerprint for rank in (0, 1))
+    assert ranks[0]["unlike in training"] == "no error"
+    assert f"must be those of the layer's pattern {two}, got {one} written over them" in ranks[1]["unlike in training"]
+
+
 def test_blocks_move_as_in_one_process_with_the_joined_batch(ranks):
     model = patterns.net()
     start = [layer.pattern for layer in (model[0], model[2])]

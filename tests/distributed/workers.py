@@ -115,13 +115,12 @@ def _fully_sharded(rank: int, folder: Path) -> dict:
     dcp.load(state, checkpoint_id=folder / "checkpoint")
     set_model_state_dict(model, state["model"])
     results["loaded checkpoint"] = get_model_state_dict(model, options=FULL)
-    own_patterns = {name: part for name, part in model.state_dict().items() if ".pattern." in f".{name}"}
     from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(model, dict(other) if rank == 0 else own_patterns, options=from_first)
+    set_model_state_dict(model, dict(other) if rank == 0 else {}, options=from_first)
     results["broadcast"] = get_model_state_dict(model, options=FULL)
 
     wrong = dict(other)
-    wrong["4.pattern.col_indices"] = wrong["4.pattern.col_indices"].roll(1)
+    wrong["4.col_indices"] = wrong["4.col_indices"].roll(1)
     results["wrong pattern"] = refusal(lambda: set_model_state_dict(model, wrong, options=FULL))
     return results
 

@@ -54,7 +54,7 @@ def test_parameters() -> None:
     }
     assert all(type(parameter) is nn.Parameter and parameter.is_leaf for parameter in layer.parameters())
     assert [name for name, _ in es.SparseLinear(37, 35, p, bias=False).named_parameters()] == ["values"]
-    assert list(layer.buffers()) == []
+    assert [name for name, _ in layer.named_buffers()] == ["crow_indices", "col_indices"]
 
 
 def test_clipping_counts_the_stored_gradient() -> None:

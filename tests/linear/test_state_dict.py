@@ -52,16 +52,16 @@ def test_keys() -> None:
     assert list(_layer(pattern("square")).state_dict()) == [
         "values",
         "bias",
-        "pattern.crow_indices",
-        "pattern.col_indices",
+        "crow_indices",
+        "col_indices",
     ]
     masked = list(nn.ModuleDict({"net": _layer(pattern("masked"), bias=False)}).state_dict())
     assert masked == [
         "net.values",
-        "net.pattern.crow_indices",
-        "net.pattern.col_indices",
-        "net.pattern.mask_index",
-        "net.pattern.masks",
+        "net.crow_indices",
+        "net.col_indices",
+        "net.mask_index",
+        "net.masks",
     ]
 
 
@@ -69,12 +69,12 @@ def test_the_pattern_can_be_rebuilt_from_the_state() -> None:
     p = pattern("masked-ragged")
     state = _layer(p).state_dict()
     again = BlockPattern.from_bsr(
-        state["pattern.crow_indices"],
-        state["pattern.col_indices"],
+        state["crow_indices"],
+        state["col_indices"],
         p.shape,
         tuple(state["values"].shape[1:]),
-        mask_index=state["pattern.mask_index"],
-        masks=state["pattern.masks"],
+        mask_index=state["mask_index"],
+        masks=state["masks"],
     )
     assert again == p
 
@@ -88,13 +88,43 @@ def test_two_layers_of_one_pattern_go_into_one_safetensors_file(tmp_path: Path) 
     assert _same(net, other)
 
 
-def test_writing_into_a_state_dict_leaves_the_pattern_alone() -> None:
-    layer = _layer(pattern("masked"))
-    before = layer.pattern.fingerprint
-    for name, tensor in layer.state_dict().items():
-        if name.startswith("pattern."):
-            tensor.zero_()
-    assert pickle.loads(pickle.dumps(layer.pattern)).fingerprint == before
+def test_writing_into_a_state_dict_leaves_the_pattern_alone_and_is_noticed() -> None:
+    p = pattern("masked")
+    layer = _layer(p)
+    right = copy.deepcopy(layer.state_dict())
+    layer.state_dict()["mask_index"].zero_()
+    assert pickle.loads(pickle.dumps(p)).fingerprint == p.fingerprint
+    with pytest.raises(ValueError, match="must be those of the layer's pattern"):
+        layer(torch.ones(1, 48))
+    layer.load_state_dict(right)
+    assert layer.pattern is p
+
+
+def test_files_of_version_0_1() -> None:
+    """Their index arrays are called ``pattern.crow_indices`` and so on, and are left out where they are empty."""
+    for name in ("masked", "empty", "ragged"):
+        layer, other = _layer(pattern(name)), _layer(pattern(name), seed=1)
+        state = layer.state_dict()
+        for part in ("crow_indices", "col_indices", "mask_index", "masks"):
+            tensor = state.pop(part, torch.empty(0))
+            if tensor.numel():
+                state[f"pattern.{part}"] = tensor
+        assert str(other.load_state_dict(state)) == "<All keys matched successfully>"
+        assert _same(layer, other)
+        with pytest.raises(ValueError, match="the state dict's pattern must be"):
+            _layer(BlockPattern.dense(layer.pattern.shape, (2, 2))).load_state_dict(state)
+
+
+def test_the_mean_of_state_dicts() -> None:
+    """Averages make floating-point numbers of the indices; those of one pattern are its indices still."""
+    p = pattern("masked")
+    one, two = (_layer(p, seed).state_dict() for seed in (1, 2))
+    layer = _layer(p)
+    layer.load_state_dict({name: (one[name] + two[name]) / 2 for name in one})
+    torch.testing.assert_close(layer.values.detach(), (one["values"] + two["values"]) / 2)
+    other = BlockPattern.from_bsr(p.crow_indices, p.col_indices, p.shape, p.block_shape)
+    with pytest.raises(ValueError, match=r"must hold integers|the state dict's pattern must be"):
+        layer.load_state_dict({name: (one[name] + t) / 2 for name, t in _layer(other).state_dict().items()})
 
 
 @pytest.mark.parametrize("prefix", ["", "net."])
@@ -134,10 +164,10 @@ def test_a_pattern_of_another_matrix_is_refused() -> None:
 
 def test_a_state_without_a_pattern_is_reported_missing() -> None:
     layer = _layer(pattern("square"))
-    state = {name: tensor for name, tensor in layer.state_dict().items() if not name.startswith("pattern.")}
-    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "pattern.crow_indices"'):
+    state = {name: tensor for name, tensor in layer.state_dict().items() if "indices" not in name}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "crow_indices"'):
         layer.load_state_dict(state)
-    assert layer.load_state_dict(state, strict=False).missing_keys == ["pattern.crow_indices"]
+    assert layer.load_state_dict(state, strict=False).missing_keys == ["crow_indices"]
 
 
 def test_unknown_keys_are_reported() -> None:
