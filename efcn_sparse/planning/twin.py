@@ -16,7 +16,7 @@ from efcn_sparse.planning.fused_cost import FusedCost
 from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
 from efcn_sparse.planning.live_memory import LiveMemory, meta_copy
 
-_BYTES_PER_BLOCK = 7 * 4  # two walks, masks and classes, int32
+_BYTES_PER_BLOCK = 8 * 4  # two walks, masks and classes, and columns once more as a layer's buffer, int32
 _BYTES_PER_KERNEL_ENTRY = 4 + 8  # its place in the maps where blocks divide the channels, and how many copies it has
 
 
