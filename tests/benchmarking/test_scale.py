@@ -14,6 +14,7 @@ from efcn_sparse.gradients import record_factors
 from experiments import scale
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not extension_status().available, reason="the reference backend gathers blocks, so it holds more")
 @pytest.mark.parametrize(("options", "status"), [([], 0), (["--unfused"], 1), (["--budget", "1.1"], 0)])
 def test_steps_are_right_and_only_unfused_ones_hold_a_gradient(options, status):
