@@ -20,7 +20,7 @@ define REQUIREMENTS
 $(if $(FOUND),,$(error Python 3.10 or newer is missing: install it, or name it: make PYTHON=/path/to/python3))
 $(if $(filter no-venv,$(FACTS)),$(error $(FOUND) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)))
 $(if $(filter no-headers,$(FACTS)),$(error $(FOUND) has no Python.h: install it (on Debian and Ubuntu: apt install python3-dev)))
-$(if $(shell command -v $(COMPILER)),,$(error A C++ compiler is missing ($(COMPILER)): install g++, or name one: CXX=clang++ make))
+$(if $(shell command -v $(COMPILER)),,$(error A C++ compiler is missing ($(COMPILER)): install g++, or name one: CXX=g++-13 make))
 endef
 
 .PHONY: help demo test test-all bench lint format clean setup

@@ -6,12 +6,19 @@ EFCN_BUILD=auto, the default, builds it where a C++ compiler is found; cpu insis
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
 
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones stop at pyproject.toml's license, with a traceback
+    sys.exit(
+        f"efcn_sparse: setuptools must be 77 or newer, got {setuptools.__version__}: pip install 'setuptools>=77,<82' "
+        "(torch 2.11 refuses 82)"
+    )
 CHOICES = ("auto", "cpu", "none")
 
 
@@ -25,6 +32,21 @@ def what_is_missing() -> str:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "there is no Python.h; install the headers of this Python (python3-dev)"
     return ""
+
+
+LOADS = "import sys, torch, importlib.util as u; u.module_from_spec(u.spec_from_file_location('_C', sys.argv[1]))"
+
+
+def check_that_it_loads(file: str) -> None:
+    """Remove what was built and stop, if this Python cannot load it."""
+    done = subprocess.run([sys.executable, "-c", LOADS, file], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        Path(file).unlink()
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        sys.exit(
+            f"efcn_sparse: the extension was compiled and does not load ({reason}): use the compiler whose OpenMP "
+            "runtime torch has loaded, as a rule CXX=g++ (clang++ needs libomp, and one process one runtime)"
+        )
 
 
 def with_extension() -> dict:
@@ -43,7 +65,14 @@ def with_extension() -> dict:
         # -fopenmp is left out when linking: one process needs one OpenMP runtime, and torch has loaded it already.
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-fopenmp", "-Wall"],
     )
-    return dict(ext_modules=[extension], cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=True)))
+
+    class BuildAndLoad(BuildExtension.with_options(use_ninja=True)):
+        def run(self) -> None:
+            super().run()
+            folder = Path() if self.inplace else Path(self.build_lib)
+            check_that_it_loads(str((folder / self.get_ext_filename(extension.name)).resolve()))
+
+    return dict(ext_modules=[extension], cmdclass=dict(build_ext=BuildAndLoad))
 
 
 choice = os.environ.get("EFCN_BUILD", "auto")

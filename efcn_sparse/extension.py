@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 
 
@@ -31,12 +32,19 @@ def extension_status() -> ExtensionStatus:
         >>> isinstance(es.extension_status().available, bool)
         True
     """
-    if os.environ.get("EFCN_EXTENSION", "").lower() == "off":
+    if extension_is_off():
         return ExtensionStatus(False, "EFCN_EXTENSION=off is set", "")
     try:
         module = importlib.import_module("efcn_sparse._C")
     except ModuleNotFoundError:
+        if not sys.platform.startswith("linux"):
+            return ExtensionStatus(False, f"it is compiled on Linux only, not on {sys.platform}", "")
         return ExtensionStatus(False, "it was not built; reinstall with a C++ compiler and EFCN_BUILD=cpu", "")
     except (ImportError, OSError) as error:
         return ExtensionStatus(False, f"it does not load ({error}); rebuild it against the installed torch", "")
     return ExtensionStatus(True, "", str(module.__file__))
+
+
+def extension_is_off() -> bool:
+    """Whether ``EFCN_EXTENSION=off`` leaves the extension out on purpose."""
+    return os.environ.get("EFCN_EXTENSION", "").lower() == "off"

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 
 import torch
 
-from efcn_sparse.ops.backends import BACKENDS
+from efcn_sparse.extension import extension_is_off
+from efcn_sparse.ops.backends import BACKENDS, reference
+
+_KERNELS = {"cpu": "cpu", "cuda": "triton"}  # the backend that one expects on such a device
 
 
 @functools.cache
 def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The name of the backend of the two operations that runs, as :func:`choose` has it."""
-    return choose(BACKENDS, backend, device, dtype)
+    """The name of the backend of the two operations that runs, as :func:`choose` has it.
+
+    Warns where there are kernels for such a device, and ``"auto"`` must do without.
+    """
+    name = choose(BACKENDS, backend, device, dtype)
+    if backend == "auto" and name == reference.NAME and torch.device(device).type in _KERNELS:
+        _warn_of_slow(torch.device(device).type, dtype)
+    return name
+
+
+@functools.cache
+def _warn_of_slow(kind: str, dtype: torch.dtype) -> None:
+    if kind == "cpu" and extension_is_off():
+        return
+    reason = BACKENDS[_KERNELS[kind]].why_not(kind, dtype)
+    silence = " (EFCN_EXTENSION=off says that this is meant)" if kind == "cpu" else ""
+    warnings.warn(
+        f"efcn_sparse runs on plain torch for {kind} tensors, which is several times slower: {reason}{silence}"
+    )
 
 
 def choose(backends: Mapping[str, ModuleType], backend: str, device: torch.device | str, dtype: torch.dtype) -> str:

@@ -1,5 +1,6 @@
 """EFCN_BUILD: what it builds, what it refuses, and what it says."""
 
+import shutil
 import sys
 
 import pytest
@@ -59,3 +60,28 @@ def test_torch_must_be_there_to_build(setup_py, without_torch, choice):
 def test_none_needs_neither_torch_nor_compiler(setup_py, without_torch):
     done = setup_py(EFCN_BUILD="none", CXX="nonesuch++", PYTHONPATH=without_torch)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_old_setuptools_is_one_line(setup_py, tmp_path, choice):
+    (tmp_path / "setuptools.py").write_text("__version__ = '65.5.0'\nsetup = None")
+    done = setup_py(EFCN_BUILD=choice, PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert only_line(done.stderr).startswith("efcn_sparse: setuptools must be 77 or newer, got 65.5.0: pip install")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_an_extension_that_does_not_load_is_refused(project, run, tmp_path):
+    """As clang++ builds it, whose OpenMP calls are not in the runtime that torch has loaded."""
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns("csrc", "tests"))
+    (copy / "csrc").mkdir()
+    (copy / "csrc" / "one.cpp").write_text(
+        'extern "C" void __kmpc_nowhere();\nextern "C" void* PyInit__C() { __kmpc_nowhere(); return nullptr; }\n'
+    )
+    done = run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=copy, EFCN_BUILD="cpu")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("efcn_sparse: the extension was compiled and does not load (ImportError: ")
+    assert "undefined symbol: __kmpc_nowhere" in last
+    assert not list((copy / "efcn_sparse").glob("_C*"))

@@ -1,5 +1,11 @@
 """Without its compiled extension the package works, and says why the extension is not there."""
 
+import os
+import sys
+import sysconfig
+
+import pytest
+
 WORKS = """
 import torch, efcn_sparse as es
 print(es.extension_status())
@@ -29,3 +35,29 @@ def test_works_without_extension(python):
     assert reason == "the compiled extension is missing: EFCN_EXTENSION=off is set"
     assert refusal == f"backend 'cpu' cannot run torch.float32 on cpu: {reason}"
     assert backend == "reference"
+
+
+TWO_DTYPES = """
+import torch, efcn_sparse as es
+pattern = es.BlockPattern.random((32, 16), (8, 8), density=0.5)
+for dtype in (torch.float32, torch.float64):
+    for _ in range(2):
+        es.SparseLinear(16, 32, pattern, dtype=dtype)(torch.randn(4, 16, dtype=dtype))
+"""
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_says_once_that_it_is_slow(project, run, meant):
+    """``project`` is the package without what was built."""
+    path = os.pathsep.join([str(project), sysconfig.get_path("purelib")])
+    off = dict(EFCN_EXTENSION="off") if meant else {}
+    # -S: no .pth files, or an editable installation in this environment would lend it its extension.
+    done = run([sys.executable, "-S", "-c", TWO_DTYPES], PYTHONPATH=path, **off)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "UserWarning" in line]
+    assert len(said) == (0 if meant else 1)
+    if not meant:
+        assert (
+            "plain torch for cpu tensors, which is several times slower: the compiled extension is missing" in said[0]
+        )
+        assert "it was not built; reinstall with a C++ compiler and EFCN_BUILD=cpu" in said[0]
