@@ -38,6 +38,6 @@ def __getattr__(name: str) -> object:
 
     if name == "locality":
         return importlib.import_module("efcn_sparse.landscape").locality
-    if name in ("training", "distributed", "landscape"):
+    if name in ("convert", "training", "distributed", "landscape"):
         return importlib.import_module(f"efcn_sparse.{name}")
     raise AttributeError(f"module 'efcn_sparse' has no attribute {name!r}")

@@ -74,3 +74,12 @@ def from_scipy(matrix: bsr_array) -> tuple[BlockPattern, Tensor]:
 def _refuse_ragged(pattern: BlockPattern, layout: str) -> None:
     if pattern.is_ragged:
         raise ValueError(f"pattern must have sides that are multiples of its block for {layout}, got {pattern}")
+
+
+def __getattr__(name: str) -> object:
+    """The conversions of layers, whose code lies with the layers."""
+    if name.startswith("locally_connected_from_"):
+        from efcn_sparse.embedding import foreign_weights
+
+        return getattr(foreign_weights, name)
+    raise AttributeError(f"module 'efcn_sparse.convert' has no attribute {name!r}")

@@ -12,7 +12,8 @@ from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
 
 _CHUNK_ELEMENTS = 1 << 22
-_Sizes = int | Sequence[int]
+Sizes = int | Sequence[int]
+Padding = Sizes | Sequence[tuple[int, int]] | str
 
 
 class _LocallyConnected(EmbeddedConv):
@@ -22,18 +23,18 @@ class _LocallyConnected(EmbeddedConv):
         self,
         in_channels: int,
         out_channels: int,
-        input_size: _Sizes,
-        kernel_size: _Sizes,
-        stride: _Sizes = 1,
-        padding: _Sizes | Sequence[tuple[int, int]] | str = 0,
-        dilation: _Sizes = 1,
+        input_size: Sizes,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Padding = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = {
-            name: _each(name, given, self.dims)
+            name: each(name, given, self.dims)
             for name, given in dict(
                 input_size=input_size, kernel_size=kernel_size, stride=stride, dilation=dilation
             ).items()
@@ -59,7 +60,7 @@ class _LocallyConnected(EmbeddedConv):
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[cls.dims - 1]
         if not isinstance(conv, kind):
             raise TypeError(f"conv must be a {kind.__name__}, got {type(conv).__name__}")
-        geometry = ConvGeometry.of(conv, _each("input_size", input_size, cls.dims))
+        geometry = ConvGeometry.of(conv, each("input_size", input_size, cls.dims))
         weight = conv.weight
         layer = cls(
             geometry.in_channels, geometry.out_channels, geometry.input_size, geometry.kernel_size, geometry.stride,
@@ -200,16 +201,15 @@ class LocallyConnected3d(_LocallyConnected):
     dims = 3
 
 
-def _each(name: str, given: _Sizes, dims: int) -> tuple[int, ...]:
+def each(name: str, given: Sizes, dims: int) -> tuple[int, ...]:
+    """One integer per dimension."""
     sizes = (given,) * dims if isinstance(given, int) else tuple(given)
     if len(sizes) != dims or not all(isinstance(size, int) for size in sizes):
         raise ValueError(f"{name} must be an integer or {dims} of them, got {given!r}")
     return sizes
 
 
-def _padding(
-    given: _Sizes | Sequence[tuple[int, int]] | str, sizes: dict[str, tuple[int, ...]]
-) -> tuple[tuple[int, int], ...]:
+def _padding(given: Padding, sizes: dict[str, tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
     dims = len(sizes["kernel_size"])
     if given == "valid":
         return ((0, 0),) * dims
