@@ -156,12 +156,29 @@ def pattern(name: str, device: str = "cpu") -> BlockPattern:
     return PATTERNS[name]() if device == "cpu" else pattern(name).to(device)
 
 
+def cases(names: Iterable[str], *dtypes: torch.dtype, where: Callable[[Backend], bool] = lambda _: True) -> list[Any]:
+    """``pytest.param`` of (row, name), a choice: each backend meets every name in one dtype and, name after name,
+    every dtype; no two backends that are quick meet a name in the same. Slow backends are thinned out elsewhere."""
+    quick = [backend.name for backend in filter(where, BACKENDS) if not backend.slow]
+    table = []
+    for param in rows(*dtypes, where=where):
+        row = param.values[0]
+        known = [dtype for dtype in DTYPES if not dtypes or dtype in dtypes]
+        for k, name in enumerate(names):
+            if row.backend in quick and row.dtype != known[(k + 2 * quick.index(row.backend)) % len(known)]:
+                continue
+            table.append(pytest.param(row, name, id=f"{param.id}-{name}", marks=param.marks))
+    return table
+
+
 # What a slow backend runs of every test: some values of each parameter, where there is a choice.
 _ON_SLOW: dict[str, tuple[Any, ...]] = {
     "batch": (0, 1, 2, 3, 7),
     "layout": ("contiguous", "sliced", "transposed", "unaligned", "expanded-both"),
     "leading": ((), (2, 3), (0, 3)),
     "block_shape": ((5, 7),),
+    "small": ("ragged-masked",),
+    "beta": (0.5,),
     "optimizer": ("sgd-momentum-decay", "adamw"),
     "support": ("local", "dilated"),
     "shape": ((0, 16), (16, 0)),

@@ -111,7 +111,7 @@ def results_ignore_threads(row: Row, pattern: BlockPattern, *, batch: int = 64) 
     try:
         torch.set_num_threads(1)
         alone = _bits(row, pattern, batch)
-        for threads in (2, 3, 8):
+        for threads in (2, 5):
             torch.set_num_threads(threads)
             for name, got, one in zip(("y", "dx", "dvalues"), _bits(row, pattern, batch), alone, strict=True):
                 assert torch.equal(got, one), f"{name} differs between 1 and {threads} threads"

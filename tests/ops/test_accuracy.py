@@ -6,7 +6,10 @@ import pytest
 
 from efcn_sparse import BlockPattern
 from tests.ops import laws
-from tests.table import BATCHES, BFLOAT16, EMPTY_SHAPES, FLOAT32, FLOAT64, PATTERNS, Row, pattern, rows
+from tests.table import BATCHES, BFLOAT16, EMPTY_SHAPES, FLOAT32, FLOAT64, PATTERNS, Row, cases, pattern, rows
+
+MIXED = ("square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries")
+LONG = ("square", "ragged-long-rows", "long-rows", "odd-blocks", "masked-ragged")
 
 
 @pytest.mark.parametrize("row", rows())
@@ -22,15 +25,16 @@ def test_sddmm_is_the_dense_product(row: Row, name: str) -> None:
     laws.sddmm_is_dense(row, pattern(name, row.device))
 
 
-@pytest.mark.parametrize("row", rows())
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("row", "name"), cases(PATTERNS))
 def test_gradients_are_the_dense_gradients(row: Row, name: str) -> None:
     for transpose in (False, True):
         laws.gradients_are_dense(row, pattern(name, row.device), transpose=transpose)
 
 
-@pytest.mark.parametrize("row", rows(FLOAT64, FLOAT32, BFLOAT16))
-@pytest.mark.parametrize("name", ["square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries"])
+@pytest.mark.parametrize(
+    ("row", "name"),
+    cases(["square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries"], FLOAT64, FLOAT32, BFLOAT16),
+)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_batch_size(row: Row, name: str, batch: int) -> None:
     laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=False, bias=True)
@@ -38,8 +42,10 @@ def test_every_batch_size(row: Row, name: str, batch: int) -> None:
     laws.sddmm_is_dense(row, pattern(name, row.device), batch=batch)
 
 
-@pytest.mark.parametrize("row", rows(FLOAT32, BFLOAT16))
-@pytest.mark.parametrize("name", ["square", "ragged-long-rows", "long-rows", "odd-blocks", "masked-ragged"])
+@pytest.mark.parametrize(
+    ("row", "name"),
+    cases(LONG, FLOAT32, BFLOAT16),
+)
 def test_large_batches(row: Row, name: str) -> None:
     laws.spmm_is_dense(row, pattern(name, row.device), batch=1037, transpose=False, bias=True)
     laws.spmm_is_dense(row, pattern(name, row.device), batch=1037, transpose=True, bias=False)

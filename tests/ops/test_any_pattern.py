@@ -13,7 +13,7 @@ from tests.table import BACKENDS, BFLOAT16, DTYPES, FLOAT32, FLOAT64, GPU, Row
 
 SIDES = st.one_of(st.integers(0, 40), st.integers(41, 150))
 BLOCKS = st.tuples(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 32]), st.sampled_from([1, 2, 3, 6, 8, 16, 31, 32]))
-LIMITS = settings(max_examples=15 if GPU else 60, deadline=None)  # each example compiles kernels on a GPU
+LIMITS = settings(max_examples=15 if GPU else 40, deadline=None)  # each example compiles kernels on a GPU
 
 
 @st.composite
@@ -76,7 +76,7 @@ def test_accumulation(row: Row, p: BlockPattern, batch: int, alpha: float, beta:
 
 
 @pytest.mark.skipif(not SLOW, reason="no backend is slow here: all are among those of the tests above")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(row=present_rows(slow=True), p=patterns(), batch=st.integers(0, 20), transpose=st.booleans())
 def test_slow_backends(row: Row, p: BlockPattern, batch: int, transpose: bool) -> None:
     laws.gradients_are_dense(row, p, batch=batch, transpose=transpose)

@@ -32,10 +32,10 @@ def _leaf(*shape: int, row: Row, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("small", SMALL)
 @pytest.mark.parametrize("transpose", [False, True])
-def test_first_and_second_derivatives_of_spmm(row: Row, name: str, transpose: bool) -> None:
-    p = SMALL[name]().to(row.device)
+def test_first_and_second_derivatives_of_spmm(row: Row, small: str, transpose: bool) -> None:
+    p = SMALL[small]().to(row.device)
     out_features, in_features = p.shape[::-1] if transpose else p.shape
     x, values = _leaf(3, in_features, row=row, seed=1), _leaf(*p.values_shape, row=row, seed=2)
     bias = _leaf(out_features, row=row, seed=3)
@@ -48,9 +48,9 @@ def test_first_and_second_derivatives_of_spmm(row: Row, name: str, transpose: bo
 
 
 @pytest.mark.parametrize("row", rows(FLOAT64))
-@pytest.mark.parametrize("name", SMALL)
-def test_first_and_second_derivatives_of_sddmm(row: Row, name: str) -> None:
-    p = SMALL[name]().to(row.device)
+@pytest.mark.parametrize("small", SMALL)
+def test_first_and_second_derivatives_of_sddmm(row: Row, small: str) -> None:
+    p = SMALL[small]().to(row.device)
     a, b = _leaf(3, p.shape[0], row=row, seed=1), _leaf(3, p.shape[1], row=row, seed=2)
 
     def product(a: Tensor, b: Tensor) -> Tensor:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import pytest
 
 from tests.ops import laws
-from tests.table import PATTERNS, Row, pattern, rows
+from tests.table import PATTERNS, Row, cases, pattern
 
-STEADY = rows(where=lambda backend: backend.threads_keep_bits)
+UNEVEN = ("unbalanced", "long-rows", "masked-ragged", "entries", "ragged-long-rows")
 
 
-@pytest.mark.parametrize("row", rows())
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("row", "name"), cases(PATTERNS))
 def test_run_to_run(row: Row, name: str) -> None:
     laws.results_repeat(row, pattern(name, row.device))
 
 
-@pytest.mark.parametrize("row", STEADY)
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("row", "name"), cases(PATTERNS, where=lambda backend: backend.threads_keep_bits))
 def test_one_thread_or_many(row: Row, name: str) -> None:
     laws.results_ignore_threads(row, pattern(name, row.device))
 
 
-@pytest.mark.parametrize("row", STEADY)
-@pytest.mark.parametrize("name", ["unbalanced", "long-rows", "masked-ragged", "entries", "ragged-long-rows"])
+@pytest.mark.parametrize(("row", "name"), cases(UNEVEN, where=lambda backend: backend.threads_keep_bits))
 @pytest.mark.parametrize("batch", [1, 7, 301, 1037])
 def test_one_thread_or_many_at_odd_batches(row: Row, name: str, batch: int) -> None:
     laws.results_ignore_threads(row, pattern(name, row.device), batch=batch)
