@@ -66,7 +66,7 @@ def with_extension() -> dict:
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-fopenmp", "-Wall"],
     )
 
-    class BuildAndLoad(BuildExtension.with_options(use_ninja=True)):
+    class BuildAndLoad(BuildExtension):
         def run(self) -> None:
             super().run()
             folder = Path() if self.inplace else Path(self.build_lib)
