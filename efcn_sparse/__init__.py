@@ -12,6 +12,7 @@ from efcn_sparse.embedding import embed as embed
 from efcn_sparse.embedding import start_low_rank as start_low_rank
 from efcn_sparse.embedding import unembed as unembed
 from efcn_sparse.extension import extension_status as extension_status
+from efcn_sparse.finetune import SparseDelta as SparseDelta
 from efcn_sparse.fused import FusedOptimizer as FusedOptimizer
 from efcn_sparse.gradients import outside_gradient_norm as outside_gradient_norm
 from efcn_sparse.gradients import record_factors as record_factors

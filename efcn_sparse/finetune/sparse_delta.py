@@ -1,0 +1,187 @@
+"""A frozen linear layer and trainable blocks that are added to its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from efcn_sparse.finetune.scores import gradient_scores
+from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.refusals import reason_to_keep, shared_parameter
+from efcn_sparse.pattern import BlockPattern
+
+
+class SparseDelta(nn.Module):
+    """``y = x (W + Δ)ᵀ + b``: a frozen :class:`torch.nn.Linear`, and a block-sparse Δ that starts at zero and trains.
+
+    A fine-tuned model then is its base and a few blocks. Δ has any rank, at places of one's own choice; :meth:`add`
+    puts it where the gradient of some batches is largest.
+
+    Args:
+        linear: is frozen (``requires_grad`` becomes False), and not copied.
+        pattern: the blocks of Δ.
+
+    Attributes:
+        linear: as given.
+        delta: the blocks, a :class:`SparseLinear` without bias: ``delta.values`` is the only trainable parameter. With
+            :class:`FusedOptimizer` no gradient of it is held.
+        merged: whether Δ is in ``linear.weight`` at present.
+
+    Law: right after it is made, and after ``merge()`` and ``unmerge()``, all outputs are what they were.
+
+    Raises:
+        ValueError: the pattern is not of the shape of ``linear.weight``.
+
+    Example:
+        >>> linear = nn.Linear(64, 32)
+        >>> layer = SparseDelta(linear, BlockPattern.random((32, 64), (8, 8), density=0.25))
+        >>> x = torch.randn(4, 64)
+        >>> torch.equal(layer(x), linear(x)), [name for name, p in layer.named_parameters() if p.requires_grad]
+        (True, ['delta.values'])
+    """
+
+    _before: Tensor | None
+
+    def __init__(self, linear: nn.Linear, pattern: BlockPattern) -> None:
+        super().__init__()
+        weight = linear.weight
+        if pattern.shape != tuple(weight.shape):
+            raise ValueError(f"pattern must be of shape {list(weight.shape)}, as the weight, got {list(pattern.shape)}")
+        self.linear = linear.requires_grad_(False)
+        self.delta = SparseLinear(
+            linear.in_features, linear.out_features, pattern, bias=False, device=weight.device, dtype=weight.dtype
+        )
+        nn.init.zeros_(self.delta.values)
+        self.merged = False
+        self._before = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight ``[out_features, in_features]``; with Δ in it while ``merged``."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y if self.merged else y + self.delta(x)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """Add Δ to the frozen weight, in place, for inference at the cost of the dense layer; gives the linear layer.
+
+        The blocks of the weight that change are kept, so that :meth:`unmerge` brings them back bit for bit.
+        """
+        if not self.merged:
+            pattern, weight = self.delta.pattern, self.linear.weight
+            self._before = pattern.gather(weight)
+            _write(weight, pattern, self._before + self.delta.values)
+            self.merged = True
+        return self.linear
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Undo :meth:`merge`."""
+        if self.merged:
+            assert self._before is not None
+            _write(self.linear.weight, self.delta.pattern, self._before)
+            self._before, self.merged = None, False
+
+    @staticmethod
+    def add(
+        model: nn.Module,
+        rules: Mapping[str, Mapping[str, Any] | None],
+        loss: Callable[[nn.Module, Any], Tensor],
+        batches: Iterable[Any],
+    ) -> dict[str, SparseDelta]:
+        """Put a delta beside every :class:`torch.nn.Linear` whose name matches a rule (the first counts), in place.
+
+        The blocks are those with the largest sum over the batches of the squared norm of their gradient, which is
+        computed exactly, a part of it at a time.
+
+        Args:
+            model: any module; all its parameters are frozen.
+            rules: shell-style name patterns to ``dict(density=..., block_shape=(rows, cols))``, or None to leave a
+                layer frozen without a delta.
+            loss: ``loss(model, batch)``, a scalar.
+            batches: of the data to fine-tune on; a few are enough.
+
+        Returns:
+            The new layers by name.
+
+        Raises:
+            ValueError: a rule matches no Linear or is no such dict, there are no batches, a layer was not used by them,
+                or it cannot be replaced without losing something. Nothing has been replaced then.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+            >>> x = torch.randn(8, 16)
+            >>> rules = {"2": None, "*": dict(density=0.25, block_shape=(8, 8))}
+            >>> list(SparseDelta.add(net, rules, lambda net, x: net(x).square().mean(), [x]))
+            ['0']
+        """
+        chosen = _chosen(model, rules)
+        given = {name: (module, rule["block_shape"]) for name, (module, rule) in chosen.items()}
+        scores = gradient_scores(model, given, loss, batches)
+        patterns = {}
+        for name, (module, rule) in chosen.items():
+            rows, cols = scores[name].shape
+            most = max(1, round(rule["density"] * rows * cols))
+            best = scores[name].flatten().topk(most).indices
+            shape = (module.out_features, module.in_features)
+            patterns[name] = BlockPattern.from_blocks(best // cols, best % cols, shape, rule["block_shape"])
+        model.requires_grad_(False)
+        made = {name: SparseDelta(module, patterns[name]) for name, (module, _) in chosen.items()}
+        beside = {id(layer.linear): layer for layer in made.values()}
+        for name, module in list(model.named_modules(remove_duplicate=False)):  # a shared layer stays shared
+            if id(module) in beside:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, beside[id(module)])
+        return made
+
+    def extra_repr(self) -> str:
+        return f"merged={self.merged}"
+
+
+def _write(weight: Tensor, pattern: BlockPattern, values: Tensor) -> None:
+    """Set the entries of ``weight`` in the support to ``values``, block by block."""
+    (height, width), support = pattern.block_shape, pattern.support_of_blocks()
+    rows, cols = pattern.rows_of_blocks().tolist(), pattern.col_indices.tolist()
+    for number, (row, col) in enumerate(zip(rows, cols, strict=True)):
+        part = weight[row * height : (row + 1) * height, col * width : (col + 1) * width]
+        new = values[number, : part.shape[0], : part.shape[1]]
+        part.copy_(new if support is None else new.where(support[number, : part.shape[0], : part.shape[1]], part))
+
+
+def _chosen(
+    model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, tuple[nn.Linear, Mapping[str, Any]]]:
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen, unused = {}, set(rules)
+    for name, module in linears.items():
+        pattern = next((pattern for pattern in rules if fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            continue
+        unused.discard(pattern)
+        rule = rules[pattern]
+        if rule is None:
+            continue
+        if set(rule) != {"density", "block_shape"} or not 0 < rule["density"] <= 1:
+            raise ValueError(f"rules must be dict(density in (0, 1], block_shape=...) or None, got {rule!r}")
+        reason = "it is the model itself" if not name else reason_to_keep(module, nn.Linear)
+        reason = reason or shared_parameter(model, module)
+        if reason is not None:
+            raise ValueError(
+                f"{name!r} cannot have a delta: {reason}; the rule {{{name!r}: None}} before the others leaves it out"
+            )
+        chosen[name] = (module, rule)
+    if unused:
+        raise ValueError(f"rules must each match an nn.Linear, got {sorted(unused)} against {list(linears)}")
+    return chosen

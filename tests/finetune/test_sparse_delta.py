@@ -1,0 +1,166 @@
+"""Trainable blocks beside a frozen weight, against the dense layer with both in one matrix."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse as es
+from efcn_sparse.finetune.scores import gradient_scores
+
+PATTERNS = {
+    "whole blocks": lambda: es.BlockPattern.random((24, 40), (8, 8), 0.4, torch.Generator().manual_seed(0)),
+    "ragged": lambda: es.BlockPattern.random((24, 40), (7, 16), 0.5, torch.Generator().manual_seed(1)),
+    "masked": lambda: es.BlockPattern.from_mask(torch.rand(24, 40) < 0.1, (6, 8)),
+}
+
+
+def filled(pattern):
+    torch.manual_seed(3)
+    layer = es.SparseDelta(nn.Linear(40, 24).double(), pattern)
+    with torch.no_grad():
+        layer.delta.values.normal_()
+    return layer
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_outputs_and_gradients_are_those_of_the_sum(kind):
+    layer = filled(PATTERNS[kind]())
+    x = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    weight = (layer.linear.weight + layer.delta.pattern.to_dense(layer.delta.values)).detach().requires_grad_()
+    y, expected = layer(x), nn.functional.linear(twin, weight, layer.linear.bias)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    expected.backward(dy)
+    assert torch.allclose(y, expected)
+    assert torch.allclose(x.grad, twin.grad)
+    assert torch.allclose(layer.delta.values.grad, layer.delta.pattern.gather(weight.grad))
+    assert layer.linear.weight.grad is None
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_merging_is_undone_bit_for_bit(kind):
+    layer = filled(PATTERNS[kind]())
+    x = torch.randn(5, 40, dtype=torch.float64)
+    y, before = layer(x), layer.linear.weight.clone()
+    linear = layer.merge()
+    layer.merge()  # a second time changes nothing
+    assert torch.allclose(linear(x), y)
+    assert torch.equal(layer(x), linear(x))
+    layer.unmerge()
+    layer.unmerge()
+    assert torch.equal(layer.linear.weight, before)
+    assert torch.equal(layer(x), y)
+
+
+class Net(nn.Module):
+    """A layer that is used twice, one that nothing before it requires, and a frozen one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.head = nn.Linear(10, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.twice(self.twice(self.first(x).tanh()).tanh()))
+
+
+def loss(net, batch):
+    return nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+
+def batches():
+    draw = torch.Generator().manual_seed(4)
+    return [(torch.randn(6, 10, generator=draw), torch.randint(3, (6,), generator=draw)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_scores_are_the_norms_of_the_blocks_of_the_dense_gradient(frozen):
+    net = Net()
+    expected = dict.fromkeys(("first", "twice", "head"), 0)
+    for batch in batches():
+        net.zero_grad()
+        loss(net, batch).backward()
+        for name in expected:
+            gradient = getattr(net, name).weight.grad
+            gradient = nn.functional.pad(gradient, (0, -gradient.shape[1] % 8, 0, -gradient.shape[0] % 4))
+            expected[name] += gradient.double().unfold(0, 4, 4).unfold(1, 8, 8).square().sum((2, 3))
+    net.zero_grad()
+    net.requires_grad_(not frozen)
+    found = gradient_scores(net, {name: (getattr(net, name), (4, 8)) for name in expected}, loss, batches())
+    for name, score in expected.items():
+        assert torch.allclose(found[name], score, rtol=1e-5)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_model_learns_through_its_deltas_alone():
+    torch.manual_seed(0)
+    net = Net()
+    base, data = copy.deepcopy(net), batches()
+    made = es.SparseDelta.add(net, {"head": None, "*": dict(density=0.5, block_shape=(4, 4))}, loss, data)
+    assert list(made) == ["first", "twice"]
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        "first.delta.values",
+        "twice.delta.values",
+    ]
+    x = data[0][0]
+    assert torch.equal(net(x), base(x))
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.02)
+    start = loss(net, data[0]).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(net, data[0]).backward()
+        optimizer.step()
+    assert loss(net, data[0]).item() < 0.8 * start
+    for name in ("first", "twice"):
+        assert torch.equal(getattr(net, name).linear.weight, getattr(base, name).weight)
+    again = Net()
+    es.SparseDelta.add(again, {"head": None, "*": dict(density=0.5, block_shape=(4, 4))}, loss, data)
+    assert [layer.delta.pattern.nnz_blocks for layer in (again.first, again.twice)] == [6, 8]
+
+
+def test_a_shared_layer_stays_shared():
+    shared = nn.Linear(4, 4)
+    net = nn.Sequential(shared, nn.Tanh(), shared)
+    rules = {"*": dict(density=0.5, block_shape=(2, 2))}
+    made = es.SparseDelta.add(net, rules, lambda net, x: net(x).sum(), [torch.ones(1, 4)])
+    assert list(made) == ["0"]
+    assert net[0] is net[2] is made["0"]
+
+
+def test_the_blocks_are_those_with_the_largest_gradient():
+    net = nn.Sequential(nn.Linear(8, 8))
+    x = torch.zeros(3, 8)
+    x[:, 6] = 1.0  # only columns 4 to 7 get a gradient
+    es.SparseDelta.add(net, {"*": dict(density=0.5, block_shape=(4, 4))}, lambda net, x: net(x).sum(), [x])
+    assert net[0].delta.pattern.col_indices.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rules", "data", "message"),
+    [
+        ({"nothing": None}, None, r"rules must each match an nn.Linear, got \['nothing'\]"),
+        ({"*": dict(density=0.5)}, None, "rules must be dict"),
+        ({"*": dict(density=0.0, block_shape=(4, 4))}, None, "rules must be dict"),
+        ({"*": dict(density=0.5, block_shape=(4, 4))}, [], "at least one batch"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_changes(rules, data, message):
+    net = Net()
+    with pytest.raises(ValueError, match=message):
+        es.SparseDelta.add(net, rules, loss, batches() if data is None else data)
+    assert type(net.first) is nn.Linear
+    assert net.first.weight.requires_grad
+
+
+def test_layers_that_the_batches_do_not_use_or_that_are_tied_are_refused_by_name():
+    net = Net()
+    rule = {"*": dict(density=0.5, block_shape=(4, 4))}
+    with pytest.raises(ValueError, match="got no gradient in twice, head"):
+        es.SparseDelta.add(net, rule, lambda net, batch: net.first(batch[0]).sum(), batches())
+    net.head.bias = net.twice.bias
+    with pytest.raises(ValueError, match=r"'twice' cannot have a delta: its bias is shared with 'head\.bias'"):
+        es.SparseDelta.add(net, rule, loss, batches())
+    with pytest.raises(ValueError, match=r"pattern must be of shape \[4, 3\]"):
+        es.SparseDelta(nn.Linear(3, 4), es.BlockPattern.dense((3, 4), (2, 2)))
