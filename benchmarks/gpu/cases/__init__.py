@@ -26,7 +26,7 @@ class Measurement(NamedTuple):
 def measurements(groups: Sequence[str], dry: bool) -> list[Measurement]:
     """Every case of these groups, and what describes the device."""
     if dry:
-        shapes = [Shape(16, 64, 0.25, 16), Shape(32, 64, 0.5, 16)]
+        shapes = [Shape(16, 64, 0.25, 16)]
         nets = [("vanilla", 32, 2)]
     else:
         shapes = [Shape(block, SIDE, density, n) for n, density in BATCHES_AND_DENSITIES for block in BLOCKS]
@@ -39,12 +39,6 @@ def measurements(groups: Sequence[str], dry: bool) -> list[Measurement]:
         Measurement(f"step: {name} at {pixels} pixels, N={n}", "steps", partial(steps.measure, net=(name, pixels, n)))
         for name, pixels, n in nets
     ]
-    first = len(BLOCKS) + 1
-    ordered = [
-        *of_products[:first],
-        *of_steps[:1],
-        *of_products[first : 2 * first],
-        *of_steps[1:],
-        *of_products[2 * first :],
-    ]
+    large, small = len(BLOCKS) + 1, 2 * len(BLOCKS) + 1  # products of the first and second batch
+    ordered = [*of_products[:large], *of_steps[:1], *of_products[large:small], *of_steps[1:], *of_products[small:]]
     return [Measurement("device", "device", device.measure), *(one for one in ordered if one.group in groups)]
