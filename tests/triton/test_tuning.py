@@ -123,6 +123,17 @@ def test_explain_says_the_tile_and_why() -> None:
     )
 
 
+@needs_triton
+@pytest.mark.skipif(GPU, reason="asks for the interpreter's tile")
+def test_explain_says_that_a_tuning_file_is_bad(own: Path) -> None:
+    own.write_text("{")
+    tuning.forget()
+    layer = es.SparseLinear(48, 64, pattern("square"))
+    layer.backend = "triton"
+    found = es.explain(layer).tiles["spmm"]
+    assert found.startswith(f"none: {own} must be a tuning table with a list of rows: ")
+
+
 # -- measured rows ---------------------------------------------------------------------------------------------------
 
 OWN = Config(64, 32, 16, members=2, swizzle=5, pieces=7, warps=2, stages=5)

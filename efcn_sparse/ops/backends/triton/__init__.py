@@ -80,6 +80,9 @@ def choices(pattern: BlockPattern, batch: int, dtype: torch.dtype, device: torch
     found = {}
     for operation in tiles.OPERATIONS:
         problem = plan.Problem.of(operation, pattern, batch, dtype, devices.device_of(device))
-        config, why = plan.choice_for(problem)
-        found[operation] = f"{config} ({why})"
+        try:
+            config, why = plan.choice_for(problem)
+            found[operation] = f"{config} ({why})"
+        except (RuntimeError, ValueError) as error:  # a bad tuning file, or one whose tiles do not fit
+            found[operation] = f"none: {error}"
     return found

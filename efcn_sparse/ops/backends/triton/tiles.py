@@ -74,7 +74,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ArchRule:
     """Of one architecture.
 
     Attributes:
@@ -90,10 +90,10 @@ class Rule:
 
 _TILES = ((128, 128, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4))
 RULES = {
-    "sm80": Rule(_TILES, stages=4, balance=64),
-    "sm90": Rule(((256, 128, 8), *_TILES), stages=4, balance=128),
-    "sm100": Rule(_TILES, stages=4, balance=256),
-    "gfx942": Rule(_TILES, stages=2, balance=128),
+    "sm80": ArchRule(_TILES, stages=4, balance=64),
+    "sm90": ArchRule(((256, 128, 8), *_TILES), stages=4, balance=128),
+    "sm100": ArchRule(_TILES, stages=4, balance=256),
+    "gfx942": ArchRule(_TILES, stages=2, balance=128),
 }
 _BUSY = 0.9  # share of the multiprocessors that must have a program
 _STRETCH = 1024  # rows of the batch that are worth a program of their own in sddmm

@@ -105,7 +105,7 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-class _Sums(NamedTuple):
+class _CopySums(NamedTuple):
     """fp64 sums of each element of each class, and of the off-local elements of each task."""
 
     totals: Tensor
@@ -139,7 +139,7 @@ def project(values: Tensor, plan: SubspacePlan, tie: bool) -> None:
             )  # fmt: skip
 
 
-def _read(values: Tensor, plan: SubspacePlan) -> _Sums:
+def _read(values: Tensor, plan: SubspacePlan) -> _CopySums:
     todo, tile = schedule_of(plan), plan.maps[:1].numel()
     totals, squares = values.new_empty((2, *plan.maps.shape), dtype=torch.float64)
     slots = values.new_empty((2, max(1, todo.slots), todo.width), dtype=torch.float64)
@@ -155,10 +155,10 @@ def _read(values: Tensor, plan: SubspacePlan) -> _Sums:
             add_slots_kernel[(todo.sums.shape[0],)](
                 totals, squares, slots[0], slots[1], todo.sums, tile, WIDTH=todo.width
             )
-    return _Sums(totals, squares, off_local)
+    return _CopySums(totals, squares, off_local)
 
 
-def _join(values: Tensor, plan: SubspacePlan, todo: Schedule, sums: _Sums, projected: Tensor | None) -> Tensor:
+def _join(values: Tensor, plan: SubspacePlan, todo: Schedule, sums: _CopySums, projected: Tensor | None) -> Tensor:
     """fp64 ``[programs, 2]``: tied and untied squares; means of kernel entries go to ``projected`` if it is there."""
     starts, places = plan.entries
     entries = starts.numel() - 1
