@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from efcn_sparse.fused.layer_update import MakeOptimizer
-from efcn_sparse.fused.refusals import refuse_sharded
+from efcn_sparse.fused.product import Gradient, refuse_sharded
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern import BlockPattern
@@ -22,26 +23,35 @@ class InsideUpdate:
     keeps_cast = True  # 2 bytes a weight held from forward to backward, for the 6 that casting again would move
 
     def __init__(self, name: str, layer: SparseLinear, make: MakeOptimizer) -> None:
-        self.name, self._layer = name, layer
+        self.name, self._layer = name or "model", layer
         self.optimizer: torch.optim.Optimizer = make([layer.values])
-        scaling_of(name or "model", self.optimizer)
+        scaling_of(self.name, self.optimizer)
+        self.group: dict[str, Any] = self.optimizer.param_groups[0]
+        self.state: dict[str, Any] = {}
 
     def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
         """Nothing is kept for blocks; see :class:`efcn_sparse.linear.Product`."""
         return lambda: None
 
-    @torch.no_grad()
-    def step(self, a: Tensor, b: Tensor) -> None:
-        """One step with the gradient ``aᵀ b``, by the settings that the optimizer has now.
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """Plain SGD has none."""
 
-        Args:
-            a: ``[N, out_features]``, the gradient of the layer's output.
-            b: ``[N, in_features]``, its input.
-        """
-        alpha, beta = scaling_of(self.name or "model", self.optimizer)
+    @torch.no_grad()
+    def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
+        """One step by the settings that the optimizer has now."""
+        self.optimizer.param_groups[0] = self.group
+        alpha, beta = scaling_of(self.name, self.optimizer)
+        if scale is not None:
+            alpha *= float(scale)
         layer = self._layer
-        refuse_sharded(self.name or "model", layer.values)
-        sddmm(a, b, layer.pattern, alpha=alpha, beta=beta, out=layer.values, backend=layer.backend)
+        refuse_sharded(self.name, layer.values)
+        values = layer.values
+        for a, b in gradient.factors:
+            sddmm(a, b, layer.pattern, alpha=alpha, beta=beta, out=values, backend=layer.backend)
+            beta = 1.0
+        for held in gradient.held:
+            values.mul_(beta).add_(held, alpha=alpha)
+            beta = 1.0
 
 
 def scaling_of(name: str, optimizer: torch.optim.Optimizer) -> tuple[float, float]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.fused.moved_blocks import moved_parameters, moved_states
-from efcn_sparse.fused.rounding import Storage
+from efcn_sparse.fused.precision import MASTER, Master, Storage
+from efcn_sparse.fused.product import Gradient
+from efcn_sparse.fused.state import fresh_state, moved_blocks
 from efcn_sparse.fused.workspace import WORKSPACE_BYTES, Workspace, workspace_bytes
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm
@@ -22,106 +23,162 @@ MOST_SLICES = 64  # torch's optimizers look at every parameter in each step
 
 
 class Cut(NamedTuple):
-    """The slices of a layer's values, views of them, and where these begin in memory."""
+    """The slices of a layer's values, and views of them."""
 
     slices: list[RowSlice]
     values: list[Tensor]
-    place: int
 
 
 class LayerUpdate:
-    """Steps of a torch optimizer over the slices of one layer's values, from the two factors of their gradient."""
+    """Steps of a torch optimizer over the slices of one layer's values, from the parts of their gradient.
+
+    Attributes:
+        optimizer: has the slices for parameters.
+        group: the settings, to which those of ``optimizer`` are set before each step; ``params`` are the values.
+        state: what the optimizer keeps for the values as a whole, as it would unfused: tensors of their shape, of which
+            the slices' are views, and scalars.
+    """
 
     keeps_cast = False
 
     def __init__(
         self, name: str, layer: SparseLinear, make: MakeOptimizer, storage: Storage, workspace: Workspace
     ) -> None:
-        self.name, self._layer, self._storage, self._workspace = name, layer, storage, workspace
-        self._cut = self._cut_of(layer.pattern, layer.values.detach())
-        self._parameters = [nn.Parameter(storage.held(part)) for part in self._cut.values]
-        self.optimizer = make(self._parameters) if self._parameters else None
+        self.name, self._layer, self._storage, self._workspace = name or "model", layer, storage, workspace
+        self._cut, self._parameters = self._cut_of(layer.pattern, layer.values.detach())
+        self.optimizer = make(self._parameters)
+        if len(self.optimizer.param_groups) != 1:
+            got = len(self.optimizer.param_groups)
+            raise ValueError(f"{self.name}: make must give one parameter group for the values of a layer, got {got}")
+        self.group: dict[str, Any] = {**self.optimizer.param_groups[0], "params": [layer.values]}
+        self.state: dict[str, Any] = {}
+        self._seen = -1  # the version of the values after the last step
 
-    def _cut_of(self, pattern: BlockPattern, values: Tensor) -> Cut:
+    def _cut_of(self, pattern: BlockPattern, values: Tensor) -> tuple[Cut, list[nn.Parameter]]:
         block_bytes = max(1, math.prod(pattern.block_shape) * values.element_size())
         target = workspace_bytes(values.device, WORKSPACE_BYTES)
         most = max(target // block_bytes, -(-pattern.nnz_blocks // MOST_SLICES), 1)
         slices = row_slices(pattern, most)
         parts = [values[part.blocks] for part in slices]
         self._workspace.reserve(values, max((part.numel() for part in parts), default=0))
-        return Cut(slices, parts, values.data_ptr())
+        # an optimizer must have a parameter, where there are no blocks too
+        return Cut(slices, parts), [nn.Parameter(self._storage.held(part)) for part in parts or [values]]
 
-    def check_place(self) -> None:
-        """Raise ``RuntimeError`` if the values were moved or replaced since the update was built."""
-        if self._layer.values.data_ptr() != self._cut.place:
-            raise RuntimeError(
-                f"{self.name}: values must stay where they were when FusedOptimizer was made; "
-                "move or convert the model first, then make the optimizer"
-            )
+    # -- a step ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def squared_norm(self, gradient: Gradient, scale: Tensor | None = None) -> Tensor:
+        """fp64 scalar: the squared norm of ``scale`` times the gradient at the stored blocks."""
+        total = torch.zeros((), dtype=torch.float64, device=self._layer.values.device)
+        for _, part in self._parts(gradient, scale):
+            total += part.double().square().sum()
+        return total
+
+    @torch.no_grad()
+    def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
+        """One step of the optimizer with ``scale`` (None: 1) times the gradient."""
+        self.optimizer.param_groups[0].update((k, v) for k, v in self.group.items() if k != "params")
+        if isinstance(self._storage, Master) and (
+            MASTER not in self.state or self._layer.values._version != self._seen
+        ):
+            self._storage.refresh(self._layer.values.detach(), self.state)
+        for i, part in self._parts(gradient, scale):
+            parameter, values, cut = self._parameters[i], self._cut.values[i], self._cut.slices[i]
+            self._storage.take(parameter, values, cut, self.state)
+            parameter.grad = part.to(parameter.dtype)
+            self.optimizer.step()
+            parameter.grad = None
+            self._storage.put(parameter, values)
+            self._gather(parameter, cut)
+        torch.autograd.graph.increment_version(self._layer.values)
+        self._seen = self._layer.values._version
+
+    def _parts(self, gradient: Gradient, scale: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        """The gradient of each slice; it is overwritten by the next."""
+        values, backend = self._layer.values, self._layer.backend
+        for i, cut in enumerate(self._cut.slices):
+            total = None
+            for use, (a, b) in enumerate(gradient.factors):
+                if total is None:
+                    # under autocast the factors have fewer bits than the values, and so has their product, as unfused
+                    like = a if len(gradient.factors) == 1 else values
+                    total = self._workspace.take(like, cut.pattern.values_shape)
+                sddmm(a[:, cut.rows], b, cut.pattern, backend=backend, out=total, beta=float(use > 0))
+            for held in gradient.held:
+                part = held[cut.blocks]
+                total = part if total is None else total.to(part.dtype) + part
+            assert total is not None
+            if scale is not None:
+                factor = scale.to(total.dtype)
+                total = total.mul_(factor) if gradient.factors else total * factor
+            yield i, total
+
+    def _gather(self, parameter: nn.Parameter, cut: RowSlice) -> None:
+        """Keep what the optimizer has made for a slice in the state of the whole values."""
+        mine = self.optimizer.state.get(parameter, {})
+        for key, entry in mine.items():
+            if not isinstance(entry, Tensor) or entry.dim() == 0:
+                self.state[key] = entry
+                continue
+            if entry.shape != cut.pattern.values_shape:
+                raise ValueError(
+                    f"optimizer must keep scalars or tensors like values, got {key!r} {list(entry.shape)} "
+                    f"for values {list(cut.pattern.values_shape)}"
+                )
+            if key not in self.state:
+                self.state[key] = entry.new_zeros(self._layer.values.shape)
+            place = self.state[key][cut.blocks]
+            if entry.data_ptr() != place.data_ptr():
+                place.copy_(entry)
+                mine[key] = place
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """Make ``state`` that of the values: tensors of their shape, which become this update's own, and scalars."""
+        self.state.clear()
+        self.state.update(state)
+        self._share(self._parameters, _sliced(state, self._cut, self._parameters))
+
+    def _share(self, parameters: list[nn.Parameter], states: Mapping[nn.Parameter, dict[str, Any]]) -> None:
+        self.optimizer.param_groups[0]["params"][:] = parameters
+        self.optimizer.state.clear()
+        self.optimizer.state.update(states)
 
     @torch.no_grad()
     def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
         """Prepare slices and optimizer state for blocks at new places; see :class:`efcn_sparse.linear.Product`."""
-        cut, optimizer = self._cut_of(pattern, values), self.optimizer
-        if optimizer is None or not cut.slices:
-            if optimizer is not None or cut.slices:
-                raise NotImplementedError(
-                    f"{self.name}: a fused optimizer cannot follow to or from a layer of no blocks"
-                )
-            return lambda: setattr(self, "_cut", cut)
-        if len(optimizer.param_groups) != 1:
-            raise NotImplementedError(
-                f"{self.name}: a fused optimizer must have one parameter group a layer for its blocks to move, "
-                f"got {len(optimizer.param_groups)}"
-            )
-        sizes = [len(part) for part in cut.values]
-        parameters = [nn.Parameter(self._storage.held(part)) for part in cut.values]
-        masters = moved_parameters(self._parameters, source, sizes) if self._storage.keeps_copies else None
-        states = moved_states([optimizer.state.get(p, {}) for p in self._parameters], source, sizes)
-        by_parameter = dict(zip(parameters, states, strict=True))
-        for parameter, master in zip(parameters, masters or [], strict=False):
-            parameter.data = master
+        cut, parameters = self._cut_of(pattern, values)
+        state = {
+            key: moved_blocks(entry, source, fresh_state(self.optimizer, self.group, key))
+            if isinstance(entry, Tensor) and entry.dim() > 0
+            else entry
+            for key, entry in self.state.items()
+        }
+
+        states = _sliced(state, cut, parameters)
 
         def commit() -> None:
             self._cut, self._parameters = cut, parameters
-            optimizer.param_groups[0]["params"][:] = parameters
-            optimizer.state.clear()
-            optimizer.state.update({parameter: state for parameter, state in by_parameter.items() if state})
+            self.state.update(state)
+            self._share(parameters, states)
 
         return commit
 
-    @torch.no_grad()
-    def squared_norm(self, a: Tensor, b: Tensor) -> Tensor:
-        """fp64 scalar: the squared norm of the gradient ``aᵀ b`` at the stored blocks."""
-        total = torch.zeros((), dtype=torch.float64, device=a.device)
-        for _, gradient in self._gradients(a, b):
-            total += gradient.double().square().sum()
-        return total
 
-    @torch.no_grad()
-    def step(self, a: Tensor, b: Tensor, scale: Tensor | None = None) -> None:
-        """One step of the optimizer with the gradient ``scale · aᵀ b``.
+def _sliced(state: Mapping[str, Any], cut: Cut, parameters: list[nn.Parameter]) -> dict[nn.Parameter, dict[str, Any]]:
+    """What the optimizer keeps for each slice: views of tensors, copies of scalars."""
 
-        Args:
-            a: ``[N, out_features]``, the gradient of the layer's output.
-            b: ``[N, in_features]``, its input.
-            scale: a scalar, or None for 1.
-        """
-        self.check_place()
-        for i, gradient in self._gradients(a, b):
-            parameter = self._parameters[i]
-            self._storage.take(parameter, self._cut.values[i])
-            gradient = gradient.to(parameter.dtype)
-            parameter.grad = gradient if scale is None else gradient.mul_(scale.to(gradient.dtype))
-            assert self.optimizer is not None
-            self.optimizer.step()
-            parameter.grad = None
-            self._storage.put(parameter, self._cut.values[i])
-        torch.autograd.graph.increment_version(self._layer.values)
+    def part_of(entry: Any, part: RowSlice) -> Any:
+        if not isinstance(entry, Tensor):
+            return entry
+        return entry[part.blocks] if entry.dim() else entry.clone()
 
-    def _gradients(self, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for i, part in enumerate(self._cut.slices):
-            # under autocast the factors have fewer bits than the values, and so has their product, as unfused
-            gradient = self._workspace.take(a, part.pattern.values_shape)
-            sddmm(a[:, part.rows], b, part.pattern, backend=self._layer.backend, out=gradient)
-            yield i, gradient
+    own = {key: entry for key, entry in state.items() if key != MASTER}
+    if not own:
+        return {}
+    return {
+        parameter: {key: part_of(entry, part) for key, entry in own.items()}
+        for parameter, part in zip(parameters, cut.slices, strict=False)
+    }

@@ -2,62 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from efcn_sparse.fused.elementwise import check_elementwise
 from efcn_sparse.fused.inside import InsideUpdate
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
-from efcn_sparse.fused.product import UpdatingProduct
-from efcn_sparse.fused.refusals import refuse_sharded
-from efcn_sparse.fused.rounding import STORAGE
+from efcn_sparse.fused.precision import STORAGE
+from efcn_sparse.fused.product import Gradient, UpdatingProduct, refuse_sharded
 from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(Optimizer):
     """Update the values of every :class:`SparseLinear` of a model while ``loss.backward()`` runs.
 
-    The gradient of the values is formed slice by slice in a small workspace, handed to a torch optimizer for that
-    slice, and overwritten by the next. So a step holds no gradient, and a slice is still in the cache when it is
-    used. All other parameters are stepped by :meth:`step`, as usual. It works with every optimizer whose update of a
-    number depends on that number's own gradient and state alone (SGD, momentum, Adam, AdamW, ...).
+    Inside :meth:`updating`, the gradient of the values is formed slice by slice in a small workspace, handed to a torch
+    optimizer for that slice, and overwritten by the next. So a step holds no gradient, and a slice is still in the
+    cache when it is used. All other parameters are stepped by :meth:`step`, as usual. It works with every optimizer
+    whose update of a number depends on that number's own gradient and state alone (SGD, momentum, Adam, AdamW, ...).
+
+    Outside of :meth:`updating` it is an optimizer like any other: a backward pass moves nothing and adds to
+    ``values.grad``, and :meth:`step` uses that. So ``torch.autograd.grad``, gradients accumulated over several backward
+    passes, a ``GradScaler`` and clipping by :func:`torch.nn.utils.clip_grad_norm_` work there as they do unfused, for
+    the memory of the gradients. What was accumulated outside counts in the next update inside.
 
     Args:
         model: any module; it must be on its device, and in its dtype, already.
         make: makes the optimizer of a list of parameters, ``lambda p: torch.optim.SGD(p, lr=0.1)``. It is called once
-            for each layer and once for all other parameters.
+            for each layer and once for all other parameters; for an optimizer that is not torch's own, twice more, to
+            see whether it is elementwise.
         max_norm: clip the gradients of the whole model to this L2 norm, exactly as
-            :func:`torch.nn.utils.clip_grad_norm_` does. The norm must be known before the first update, so the updates
-            then happen in :meth:`step`: gradients are computed twice, and the layers' inputs are held until then.
+            :func:`torch.nn.utils.clip_grad_norm_` does (which, after an update inside, finds no gradient of the
+            values). The norm must be known before the first update, so the updates then happen in :meth:`step`:
+            gradients are computed twice, and the layers' inputs are held until then.
+        skip_nonfinite: leave everything as it is in a step whose gradient holds infinity or NaN, and count it in
+            ``skipped``. Updates then happen in :meth:`step`, as with ``max_norm``, and the host waits for the device.
         precision: ``"native"``; ``"master"``: the optimizer steps fp32 copies of the values; ``"stochastic"``: bf16
             values are rounded stochastically from an fp32 result, without copies.
         inside: step the values inside the product that would form their gradient, with neither gradient nor workspace.
-            For plain ``torch.optim.SGD`` only: no momentum, no ``max_norm``, native precision; rate and weight decay
-            are read at each step (a captured CUDA graph keeps those of its capture). Under autocast fp32 values take
-            the step in fp32, and their 16-bit copy is held from forward to backward.
+            For plain ``torch.optim.SGD`` only: no momentum, neither ``max_norm`` nor ``skip_nonfinite``, native
+            precision; rate and weight decay are read at each step (a captured CUDA graph keeps those of its capture).
+            Under autocast fp32 values take the step in fp32, and their 16-bit copy is held from forward to backward.
 
-    Slices and state follow the blocks when :func:`regrow` moves them.
+    Attributes:
+        skipped: how many steps were skipped.
 
-    Law: the values after a step are those of the same optimizer unfused, bit by bit on one backend. With ``inside``
-    they are ``(1 - lr · weight_decay) · values - lr · dyᵀ x`` rounded once, sums in fp32 (fp64 for fp64).
+    Slices and state follow the blocks when :func:`regrow` moves them. ``state`` and ``state_dict()`` are those of an
+    unfused optimizer with a parameter group for each layer. A copy or a file of the model is unfused; a copy of the
+    optimizer is one of the model's copy, so copy both at once.
+
+    Law: the values after a step are those of the same optimizer unfused, bit by bit on one backend where a layer is
+    used once. With ``inside`` they are ``(1 - lr · weight_decay) · values - lr · dyᵀ x`` rounded once, sums in fp32
+    (fp64 for fp64).
 
     Raises:
-        ValueError: the model has no sparse layer that trains or a sharded one, or an argument is out of range; or
-            ``inside`` cannot be (in backward too, where settings changed).
+        ValueError: the model has no sparse layer, a sharded one, or two that share values; an argument is out of range;
+            the optimizer is not elementwise (Adafactor, L-BFGS, LAMB, ...); or ``inside`` cannot be (in backward too,
+            where settings changed).
         TypeError: ``inside`` with another optimizer than ``torch.optim.SGD``.
-        RuntimeError: (in backward) a layer was used twice, or values moved since this was made; (in forward) the model
-            runs inside ``DistributedDataParallel``, which could not average the gradients.
-        NotImplementedError: a gradient scaler is used, whose scale the update cannot know; bf16 needs none.
+        RuntimeError: (in forward) values moved since this was made, or the model runs inside
+            ``DistributedDataParallel``, which could not average the gradients; (in backward) a layer got two gradients
+            inside :meth:`updating` without a step between them; (in ``step``) a ``GradScaler`` has scaled what was
+            updated inside.
 
     Example:
         >>> import torch, efcn_sparse as es
         >>> layer = es.SparseLinear(64, 64, es.BlockPattern.random((64, 64), (8, 8), 0.5))
         >>> optimizer = es.FusedOptimizer(layer, lambda p: torch.optim.SGD(p, lr=0.1))
         >>> before = layer.values.detach().clone()
-        >>> layer(torch.randn(4, 64)).square().sum().backward()
+        >>> loss = layer(torch.randn(4, 64)).square().sum()
+        >>> with optimizer.updating():
+        ...     loss.backward()
         >>> optimizer.step()
         >>> layer.values.grad is None, torch.equal(layer.values, before)
         (True, False)
@@ -69,6 +92,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         make: MakeOptimizer,
         *,
         max_norm: float | None = None,
+        skip_nonfinite: bool = False,
         precision: str = "native",
         inside: bool = False,
     ) -> None:
@@ -78,124 +102,257 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"max_norm must be positive, got {max_norm}")
         if inside and max_norm is not None:
             raise ValueError(f"max_norm must be None for steps inside, which know no gradient, got {max_norm}")
+        if inside and skip_nonfinite:
+            raise ValueError("skip_nonfinite must be False for steps inside, which know no gradient, got True")
         if inside and precision != "native":
             raise ValueError(f"precision must be 'native' for steps inside, got {precision!r}")
-        layers = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, SparseLinear) and module.values.requires_grad
-        }
-        if not layers:
-            raise ValueError(f"model must hold a SparseLinear that trains, got {type(model).__name__} without one")
-        for name, layer in layers.items():
-            if layer.product is not None:
-                raise ValueError(f"{name or 'model'}: must have no fused optimizer yet; detach() the other one first")
-            refuse_sharded(name or "model", layer.values)
-        fused = {id(layer.values) for layer in layers.values()}
-        rest = [p for p in model.parameters() if id(p) not in fused and p.requires_grad]
-        self._layers, self._max_norm = layers, max_norm
-        self._rest = make(rest) if rest else None
-        self._workspace = Workspace()
+        self._arguments = (
+            model, make, dict(max_norm=max_norm, skip_nonfinite=skip_nonfinite, precision=precision, inside=inside),
+        )  # fmt: skip
+        self._max_norm, self._skip_nonfinite = max_norm, skip_nonfinite
+        self._workspace, self.skipped = Workspace(), 0
+        self._armed = self._told = False
+        self._waiting: list[tuple[LayerUpdate | InsideUpdate, Gradient]] = []
+        layers = _layers_of(model)
         self._updates: dict[str, LayerUpdate | InsideUpdate] = {
             name: InsideUpdate(name, layer, make)
             if inside
             else LayerUpdate(name, layer, make, STORAGE[precision](), self._workspace)
             for name, layer in layers.items()
         }
-        self._factors: list[tuple[LayerUpdate, Tensor, Tensor]] = []
-        inner = [self._rest, *(update.optimizer for update in self._updates.values())]
-        self._inner = [optimizer for optimizer in inner if optimizer is not None]
-        self.defaults = self._inner[0].defaults
-        # the dictionaries of the inner optimizers themselves, so that a scheduler reaches them
-        self.param_groups = [group for optimizer in self._inner for group in optimizer.param_groups]
-        for name, layer in layers.items():
-            layer.product = self._product(name, layer)
+        first = next(iter(self._updates.values())).optimizer
+        check_elementwise(make, first)
+        fused = {id(layer.values) for layer in layers.values()}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in fused]
+        self._make, self._rest = make, make(rest) if rest else None
+        self._products: dict[str, UpdatingProduct] = {}
+        super().__init__([update.group for update in self._updates.values()], first.defaults)
+        if self._rest is not None:
+            self.param_groups[:0] = self._rest.param_groups  # the same dictionaries, so that a scheduler reaches them
+        self._link()
+        self._products = {
+            name: UpdatingProduct(name, layer, self._updates[name], lambda: self._armed, self._take)
+            for name, layer in layers.items()
+        }
+        for layer, product in zip(layers.values(), self._products.values(), strict=True):
+            layer.product = product
 
-    def _product(self, name: str, layer: SparseLinear) -> UpdatingProduct:
-        update = self._updates[name]
+    def _link(self) -> None:
+        """Let the state be one: the rest's own, and that of each layer's values."""
+        if self._rest is not None:
+            for parameter, state in self._rest.state.items():
+                self.state[parameter] = state
+            self._rest.state = self.state
+        for update in self._updates.values():
+            self.state[update.group["params"][0]] = update.state
 
-        def take(a: Tensor, b: Tensor) -> None:
-            if isinstance(update, InsideUpdate) or self._max_norm is None:
-                update.step(a, b)
-            else:
-                update.check_place()
-                self._factors.append((update, a, b))
+    # -- a step ------------------------------------------------------------------------------------------------
 
-        return UpdatingProduct(name, layer, update, take)
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """Backward passes inside update the values; :meth:`step` comes after, and once for each such pass."""
+        if self._armed:
+            raise RuntimeError("updating() must not be entered inside itself")
+        self._armed = True
+        try:
+            yield
+        finally:
+            self._armed = False
+            for product in self._products.values():
+                product.forget()
+
+    def _take(self, product: UpdatingProduct, gradient: Gradient) -> None:
+        update = product.update
+        if self._max_norm is None and not self._skip_nonfinite:
+            update.step(gradient)
+        else:
+            self._waiting.append((update, gradient))  # type: ignore[arg-type]
 
     @property
-    def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
-        """The states of all inner optimizers, by parameter; those of the values by slice."""
-        return {parameter: state for optimizer in self._inner for parameter, state in optimizer.state.items()}
+    def _step_supports_amp_scaling(self) -> bool:
+        # asked by GradScaler.step: only if so does it leave a mark, grad_scale, that step() can refuse
+        return any(product.done for product in self._products.values())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Step all parameters that have not been updated in the backward pass.
+
+        Args:
+            closure: computes the loss and runs its backward pass, which is taken inside :meth:`updating`.
+
+        Returns:
+            What ``closure`` gave; None without it.
+        """
+        if hasattr(self, "grad_scale"):
+            raise RuntimeError(
+                "updates inside updating() must not be scaled by a GradScaler, and have been: they moved the weights by "
+                "the scaled gradient. Begin again from a checkpoint, with the backward pass outside of updating()"
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad(), self.updating():
+                loss = closure()
+        gradients = [*self._waiting, *self._held()]
+        rest = [p for group in (self._rest.param_groups if self._rest else ()) for p in group["params"]]
+        scale = None
+        if self._max_norm is not None or self._skip_nonfinite:
+            norm = self._norm(gradients, rest)
+            if self._skip_nonfinite and not bool(norm.isfinite()):
+                self.skipped += 1
+                self._end_step()
+                return loss
+            if self._max_norm is not None:
+                scale = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
+                for parameter in rest:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(scale.to(parameter.grad.dtype))
+        for update, gradient in gradients:
+            update.step(gradient, scale)
+        if self._rest is not None:
+            self._rest.step()
+        self._end_step()
+        return loss
+
+    def _held(self) -> list[tuple[LayerUpdate | InsideUpdate, Gradient]]:
+        """The gradients that backward passes outside of updating() have left in ``values.grad``."""
+        found, nbytes = [], 0
+        for name, product in self._products.items():
+            product.check_place()
+            gradient = product.layer.values.grad
+            if gradient is None:
+                continue
+            if product.done:
+                raise RuntimeError(
+                    f"{product.name}: got a gradient after its update inside updating(); call step() between them"
+                )
+            found.append((self._updates[name], Gradient((), (gradient,))))
+            nbytes += gradient.nbytes
+        if nbytes and not self._told:
+            self._told = True
+            warnings.warn(
+                f"FusedOptimizer: {nbytes / 2**20:.1f} MiB of gradients of values were held, as by an optimizer that is "
+                "not fused; run backward inside `with optimizer.updating():` to update without holding them"
+            )
+        return found
+
+    def _norm(self, gradients: list[tuple[LayerUpdate | InsideUpdate, Gradient]], rest: list[nn.Parameter]) -> Tensor:
+        squares = [update.squared_norm(gradient) for update, gradient in gradients]  # type: ignore[union-attr]
+        squares += [p.grad.double().square().sum() for p in rest if p.grad is not None]
+        if not squares:
+            return torch.zeros((), dtype=torch.float64)
+        return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
+
+    def _end_step(self) -> None:
+        self._waiting.clear()
+        for product in self._products.values():
+            product.done = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of all parameters, and forget what waits for :meth:`step`."""
+        super().zero_grad(set_to_none)
+        self._end_step()
+
+    def detach(self) -> None:
+        """Give the layers back to ordinary training."""
+        for product in self._products.values():
+            product.remove()
+
+    # -- parameters and state ----------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters outside the sparse layers, with settings of their own.
+
+        Raises:
+            ValueError: the values of a sparse layer are among them.
+        """
+        if not self._products:  # called by __init__
+            super().add_param_group(param_group)
+            return
+        parameters = param_group["params"]
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        own = {id(product.layer.values) for product in self._products.values()}
+        if any(id(parameter) in own for parameter in parameters):
+            raise ValueError(
+                "params must be outside the layers of the FusedOptimizer, which steps their values already"
+            )
+        if self._rest is None:
+            self._rest = self._make(parameters)
+            self._rest.param_groups.clear()
+        count = len(self._rest.param_groups)
+        self._rest.add_param_group({**param_group, "params": parameters})
+        self.param_groups[count:count] = self._rest.param_groups[count:]
+        self._link()
 
     @property
-    def inner(self) -> list[torch.optim.Optimizer]:
-        """The optimizers that ``make`` made, in the order of ``param_groups``."""
-        return list(self._inner)
+    def inner(self) -> list[Optimizer]:
+        """The optimizers that ``make`` made: that of the parameters outside, if there are any, and one for each layer."""
+        rest = [] if self._rest is None else [self._rest]
+        return [*rest, *(update.optimizer for update in self._updates.values())]
 
     @property
     def workspace_bytes(self) -> int:
         """The memory that gradients of values take: the largest slice of any layer."""
         return self._workspace.nbytes
 
-    @torch.no_grad()
-    def step(self, closure: None = None, *, grad_scaler: Any = None) -> None:  # type: ignore[override]
-        """Step all parameters that are not values; with ``max_norm``, clip and step the values too."""
-        if closure is not None:
-            raise ValueError("closure must be None: the values are updated by backward(), not by step()")
-        if grad_scaler is not None:
-            raise NotImplementedError("a fused update cannot know the scale of a GradScaler; train in bf16 without one")
-        if self._max_norm is not None:
-            self._clip_and_step(self._max_norm)
-        if self._rest is not None:
-            self._rest.step()
+    def take_state(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
+        """Make ``state`` what is kept for a parameter; tensors are taken over as they are."""
+        for update in self._updates.values():
+            if update.group["params"][0] is parameter:
+                update.take_state(state)
+                return
+        self.state[parameter] = dict(state)
 
-    def _clip_and_step(self, max_norm: float) -> None:
-        factors, self._factors = self._factors, []
-        taken = [update for update, _, _ in factors]
-        if len(set(map(id, taken))) != len(taken):
-            twice = next(update.name for update in taken if taken.count(update) > 1)
-            raise RuntimeError(f"{twice or 'model'}: must be used once between two steps with max_norm, got twice")
-        rest = [p for group in (self._rest.param_groups if self._rest else []) for p in group["params"]]
-        gradients = [p.grad for p in rest if p.grad is not None]
-        squares = [update.squared_norm(a, b) for update, a, b in factors]
-        squares += [gradient.double().square().sum() for gradient in gradients]
-        if not squares:
-            return
-        norm = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale.to(gradient.dtype))
-        for update, a, b in factors:
-            update.step(a, b, scale)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of all parameters that are not values."""
-        self._factors.clear()
-        if self._rest is not None:
-            self._rest.zero_grad(set_to_none)
-
-    def detach(self) -> None:
-        """Give the layers back to ordinary training."""
-        for layer in self._layers.values():
-            layer.product = None
-
-    # -- state -------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the inner optimizers, by layer; tensors are not copied."""
-        layers = {name: u.optimizer.state_dict() for name, u in self._updates.items() if u.optimizer is not None}
-        return {"rest": None if self._rest is None else self._rest.state_dict(), "layers": layers}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave, for a model with the same layers."""
-        mine = {name for name, update in self._updates.items() if update.optimizer is not None}
-        if set(state_dict["layers"]) != mine:
-            raise ValueError(f"state_dict must hold the layers {sorted(mine)}, got {sorted(state_dict['layers'])}")
-        for name, state in state_dict["layers"].items():
-            optimizer = self._updates[name].optimizer
-            assert optimizer is not None
-            optimizer.load_state_dict(state)
+        if "param_groups" not in state_dict:
+            raise ValueError(f"state_dict must hold 'state' and 'param_groups', got {sorted(state_dict)}")
+        super().load_state_dict(state_dict)  # hooks, checks, and __setstate__
+        places = [place for group in state_dict["param_groups"] for place in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        loaded = {id(p): state_dict["state"].get(place, {}) for p, place in zip(parameters, places, strict=True)}
+        for update in self._updates.values():
+            values = update.group["params"][0]
+            state = loaded[id(values)].items()  # as it was saved: torch has made copies in the dtype of the values
+            update.take_state({k: v.to(values.device, copy=True) if isinstance(v, Tensor) else v for k, v in state})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        groups, count = state["param_groups"], len(state["param_groups"]) - len(self._updates)
+        self.param_groups, self.state = groups, defaultdict(dict)
         if self._rest is not None:
-            self._rest.load_state_dict(state_dict["rest"])
-        self.param_groups = [group for optimizer in self._inner for group in optimizer.param_groups]
+            own = [parameter for group in groups[:count] for parameter in group["params"]]
+            found = {parameter: state["state"][parameter] for parameter in own if parameter in state["state"]}
+            self._rest.__setstate__({"state": defaultdict(dict, found), "param_groups": groups[:count]})
+        for update, group in zip(self._updates.values(), groups[count:], strict=True):
+            update.group = group
+        self._link()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), *self._arguments, self.state_dict())
+
+
+def updating(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
+    """:meth:`FusedOptimizer.updating` of a fused optimizer; nothing for others."""
+    return optimizer.updating() if isinstance(optimizer, FusedOptimizer) else contextlib.nullcontext()
+
+
+def _made_again(
+    kind: type[FusedOptimizer], model: nn.Module, make: MakeOptimizer, settings: dict[str, Any], state: dict[str, Any]
+) -> FusedOptimizer:
+    optimizer = kind(model, make, **settings)
+    optimizer.load_state_dict(state)
+    return optimizer
+
+
+def _layers_of(model: nn.Module) -> dict[str, SparseLinear]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not any(layer.values.requires_grad for layer in layers.values()):
+        raise ValueError(f"model must hold a SparseLinear that trains, got {type(model).__name__} without one")
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        if layer.product is not None:
+            raise ValueError(f"{name or 'model'}: must have no fused optimizer yet; detach() the other one first")
+        refuse_sharded(name or "model", layer.values)
+        other = owners.setdefault(id(layer.values), name)
+        if other != name:
+            raise ValueError(f"{name or 'model'}: must have values of its own, got those of {other or 'model'}")
+    return layers

@@ -1,85 +1,214 @@
-"""The layer's product whose backward pass hands the factors of the gradient to an update, instead of returning it."""
+"""The layer's product, whose backward pass hands over the two factors of the gradient in place of the gradient."""
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
 
-from efcn_sparse.fused.inside import InsideUpdate
-from efcn_sparse.fused.layer_update import LayerUpdate
-from efcn_sparse.fused.refusals import refuse_data_parallel
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.ops import spmm
+from efcn_sparse.ops import sddmm, spmm
+from efcn_sparse.ops.transforms import under_transforms
 from efcn_sparse.pattern import BlockPattern
 
-TakeFactors = Callable[[Tensor, Tensor], None]
+_INSTEAD = "use a plain torch optimizer there"
+
+
+class Gradient(NamedTuple):
+    """The gradient of a layer's values, as the sum of its parts.
+
+    Attributes:
+        factors: pairs ``a`` ``[N, out_features]`` and ``b`` ``[N, in_features]``, one for each use of the layer, which
+            stand for ``aᵀ b`` at the stored blocks.
+        held: tensors like the values: what came from elsewhere than the layer's product, such as a penalty on the
+            weights, or from earlier backward passes.
+    """
+
+    factors: tuple[tuple[Tensor, Tensor], ...]
+    held: tuple[Tensor, ...]
+
+
+class Update(Protocol):
+    """What steps the values of one layer, given their gradient."""
+
+    keeps_cast: bool
+
+    def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
+        """One step with ``scale`` (None: 1) times the gradient."""
+
+    def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
+        """See :class:`efcn_sparse.linear.Product`."""
+
+
+class UpdatingProduct:
+    """The product of a layer whose values are updated in the backward pass while ``armed()``.
+
+    Without that its derivatives are those of the plain product. The gradient is complete when it comes to the node that
+    would accumulate it: every use of the layer, and of its values elsewhere, has delivered by then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: SparseLinear,
+        update: Update,
+        armed: Callable[[], bool],
+        take: Callable[[UpdatingProduct, Gradient], None],
+    ) -> None:
+        self.name, self.layer, self.update = name or "model", layer, update
+        self.done = False  # whether the values have had their gradient since the last step
+        self._armed, self._take = armed, take
+        self._factors: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the backward pass
+        self._values, self._place = layer.values, layer.values.data_ptr()
+        trains = layer.values.requires_grad
+        layer.values.requires_grad_(True)
+        self._node = get_gradient_edge(layer.values).node  # kept, since the parameter would not keep it
+        layer.values.requires_grad_(trains)
+        here = weakref.ref(self)  # a cycle through the node would never be collected
+
+        def arrived(gradients: tuple[Tensor | None, ...]) -> tuple[None] | None:
+            product = here()
+            return None if product is None else product._arrived(gradients)
+
+        self._hook = self._node.register_prehook(arrived)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()  # a copy of the layer, and a file of it, is an ordinary layer
+
+    @torch.compiler.disable(reason="a fused optimizer updates weights in the backward pass, which cannot be compiled")
+    def __call__(self, x: Tensor) -> Tensor:
+        values = self.layer.values
+        own = values.is_leaf and isinstance(values, nn.Parameter)  # functional_call brings others
+        if not (own and values.requires_grad) or under_transforms():
+            return spmm(x, values, self.layer.pattern, bias=self.layer.bias, backend=self.layer.backend)
+        refuse_data_parallel(self.name)
+        self.check_place()
+        layer, copy = self.layer, None
+        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # as the operation would, but saved as it is multiplied
+            if self.update.keeps_cast and layer.values.dtype == torch.float32:
+                copy = layer.values.detach().to(x.dtype)
+        y: Tensor = FusedProduct.apply(x, layer.values, layer.bias, copy, self)
+        return y
+
+    def check_place(self) -> None:
+        """Raise ``RuntimeError`` if the values were moved or replaced since the optimizer was made."""
+        if self.layer.values is not self._values or self._values.data_ptr() != self._place:
+            raise RuntimeError(
+                f"{self.name}: values must stay where they were when FusedOptimizer was made; "
+                "move or convert the model first, then make the optimizer"
+            )
+
+    def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
+        """See :class:`efcn_sparse.linear.Product`."""
+        commit, place = self.update.follow(pattern, source, values), values.data_ptr()
+
+        def moved() -> None:
+            commit()
+            self._place = place
+
+        return moved
+
+    def forget(self) -> None:
+        """Drop what backward passes that did not end have left."""
+        self._factors.clear()
+
+    def remove(self) -> None:
+        """Make the layer an ordinary one."""
+        self._hook.remove()
+        self.layer.product = None
+
+    # -- backward ----------------------------------------------------------------------------------------------
+
+    def wanted(self) -> str:
+        """What the backward pass that runs wants of the values: ``"accumulate"``, ``"return"`` or ``"nothing"``."""
+        try:
+            return "accumulate" if torch._C._will_engine_execute_node(self._node) else "nothing"
+        except RuntimeError:  # torch.autograd.grad with respect to the values
+            return "return"
+
+    def keep(self, a: Tensor, b: Tensor) -> bool:
+        """Keep the factors until the gradient is complete; whether that is what the backward pass wants."""
+        if not self._armed() or torch.is_grad_enabled() or self.wanted() != "accumulate":
+            return False
+        self._factors.setdefault(torch._C._current_graph_task_id(), []).append((a, b))
+        return True
+
+    def _arrived(self, gradients: tuple[Tensor | None, ...]) -> tuple[None] | None:
+        """All parts of the gradient are here: what came as a tensor, and the factors that were kept."""
+        factors = tuple(self._factors.pop(torch._C._current_graph_task_id(), ()))
+        (gradient,) = gradients
+        if not self._armed() or (gradient is None and not factors) or torch.is_grad_enabled():
+            return None
+        if self.done:
+            raise RuntimeError(
+                f"{self.name}: must get one gradient between two steps inside updating(), got a second one; call step() "
+                "after each. To accumulate, run all backward passes but the last outside of updating()"
+            )
+        self.done, before = True, self._values.grad
+        self._values.grad = None
+        self._take(self, Gradient(factors, tuple(part for part in (gradient, before) if part is not None)))
+        return (None,)
 
 
 class FusedProduct(torch.autograd.Function):
-    """``x Wᵀ + bias``; backward calls ``take(dy, x)``: the gradient of W is ``dyᵀ x``.
+    """``x Wᵀ + bias``; backward gives the factors of the gradient of W, ``dyᵀ x``, to the product.
 
     ``copy`` are the values in the dtype of x where theirs is another and the copy is to serve both products, or None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        copy: Tensor | None,
-        layer: SparseLinear,
-        name: str,
-        take: TakeFactors,
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, copy: Tensor | None, product: UpdatingProduct
     ) -> Tensor:
         ctx.save_for_backward(x, copy if ctx.needs_input_grad[0] else None)
-        ctx.layer, ctx.name, ctx.take, ctx.version = layer, name, take, values._version
-        weights = values.detach() if copy is None else copy
-        return spmm(x, weights, layer.pattern, bias=bias, backend=layer.backend)
+        ctx.product, ctx.version = product, values._version
+        layer = product.layer
+        return spmm(x, values.detach() if copy is None else copy, layer.pattern, bias=bias, backend=layer.backend)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, copy = ctx.saved_tensors
-        layer = ctx.layer
+        product = ctx.product
+        layer = product.layer
         if layer.values._version != ctx.version:
             raise RuntimeError(
-                f"{ctx.name}: values were updated since the forward pass; with a fused optimizer each forward pass of "
-                "a layer must be followed by its backward pass (no layer used twice, no accumulated gradients)"
+                f"{product.name}: values were updated since the forward pass; inside updating() the forward pass must "
+                "come after the last step, and its graph can be used once"
             )
-        dx = None
+        dx = dvalues = None
         if ctx.needs_input_grad[0]:
-            # under autocast a copy, as in the forward pass
-            values = layer.values.detach().to(dy.dtype) if copy is None else copy
+            values = copy
+            if copy is None or torch.is_grad_enabled():  # under autocast a copy, as in the forward pass
+                values = layer.values.to(dy.dtype)
             dx = spmm(dy, values, layer.pattern, transpose=True, backend=layer.backend)
         batch = math.prod(x.shape[:-1])
-        rows = dy.reshape(batch, dy.shape[-1])
-        ctx.take(rows, x.reshape(batch, x.shape[-1]))
-        return dx, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None, None, None, None
+        a, b = dy.reshape(batch, dy.shape[-1]), x.reshape(batch, x.shape[-1])
+        if not product.keep(a, b) and product.wanted() != "nothing":
+            dvalues = sddmm(a, b, layer.pattern, backend=layer.backend)
+        return dx, dvalues, a.sum(0) if ctx.needs_input_grad[2] else None, None, None
 
 
-class UpdatingProduct:
-    """The product of a layer whose values are updated in the backward pass."""
+# -- where an update inside backward would go wrong in silence -----------------------------------------------------
 
-    def __init__(self, name: str, layer: SparseLinear, update: LayerUpdate | InsideUpdate, take: TakeFactors) -> None:
-        self._name, self._layer, self._update, self._take = name or "model", layer, update, take
 
-    def __call__(self, x: Tensor) -> Tensor:
-        refuse_data_parallel(self._name)
-        layer, copy = self._layer, None
-        if not layer.values.requires_grad:  # frozen since: a torch optimizer would leave them alone too
-            return spmm(x, layer.values, layer.pattern, bias=layer.bias, backend=layer.backend)
-        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # as the operation would, but saved as it is multiplied
-            if self._update.keeps_cast and layer.values.dtype == torch.float32:
-                copy = layer.values.detach().to(x.dtype)
-        return FusedProduct.apply(x, layer.values, layer.bias, copy, layer, self._name, self._take)
+def refuse_sharded(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless ``values`` are a plain tensor, all of it in this process."""
+    if type(values.detach()) is not Tensor:
+        kind = type(values.detach()).__name__
+        raise ValueError(f"{name}: values must be a plain tensor for a fused optimizer, got {kind}; {_INSTEAD}")
 
-    def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
-        """See :class:`efcn_sparse.linear.Product`."""
-        return self._update.follow(pattern, source, values)
+
+def refuse_data_parallel(name: str) -> None:
+    """Raise ``RuntimeError`` inside the forward pass of ``DistributedDataParallel``."""
+    if getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+        raise RuntimeError(
+            f"{name}: must not run inside DistributedDataParallel with a fused optimizer, whose gradients are used "
+            f"before they could be averaged; {_INSTEAD}"
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from efcn_sparse.fused.rounding import round_stochastically
+from efcn_sparse.fused.precision import round_stochastically
 
 TINY_STEP = 2.0**-12  # far below the spacing of bf16 numbers near 1, which is 2**-7
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.pattern.slices import RowSlice
+
+MASTER = "master"  # the name of the fp32 copies in the optimizer's state
+
 
 class Storage(Protocol):
-    """Between the stored values and the parameter that the optimizer steps."""
-
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether the parameter knows more than the values."""
+    """Between a slice of the stored values and the parameter that the optimizer steps."""
 
     def held(self, values: Tensor) -> Tensor:
-        """The tensor of the optimizer's parameter for a slice of the values."""
+        """The tensor of the parameter between steps."""
 
-    def take(self, parameter: nn.Parameter, values: Tensor) -> None:
-        """Make ``parameter`` current before a step."""
+    def take(self, parameter: nn.Parameter, values: Tensor, part: RowSlice, state: dict[str, Any]) -> None:
+        """Make ``parameter`` current before a step; ``state`` is that of all the values."""
 
     def put(self, parameter: nn.Parameter, values: Tensor) -> None:
         """Write ``parameter`` back after a step."""
@@ -28,12 +28,10 @@ class Storage(Protocol):
 class Native:
     """The optimizer steps the stored values themselves."""
 
-    keeps_copies = False
-
     def held(self, values: Tensor) -> Tensor:
         return values
 
-    def take(self, parameter: nn.Parameter, values: Tensor) -> None:
+    def take(self, parameter: nn.Parameter, values: Tensor, part: RowSlice, state: dict[str, Any]) -> None:
         pass
 
     def put(self, parameter: nn.Parameter, values: Tensor) -> None:
@@ -43,16 +41,23 @@ class Native:
 class Master:
     """The optimizer steps fp32 copies; the stored values are their roundings."""
 
-    keeps_copies = True
-
     def held(self, values: Tensor) -> Tensor:
-        return values.float()
+        return values.new_empty(0, dtype=torch.float32)
 
-    def take(self, parameter: nn.Parameter, values: Tensor) -> None:
-        pass
+    def take(self, parameter: nn.Parameter, values: Tensor, part: RowSlice, state: dict[str, Any]) -> None:
+        parameter.data = state[MASTER][part.blocks]
 
     def put(self, parameter: nn.Parameter, values: Tensor) -> None:
         values.copy_(parameter.detach())
+
+    @staticmethod
+    def refresh(values: Tensor, state: dict[str, Any]) -> None:
+        """Make the copies that are absent, or whose roundings ``values`` are not: somebody else has written these."""
+        master = state.get(MASTER)
+        if master is None:
+            state[MASTER] = values.float()
+        else:
+            master.copy_(torch.where(master.to(values.dtype) == values, master, values.float()))
 
 
 class Stochastic:
@@ -62,14 +67,12 @@ class Stochastic:
     E[stored] is the fp32 result.
     """
 
-    keeps_copies = False
-
     def held(self, values: Tensor) -> Tensor:
         if values.dtype != torch.bfloat16:
             raise ValueError(f"precision 'stochastic' must be used with bfloat16 values, got {values.dtype}")
         return values.new_empty(0, dtype=torch.float32)
 
-    def take(self, parameter: nn.Parameter, values: Tensor) -> None:
+    def take(self, parameter: nn.Parameter, values: Tensor, part: RowSlice, state: dict[str, Any]) -> None:
         parameter.data = values.float()
 
     def put(self, parameter: nn.Parameter, values: Tensor) -> None:
