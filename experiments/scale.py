@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import efcn_sparse as es
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.plan import plan
+from efcn_sparse.fused import updating
 from efcn_sparse.gradients import Factors, record_factors
 from efcn_sparse.growth.regrow import Regrown
 from efcn_sparse.measure import report
@@ -138,7 +139,8 @@ def run(pixels: int, batch: int, steps: int, budget: float | None, fused: bool) 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
-        loss.backward()
+        with updating(optimizer):
+            loss.backward()
         optimizer.step()
         return float(loss.detach())
 

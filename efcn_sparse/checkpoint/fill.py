@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.checkpoint.shard_file import NAME_OF_DTYPE, Entry, Stored, parts_of, read_tensor
+from efcn_sparse.checkpoint.shard_file import NAME_OF_DTYPE, Entry, read_tensor
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.growth.growable import is_growable
 from efcn_sparse.linear import SparseLinear
@@ -120,31 +120,28 @@ def _pattern_state(entries: Mapping[str, Entry], prefix: str) -> dict[str, Tenso
 def read_entry(entry: Entry) -> Tensor:
     """The tensor on the CPU; for small ones."""
     tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
-    _read(entry, (tensor,))
+    _read(entry, tensor)
     return tensor
 
 
 @torch.no_grad()
-def fill(targets: Mapping[str, Stored], entries: Mapping[str, Entry]) -> None:
+def fill(targets: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> None:
     """Overwrite each target with the entry of its name, in the order in which they lie on the disk."""
     done = set()
     for name in sorted(targets, key=lambda name: (entries[name].path, entries[name].start)):
-        parts, entry = parts_of(targets[name]), entries[name]
-        places = (*map(place, parts), entry)
-        if places in done:
+        target, entry = targets[name], entries[name]
+        if (place(target), entry) in done:
             continue
-        done.add(places)
-        _read(entry, parts)
-        for part in parts:
-            if not part.is_inference():
-                torch.autograd.graph.increment_version(part)
+        done.add((place(target), entry))
+        _read(entry, target)
+        if not target.is_inference():
+            torch.autograd.graph.increment_version(target)
 
 
-def _read(entry: Entry, parts: tuple[Tensor, ...]) -> None:
+def _read(entry: Entry, target: Tensor) -> None:
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.start)
-        for part in parts:
-            read_tensor(file, entry.dtype, part)
+        read_tensor(file, entry.dtype, target)
 
 
 def _check_like(name: str, target: Tensor, entry: Entry) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,50 +28,6 @@ _ALIGNMENT = 8
 _PIECE_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
-class Joined:
-    """What ``torch.cat(parts)`` would be, without making it: files are written and read part by part.
-
-    Attributes:
-        parts: one or more tensors of one dtype, alike but for the first dimension.
-
-    Raises:
-        ValueError: the parts do not fit together.
-
-    Example:
-        >>> Joined((torch.ones(2, 3), torch.ones(1, 3))).shape
-        (3, 3)
-    """
-
-    parts: tuple[Tensor, ...]
-
-    def __post_init__(self) -> None:
-        kinds = {(part.dtype, tuple(part.shape[1:]), part.dim() > 0) for part in self.parts}
-        if len(kinds) != 1 or not next(iter(kinds))[2]:
-            got = [f"{part.dtype} {list(part.shape)}" for part in self.parts]
-            raise ValueError(f"parts must be alike but for the first dimension, got {got}")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
-
-
-Stored = Tensor | Joined
-
-
-def parts_of(tensor: Stored) -> tuple[Tensor, ...]:
-    """The tensors that hold its numbers, in their order."""
-    return tensor.parts if isinstance(tensor, Joined) else (tensor,)
-
-
 class Entry(NamedTuple):
     """A tensor in a file: its numbers are ``nbytes`` bytes from ``start``, counted from the start of the file."""
 
@@ -86,16 +41,15 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_file(path: Path, tensors: Mapping[str, Stored]) -> None:
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the file that holds ``tensors`` one after another, from the storage they have."""
     with path.open("wb", buffering=0) as file:
         write_bytes(file, memoryview(_header(tensors)))
         for tensor in tensors.values():
-            for part in parts_of(tensor):
-                write_tensor(file, part)
+            write_tensor(file, tensor)
 
 
-def _header(tensors: Mapping[str, Stored]) -> bytes:
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
     """The beginning of the file that holds ``tensors`` one after another."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0

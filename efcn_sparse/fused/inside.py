@@ -21,6 +21,7 @@ class InsideUpdate:
     """Steps of a layer's values by one SDDMM into them; the optimizer holds the settings and is never stepped."""
 
     keeps_cast = True  # 2 bytes a weight held from forward to backward, for the 6 that casting again would move
+    has_slices = False
 
     def __init__(self, name: str, layer: SparseLinear, make: MakeOptimizer) -> None:
         self.name, self._layer = name or "model", layer
@@ -32,6 +33,10 @@ class InsideUpdate:
     def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
         """Nothing is kept for blocks; see :class:`efcn_sparse.linear.Product`."""
         return lambda: None
+
+    def squared_norm(self, gradient: Gradient) -> Tensor:
+        """Not there: a step inside knows no gradient."""
+        raise NotImplementedError
 
     def take_state(self, state: Mapping[str, Any]) -> None:
         """Plain SGD has none."""

@@ -40,6 +40,7 @@ class LayerUpdate:
     """
 
     keeps_cast = False
+    has_slices = True
 
     def __init__(
         self, name: str, layer: SparseLinear, make: MakeOptimizer, storage: Storage, workspace: Workspace
@@ -67,10 +68,10 @@ class LayerUpdate:
     # -- a step ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def squared_norm(self, gradient: Gradient, scale: Tensor | None = None) -> Tensor:
-        """fp64 scalar: the squared norm of ``scale`` times the gradient at the stored blocks."""
+    def squared_norm(self, gradient: Gradient) -> Tensor:
+        """fp64 scalar: the squared norm of the gradient at the stored blocks."""
         total = torch.zeros((), dtype=torch.float64, device=self._layer.values.device)
-        for _, part in self._parts(gradient, scale):
+        for _, part in self._parts(gradient):
             total += part.double().square().sum()
         return total
 
@@ -78,14 +79,14 @@ class LayerUpdate:
     def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
         """One step of the optimizer with ``scale`` (None: 1) times the gradient."""
         self.optimizer.param_groups[0].update((k, v) for k, v in self.group.items() if k != "params")
-        if isinstance(self._storage, Master) and (
-            MASTER not in self.state or self._layer.values._version != self._seen
-        ):
+        written = self._layer.values._version != self._seen
+        if isinstance(self._storage, Master) and (written or MASTER not in self.state):
             self._storage.refresh(self._layer.values.detach(), self.state)
-        for i, part in self._parts(gradient, scale):
+        for i, part in self._parts(gradient):
             parameter, values, cut = self._parameters[i], self._cut.values[i], self._cut.slices[i]
             self._storage.take(parameter, values, cut, self.state)
-            parameter.grad = part.to(parameter.dtype)
+            part = part.to(parameter.dtype)
+            parameter.grad = part if scale is None else part * scale.to(part.dtype)
             self.optimizer.step()
             parameter.grad = None
             self._storage.put(parameter, values)
@@ -93,7 +94,7 @@ class LayerUpdate:
         torch.autograd.graph.increment_version(self._layer.values)
         self._seen = self._layer.values._version
 
-    def _parts(self, gradient: Gradient, scale: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    def _parts(self, gradient: Gradient) -> Iterator[tuple[int, Tensor]]:
         """The gradient of each slice; it is overwritten by the next."""
         values, backend = self._layer.values, self._layer.backend
         for i, cut in enumerate(self._cut.slices):
@@ -108,9 +109,6 @@ class LayerUpdate:
                 part = held[cut.blocks]
                 total = part if total is None else total.to(part.dtype) + part
             assert total is not None
-            if scale is not None:
-                factor = scale.to(total.dtype)
-                total = total.mul_(factor) if gradient.factors else total * factor
             yield i, total
 
     def _gather(self, parameter: nn.Parameter, cut: RowSlice) -> None:
@@ -141,7 +139,7 @@ class LayerUpdate:
         self.state.update(state)
         self._share(self._parameters, _sliced(state, self._cut, self._parameters))
 
-    def _share(self, parameters: list[nn.Parameter], states: Mapping[nn.Parameter, dict[str, Any]]) -> None:
+    def _share(self, parameters: list[nn.Parameter], states: Mapping[Tensor, dict[str, Any]]) -> None:
         self.optimizer.param_groups[0]["params"][:] = parameters
         self.optimizer.state.clear()
         self.optimizer.state.update(states)
@@ -167,7 +165,7 @@ class LayerUpdate:
         return commit
 
 
-def _sliced(state: Mapping[str, Any], cut: Cut, parameters: list[nn.Parameter]) -> dict[nn.Parameter, dict[str, Any]]:
+def _sliced(state: Mapping[str, Any], cut: Cut, parameters: list[nn.Parameter]) -> dict[Tensor, dict[str, Any]]:
     """What the optimizer keeps for each slice: views of tensors, copies of scalars."""
 
     def part_of(entry: Any, part: RowSlice) -> Any:

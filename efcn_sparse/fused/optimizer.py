@@ -16,7 +16,7 @@ from efcn_sparse.fused.elementwise import check_elementwise
 from efcn_sparse.fused.inside import InsideUpdate
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
 from efcn_sparse.fused.precision import STORAGE
-from efcn_sparse.fused.product import Gradient, UpdatingProduct, refuse_sharded
+from efcn_sparse.fused.product import Gradient, Update, UpdatingProduct, refuse_sharded
 from efcn_sparse.fused.workspace import Workspace
 from efcn_sparse.linear import SparseLinear
 
@@ -112,7 +112,7 @@ class FusedOptimizer(Optimizer):
         self._max_norm, self._skip_nonfinite = max_norm, skip_nonfinite
         self._workspace, self.skipped = Workspace(), 0
         self._armed = self._told = False
-        self._waiting: list[tuple[LayerUpdate | InsideUpdate, Gradient]] = []
+        self._waiting: list[tuple[Update, Gradient]] = []
         layers = _layers_of(model)
         self._updates: dict[str, LayerUpdate | InsideUpdate] = {
             name: InsideUpdate(name, layer, make)
@@ -166,7 +166,7 @@ class FusedOptimizer(Optimizer):
         if self._max_norm is None and not self._skip_nonfinite:
             update.step(gradient)
         else:
-            self._waiting.append((update, gradient))  # type: ignore[arg-type]
+            self._waiting.append((update, gradient))
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -174,7 +174,7 @@ class FusedOptimizer(Optimizer):
         return any(product.done for product in self._products.values())
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all parameters that have not been updated in the backward pass.
 
         Args:
@@ -185,8 +185,8 @@ class FusedOptimizer(Optimizer):
         """
         if hasattr(self, "grad_scale"):
             raise RuntimeError(
-                "updates inside updating() must not be scaled by a GradScaler, and have been: they moved the weights by "
-                "the scaled gradient. Begin again from a checkpoint, with the backward pass outside of updating()"
+                "updates inside updating() must not be scaled by a GradScaler, and have been: they moved the weights "
+                "by the scaled gradient. Begin again from a checkpoint, with the backward pass outside of updating()"
             )
         loss = None
         if closure is not None:
@@ -213,9 +213,10 @@ class FusedOptimizer(Optimizer):
         self._end_step()
         return loss
 
-    def _held(self) -> list[tuple[LayerUpdate | InsideUpdate, Gradient]]:
+    def _held(self) -> list[tuple[Update, Gradient]]:
         """The gradients that backward passes outside of updating() have left in ``values.grad``."""
-        found, nbytes = [], 0
+        found: list[tuple[Update, Gradient]] = []
+        nbytes = 0
         for name, product in self._products.items():
             product.check_place()
             gradient = product.layer.values.grad
@@ -230,13 +231,13 @@ class FusedOptimizer(Optimizer):
         if nbytes and not self._told:
             self._told = True
             warnings.warn(
-                f"FusedOptimizer: {nbytes / 2**20:.1f} MiB of gradients of values were held, as by an optimizer that is "
-                "not fused; run backward inside `with optimizer.updating():` to update without holding them"
+                f"FusedOptimizer: {nbytes / 2**20:.1f} MiB of gradients of values were held, as by an optimizer that "
+                "is not fused; run backward inside `with optimizer.updating():` to update without holding them"
             )
         return found
 
-    def _norm(self, gradients: list[tuple[LayerUpdate | InsideUpdate, Gradient]], rest: list[nn.Parameter]) -> Tensor:
-        squares = [update.squared_norm(gradient) for update, gradient in gradients]  # type: ignore[union-attr]
+    def _norm(self, gradients: list[tuple[Update, Gradient]], rest: list[nn.Parameter]) -> Tensor:
+        squares = [update.squared_norm(gradient) for update, gradient in gradients]
         squares += [p.grad.double().square().sum() for p in rest if p.grad is not None]
         if not squares:
             return torch.zeros((), dtype=torch.float64)
@@ -272,9 +273,7 @@ class FusedOptimizer(Optimizer):
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         own = {id(product.layer.values) for product in self._products.values()}
         if any(id(parameter) in own for parameter in parameters):
-            raise ValueError(
-                "params must be outside the layers of the FusedOptimizer, which steps their values already"
-            )
+            raise ValueError("params must be outside the layers of the FusedOptimizer, which steps values already")
         if self._rest is None:
             self._rest = self._make(parameters)
             self._rest.param_groups.clear()
@@ -285,7 +284,7 @@ class FusedOptimizer(Optimizer):
 
     @property
     def inner(self) -> list[Optimizer]:
-        """The optimizers that ``make`` made: that of the parameters outside, if there are any, and one for each layer."""
+        """The optimizers that ``make`` made: that of the parameters outside, if any, and one for each layer."""
         rest = [] if self._rest is None else [self._rest]
         return [*rest, *(update.optimizer for update in self._updates.values())]
 

@@ -17,6 +17,7 @@ from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.transforms import under_transforms
 from efcn_sparse.pattern import BlockPattern
 
+_FUSED_OPTIMIZER_NEEDS_FULLGRAPH_FALSE = "it updates weights in the backward pass, which cannot be compiled"
 _INSTEAD = "use a plain torch optimizer there"
 
 
@@ -37,10 +38,14 @@ class Gradient(NamedTuple):
 class Update(Protocol):
     """What steps the values of one layer, given their gradient."""
 
-    keeps_cast: bool
+    keeps_cast: bool  # the 16-bit copy that autocast makes, from forward to backward
+    has_slices: bool  # at the place of the values
 
     def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
         """One step with ``scale`` (None: 1) times the gradient."""
+
+    def squared_norm(self, gradient: Gradient) -> Tensor:
+        """fp64 scalar: the squared norm of the gradient at the stored blocks."""
 
     def follow(self, pattern: BlockPattern, source: Tensor, values: Tensor) -> Callable[[], None]:
         """See :class:`efcn_sparse.linear.Product`."""
@@ -65,11 +70,17 @@ class UpdatingProduct:
         self.done = False  # whether the values have had their gradient since the last step
         self._armed, self._take = armed, take
         self._factors: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the backward pass
-        self._values, self._place = layer.values, layer.values.data_ptr()
-        trains = layer.values.requires_grad
-        layer.values.requires_grad_(True)
-        self._node = get_gradient_edge(layer.values).node  # kept, since the parameter would not keep it
-        layer.values.requires_grad_(trains)
+        self._values = layer.values
+        self._watch()
+
+    def _watch(self) -> None:
+        """Be called where the gradient of the values, where they are now, would be accumulated."""
+        values = self._values
+        trains = values.requires_grad
+        values.requires_grad_(True)
+        self._node = get_gradient_edge(values).node  # kept, since the parameter would not keep it
+        values.requires_grad_(trains)
+        self._place = values.data_ptr()
         here = weakref.ref(self)  # a cycle through the node would never be collected
 
         def arrived(gradients: tuple[Tensor | None, ...]) -> tuple[None] | None:
@@ -81,8 +92,12 @@ class UpdatingProduct:
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()  # a copy of the layer, and a file of it, is an ordinary layer
 
-    @torch.compiler.disable(reason="a fused optimizer updates weights in the backward pass, which cannot be compiled")
     def __call__(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self._product, reason=_FUSED_OPTIMIZER_NEEDS_FULLGRAPH_FALSE)(x)
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         values = self.layer.values
         own = values.is_leaf and isinstance(values, nn.Parameter)  # functional_call brings others
         if not (own and values.requires_grad) or under_transforms():
@@ -98,8 +113,11 @@ class UpdatingProduct:
         return y
 
     def check_place(self) -> None:
-        """Raise ``RuntimeError`` if the values were moved or replaced since the optimizer was made."""
-        if self.layer.values is not self._values or self._values.data_ptr() != self._place:
+        """Raise ``RuntimeError`` if the values were replaced since the optimizer was made, or moved from the slices."""
+        moved = self._values.data_ptr() != self._place
+        if self.layer.values is self._values and moved and not self.update.has_slices:
+            self._watch()
+        elif self.layer.values is not self._values or moved:
             raise RuntimeError(
                 f"{self.name}: values must stay where they were when FusedOptimizer was made; "
                 "move or convert the model first, then make the optimizer"
@@ -148,8 +166,8 @@ class UpdatingProduct:
             return None
         if self.done:
             raise RuntimeError(
-                f"{self.name}: must get one gradient between two steps inside updating(), got a second one; call step() "
-                "after each. To accumulate, run all backward passes but the last outside of updating()"
+                f"{self.name}: must get one gradient between two steps inside updating(), got a second one; call "
+                "step() after each. To accumulate, run all backward passes but the last outside of updating()"
             )
         self.done, before = True, self._values.grad
         self._values.grad = None

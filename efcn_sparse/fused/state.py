@@ -30,14 +30,13 @@ def state_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
     return optimizer.state.get(parameter, {})
 
 
-def set_state(optimizer: Optimizer, states: Mapping[nn.Parameter, Mapping[str, Any]]) -> None:
-    """Put ``states`` in the place of what ``optimizer`` keeps for these parameters; tensors are taken over as they are."""
-    for parameter, state in states.items():
-        take_state = getattr(optimizer, "take_state", None)  # a fused optimizer's, which gives each slice its part
-        if take_state is not None:
-            take_state(parameter, state)
-        else:
-            optimizer.state[parameter] = dict(state)
+def set_state(optimizer: Optimizer, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
+    """Make ``state`` what ``optimizer``, fused or not, keeps for a parameter; tensors are taken over as they are."""
+    take_state = getattr(optimizer, "take_state", None)  # a fused optimizer's, which gives each slice its part
+    if take_state is not None:
+        take_state(parameter, state)
+    else:
+        optimizer.state[parameter] = dict(state)
 
 
 def moved_blocks(tensor: Tensor, source: Tensor, fresh: float = 0.0) -> Tensor:

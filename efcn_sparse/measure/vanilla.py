@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv, embed
-from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.fused import FusedOptimizer, updating
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.measure.memory import step_peak_apart
 from efcn_sparse.measure.ops import relative_error
@@ -43,7 +43,9 @@ class Trainer:
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(self.model(self.images), self.labels).backward()
+        loss = F.cross_entropy(self.model(self.images), self.labels)
+        with updating(self.optimizer):
+            loss.backward()
         self.optimizer.step()
 
 

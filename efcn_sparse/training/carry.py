@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from efcn_sparse.checkpoint.shard_file import Stored
 from efcn_sparse.embedding import EmbeddedConv, LowRankPart
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.fused import FusedOptimizer
@@ -80,8 +79,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
         hand_over(efcn, efcn_optimizer, carried)
 
 
-def _carried(tensor: Stored, degree: int, copies: _Copies | None) -> Tensor:
-    assert isinstance(tensor, Tensor)  # the CNN's optimizer is not fused
+def _carried(tensor: Tensor, degree: int, copies: _Copies | None) -> Tensor:
     return tensor.clone() if copies is None or not tensor.dim() else copies.of(tensor, degree)
 
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from efcn_sparse.checkpoint.atomic import replace_atomically
 from efcn_sparse.checkpoint.fill import adopt, fill, targets_in, tensors_of
-from efcn_sparse.checkpoint.shard_file import Entry, Stored, read_header, write_file
+from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
 from efcn_sparse.training.optimizer_state import check_states, live_states, make_room
 
 _OPTIMIZER = "optimizer/"  # no module name holds a slash
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     Raises:
         OSError: the disk is full, say; an earlier checkpoint of that name is as it was.
     """
-    tensors: dict[str, Stored] = {**tensors_of(model)}
+    tensors: dict[str, Tensor] = {**tensors_of(model)}
     for place, state in live_states(model, optimizer).items() if optimizer else ():
         tensors |= {f"{_OPTIMIZER}{place}/{name}": tensor for name, tensor in state.items()}
     # the order of the library's own files, in which every number is aligned
@@ -64,11 +64,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     """
     entries = _entries(path)
     of_model = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIMIZER)}
-    states, targets = _states(entries), dict[str, Stored]()
+    states, targets = _states(entries), dict[str, Tensor]()
     try:
         targets |= targets_in(model, of_model, "it")
         if optimizer is not None:
-            check_states(model, optimizer, states)
+            check_states(model, states)
         adopt(model, of_model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} must hold the state of this model: {error}") from None

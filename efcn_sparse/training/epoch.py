@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
 from efcn_sparse.training.images import Images, derived_seed, order_of_epoch
 
@@ -54,6 +55,7 @@ def train_epoch(
                 around.enter_context(growth.watch())
             loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
             optimizer.zero_grad()
+            around.enter_context(updating(optimizer))
             loss.backward()
         optimizer.step()
         if growth is not None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import efcn_sparse as es
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.fused import updating
 
 SIDE, BATCH, STEPS, CLASSES = 16, 6, 100, 5
 
@@ -113,7 +114,8 @@ def train(net: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int, steps
         x = (prototypes[target] + noise).float().to(dtype)  # the same numbers for all nets
         loss = F.cross_entropy(net(x), target)
         optimizer.zero_grad()
-        loss.backward()
+        with updating(optimizer):
+            loss.backward()
         optimizer.step()
         losses.append(loss.detach().double())
     return torch.stack(losses)

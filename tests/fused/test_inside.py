@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import efcn_sparse as es
+from efcn_sparse.fused import updating
 from efcn_sparse.fused.inside import scaling_of
 from tests import oracle
 from tests.ops.inputs import randn, random_values
@@ -51,7 +52,8 @@ def test_the_step_is_the_exact_one_rounded_once(row: Row, name: str, settings: s
     optimizer = es.FusedOptimizer(layer, lambda p: torch.optim.SGD(p, **SETTINGS[settings]), inside=True)
     (x, dy), old = factors(layer, row), layer.values.detach().clone()
     x.requires_grad_()
-    layer(x).backward(dy)
+    with optimizer.updating():
+        layer(x).backward(dy)
     assert layer.values.grad is None
     assert optimizer.workspace_bytes == 0
     oracle.assert_accurate(layer.values, exact_step(old, dy, x, layer, SETTINGS[settings]), "step")
@@ -73,8 +75,8 @@ def test_it_is_closer_to_the_exact_step_than_an_unfused_one(row: Row, settings: 
     optimizer = torch.optim.SGD(plain.parameters(), **chosen)
     plain(x).backward(dy)
     optimizer.step()
-    es.FusedOptimizer(inside, lambda p: torch.optim.SGD(p, **chosen), inside=True)
-    inside(x).backward(dy)
+    with es.FusedOptimizer(inside, lambda p: torch.optim.SGD(p, **chosen), inside=True).updating():
+        inside(x).backward(dy)
     exact = exact_step(old, dy, x, plain, chosen)
     assert distance(inside, exact) < distance(plain, exact)
     torch.testing.assert_close(inside.values, plain.values, rtol=4 * torch.finfo(row.dtype).eps, atol=0.1)
@@ -96,7 +98,8 @@ def test_under_autocast_fp32_values_take_an_fp32_step(row: Row, low: torch.dtype
         leaf = x.clone().requires_grad_()
         with torch.autocast(row.device, low):
             y = layer(leaf)
-        y.backward(dy)
+        with updating(optimizer):
+            y.backward(dy)
         optimizer.step()
         gradients.append(leaf.grad)
     assert torch.equal(gradients[0], gradients[1])
@@ -109,12 +112,13 @@ def test_under_autocast_fp32_values_take_an_fp32_step(row: Row, low: torch.dtype
 @pytest.mark.parametrize("needs_dx", [True, False])
 def test_the_copy_under_autocast_is_held_for_the_gradient_of_x_only(needs_dx: bool) -> None:
     layer = layer_of(Row("auto", DEVICE, FLOAT32))
-    es.FusedOptimizer(layer, lambda p: torch.optim.SGD(p, lr=0.1), inside=True)
+    optimizer = es.FusedOptimizer(layer, lambda p: torch.optim.SGD(p, lr=0.1), inside=True)
     saved: list[Tensor] = []
     x = torch.randn(3, layer.in_features, device=DEVICE).requires_grad_(needs_dx)
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
         torch.autocast(DEVICE, BFLOAT16),
+        optimizer.updating(),
     ):
         layer(x).sum().backward()
     copies = [tensor for tensor in saved if tensor.shape == layer.values.shape]
@@ -148,7 +152,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
     for step in steps:
         x, y = batch_of(step)
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
+        with updating(optimizer):
+            nn.functional.mse_loss(model(x), y).backward()
         optimizer.step()
         scheduler.step()
         for group in optimizer.param_groups:
@@ -179,7 +184,8 @@ def test_it_resumes_from_its_state_dict() -> None:
     for model, one in ((first, optimizer), (second, resumed)):
         one.zero_grad()
         x, y = batch_of(2)
-        nn.functional.mse_loss(model(x), y).backward()
+        with one.updating():
+            nn.functional.mse_loss(model(x), y).backward()
         one.step()
     for mine, theirs in zip(first[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -202,12 +208,12 @@ def test_it_follows_blocks_that_move() -> None:
 def test_the_leak_is_recorded_as_ever_and_models_may_move() -> None:
     plain = net(dtype=torch.float32)
     inside = copy.deepcopy(plain)
-    es.FusedOptimizer(inside, decaying, inside=True)
+    optimizer = es.FusedOptimizer(inside, decaying, inside=True)
     plain, inside = plain.double(), inside.double()  # nothing is kept that lies where the values lay
     shares = []
     for model in (plain, inside):
         x, y = batch_of(0)
-        with es.record_leak(model) as leak:
+        with es.record_leak(model) as leak, optimizer.updating():
             nn.functional.mse_loss(model(x), y).backward()
         shares.append(leak.share)
     assert shares[0] == pytest.approx(shares[1], rel=1e-12)
@@ -221,26 +227,20 @@ def test_frozen_values_stay(inside: bool) -> None:
     model[2].values.requires_grad_(False)
     before = [model[0].values.detach().clone(), model[2].values.detach().clone()]
     x, y = batch_of(0)
-    nn.functional.mse_loss(model(x), y).backward()
+    with optimizer.updating():
+        nn.functional.mse_loss(model(x), y).backward()
     optimizer.step()
     assert not torch.equal(model[0].values, before[0])
     assert torch.equal(model[2].values, before[1])
 
 
-def test_a_layer_used_twice_is_refused_by_name() -> None:
-    layer = es.SparseLinear(64, 64, es.BlockPattern.dense((64, 64), (16, 16))).to(DEVICE)
-    model = nn.Sequential(layer, nn.Tanh(), layer)
-    es.FusedOptimizer(model, decaying, inside=True)
-    with pytest.raises(RuntimeError, match="0: values were updated since the forward pass"):
-        model(torch.randn(3, 64, device=DEVICE)).sum().backward()
-
-
 def test_what_others_saved_of_the_values_is_known_to_be_gone() -> None:
     model = net()
-    es.FusedOptimizer(model, decaying, inside=True)
+    optimizer = es.FusedOptimizer(model, decaying, inside=True)
     penalty = model[0].values.square().sum()
     x, y = batch_of(0)
-    nn.functional.mse_loss(model(x), y).backward()
+    with optimizer.updating():
+        nn.functional.mse_loss(model(x), y).backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         penalty.backward()
 
@@ -283,6 +283,7 @@ def test_other_optimizers_are_refused(name: str) -> None:
     ("keywords", "message"),
     [
         ({"max_norm": 1.0}, "max_norm must be None for steps inside, which know no gradient, got 1.0"),
+        ({"skip_nonfinite": True}, "skip_nonfinite must be False for steps inside, which know no gradient, got True"),
         ({"precision": "master"}, "precision must be 'native' for steps inside, got 'master'"),
         ({"precision": "stochastic"}, "precision must be 'native' for steps inside, got 'stochastic'"),
     ],
@@ -299,7 +300,9 @@ def test_settings_that_change_later_are_refused_before_the_values_change() -> No
     x, y = batch_of(0)
 
     def backward() -> None:
-        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.zero_grad()
+        with optimizer.updating():
+            nn.functional.mse_loss(model(x), y).backward()
 
     optimizer.param_groups[-1]["momentum"] = 0.9  # as a cyclic schedule does
     with pytest.raises(ValueError, match=r"^2: momentum of SGD must be 0.0, got 0.9$"):
@@ -323,12 +326,15 @@ def test_a_rate_on_the_device_is_refused() -> None:
 
 def test_16_bit_values_of_another_kind_than_autocasts_are_refused() -> None:
     layer = layer_of(Row("auto", DEVICE, FLOAT16))
-    es.FusedOptimizer(layer, decaying, inside=True)
+    optimizer = es.FusedOptimizer(layer, decaying, inside=True)
     before = layer.values.detach().clone()
     with torch.autocast(DEVICE, BFLOAT16):
         y = layer(torch.randn(3, layer.in_features, device=DEVICE))
-    with pytest.raises(
-        TypeError, match=r"^out must have the dtype of a, torch.bfloat16 or torch.float32, got torch.float16$"
+    with (
+        pytest.raises(
+            TypeError, match=r"^out must have the dtype of a, torch.bfloat16 or torch.float32, got torch.float16$"
+        ),
+        optimizer.updating(),
     ):
         y.sum().backward()
     assert torch.equal(layer.values, before)

@@ -99,10 +99,11 @@ def test_with_a_fused_optimizer(max_norm: float | None) -> None:
     for model in (watched, plain):
         optimizer = es.FusedOptimizer(model, lambda p: torch.optim.SGD(p, lr=0.1), max_norm=max_norm)
         if model is watched:
-            with es.record_leak(model) as leak:
+            with es.record_leak(model) as leak, optimizer.updating():
                 loss_of(model).backward()
         else:
-            loss_of(model).backward()
+            with optimizer.updating():
+                loss_of(model).backward()
         optimizer.step()
     check(leak, expected)
     assert torch.equal(watched[0].values, plain[0].values)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
+from efcn_sparse.fused import updating
 
 LAYERS = ("0", "2")
 OPTIMIZERS = {
@@ -46,7 +47,7 @@ def train(
     for step in steps:
         x, y = batch(step, dtype)
         optimizer.zero_grad()
-        with growth.watch():
+        with growth.watch(), updating(optimizer):
             (5 * nn.functional.cross_entropy(model(x).float(), y)).backward()
         optimizer.step()
         moved.append({name: done.blocks for name, done in growth.step().items()})

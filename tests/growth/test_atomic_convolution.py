@@ -39,9 +39,12 @@ def snapshot(setup: Setup) -> list[torch.Tensor]:
     if isinstance(optimizer, es.FusedOptimizer):
         update = optimizer._updates["2.linear"]
         assert [id(p) for p in update.optimizer.param_groups[0]["params"]] == [id(p) for p in update._parameters]
-        states = [optimizer.state[p] for p in update._parameters]
+        states = [update.optimizer.state[p] for p in update._parameters]
         assert len(update.optimizer.state) == len(states)
         moments = [torch.cat([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq")]
+        whole = optimizer.state[layer.linear.values]
+        assert torch.equal(moments[0], whole["exp_avg"])
+        assert torch.equal(moments[1], whole["exp_avg_sq"])
         assert torch.equal(torch.cat([p.detach() for p in update._parameters]), layer.linear.values)
     else:
         state = optimizer.state[layer.linear.values]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import efcn_sparse as es
 from efcn_sparse import models
 from efcn_sparse.embedding import parse_support
+from efcn_sparse.fused import updating
 from efcn_sparse.planning import predict_step
 from efcn_sparse.planning.fused_cost import OPTIMIZERS
 
@@ -38,7 +39,8 @@ def _measure(model: str, support: str, optimizer: str, fused: bool, batch: int) 
         twin, stepper, x = held
         for _ in range(count):
             stepper.zero_grad(set_to_none=True)
-            twin(x).square().mean().backward()
+            with updating(stepper):
+                twin(x).square().mean().backward()
             stepper.step()
 
     steps(_build(model, support, optimizer, fused, 1), 2)  # what is loaded and started on first use

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import efcn_sparse as es
 from efcn_sparse.embedding import Dilated, Full, Local, LowRank, Support, plan
+from efcn_sparse.fused import updating
 from efcn_sparse.models import resnet18, vanilla_cnn
 from efcn_sparse.planning import StepPrediction, predict_step
 from efcn_sparse.planning.fused_cost import OPTIMIZERS
@@ -74,7 +75,8 @@ def _step(net: str, support: Support, optimizer: str, fused: bool) -> tuple[Step
         stepper.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = twin(x).square().mean()
-        loss.backward()
+        with updating(stepper):
+            loss.backward()
         stepper.step()
     return predicted, twin, stepper, sum(size for place, size in saved.items() if place not in own)
 

@@ -13,6 +13,7 @@ from torch import nn
 import efcn_sparse as es
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.ties import OFF_LOCAL
+from efcn_sparse.fused import updating
 from efcn_sparse.subspace import GradientParts, gradient_parts, record_gradient_parts
 from tests.subspace.brute_force import CASES, OUTSIDE, Conv, element_map
 from tests.subspace.nets import SUPPORTS, embedded, shaken
@@ -117,10 +118,11 @@ def test_training_is_not_changed_by_a_bit(fused):
         optimizer = es.FusedOptimizer(model, make) if fused else make(model.parameters())
         for _ in range(3):
             optimizer.zero_grad()
-            if record:
-                seen.append(read(model).total.leak)
-            else:
-                loss_of(model).backward()
+            with updating(optimizer):
+                if record:
+                    seen.append(read(model).total.leak)
+                else:
+                    loss_of(model).backward()
             optimizer.step()
         return model, seen
 

@@ -12,7 +12,7 @@ import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.embedding import EmbeddedConv
-from efcn_sparse.fused import layer_update
+from efcn_sparse.fused import layer_update, updating
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
 from efcn_sparse.training.record import MetricsFile
 
@@ -147,7 +147,8 @@ def stepped(make, seed, steps=2):
     optimizer = make(net)
     for _ in range(steps):
         optimizer.zero_grad()
-        net(torch.randn(5, 2, 8, 8)).square().sum().backward()
+        with updating(optimizer):
+            net(torch.randn(5, 2, 8, 8)).square().sum().backward()
         optimizer.step()
     return net, optimizer
 
@@ -188,7 +189,8 @@ def test_a_net_and_its_optimizer_go_on_from_a_file_as_if_nothing_had_been(tmp_pa
     for one, its in ((net, optimizer), (other, other_optimizer)):
         torch.manual_seed(3)
         its.zero_grad()
-        one(torch.randn(5, 2, 8, 8)).square().sum().backward()
+        with updating(its):
+            one(torch.randn(5, 2, 8, 8)).square().sum().backward()
         its.step()
     here, there = told_apart(net, optimizer), told_apart(other, other_optimizer)
     assert all(torch.equal(here[name], there[name]) for name in here)

@@ -10,7 +10,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse.embedding import OUTSIDE, EmbeddedConv
-from efcn_sparse.fused import layer_update
+from efcn_sparse.fused import layer_update, updating
 from tests.embedding.convolutions import CASES
 from tests.growth.cases import block_norms, dense_gradient, masked_and_whole, stored_blocks, support
 from tests.table import FLOAT32, FLOAT64, Row, rows
@@ -95,7 +95,8 @@ def test_fused_updates_are_the_unfused_ones(row: Row, monkeypatch: pytest.Monkey
         generator = torch.Generator().manual_seed(1)
         for _ in range(2):
             optimizer.zero_grad()
-            net(torch.randn(9, 21, generator=generator).to(row.device)).square().sum().backward()
+            with updating(optimizer):
+                net(torch.randn(9, 21, generator=generator).to(row.device)).square().sum().backward()
             optimizer.step()
     for mine, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
