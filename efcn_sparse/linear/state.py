@@ -30,8 +30,8 @@ def write_buffers(layer: nn.Module, pattern: BlockPattern) -> Seen:
     They are copies: layers may share a pattern, and a pattern never changes. Without masks there is no array of them.
     """
     for part in PARTS:
-        array, own = getattr(pattern, part), layer._buffers.get(part)
-        if part in ("mask_index", "masks") and pattern.masks.shape[0] == 0:
+        array, own = getattr(pattern.structure, part), layer._buffers.get(part)  # itself: a property would copy it
+        if part in ("mask_index", "masks") and pattern.structure.masks.shape[0] == 0:
             layer._buffers.pop(part, None)
         elif own is None:
             layer.register_buffer(part, array.clone())
