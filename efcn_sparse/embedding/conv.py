@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,6 +51,7 @@ class EmbeddedConv(nn.Module):
         contiguous_output: whether outputs are copied into the memory format of a convolution's, for models that
             ``view`` them as something else; False.
         low_rank: the off-local weights, where the support is :class:`LowRank`; else None.
+        original: the convolution that this one was made from, without its numbers; None: there was none.
         unread_kernel: ``[n]``: entries of the original kernel that only ever meet padding, and so have no copy, in
             the order of ``weight.flatten()``; None where there are none.
 
@@ -69,6 +71,7 @@ class EmbeddedConv(nn.Module):
     unread_kernel: Tensor | None
     low_rank: LowRankPart | None
     contiguous_output: bool = False
+    original: nn.Module | None = None
 
     def __init__(
         self,
@@ -121,20 +124,23 @@ class EmbeddedConv(nn.Module):
         block_shape: Sequence[int] | None = None,
         *,
         structure: tuple[BlockPattern, Ties] | None = None,
+        geometry: ConvGeometry | None = None,
     ) -> EmbeddedConv:
         """The embedding of ``conv`` at one input size; off-local weights start at zero.
 
         Args:
-            conv: with zero padding; left as it is.
+            conv: left as it is.
             input_size: the spatial sizes of its input.
             structure: the pattern and ties of ``build``, if they are there already.
+            geometry: where the class of ``conv`` pads in a way of its own; ``input_size`` is not looked at then.
         """
-        geometry = ConvGeometry.of(conv, tuple(input_size))
+        geometry = ConvGeometry.of(conv, tuple(input_size)) if geometry is None else geometry
         weight = conv.weight
         layer = cls(
             geometry, support, block_shape, bias=conv.bias is not None, device="meta", dtype=weight.dtype,
             structure=structure,
         )  # fmt: skip
+        object.__setattr__(layer, "original", _without_numbers(conv))  # no submodule
         return layer._take(conv)
 
     @torch.no_grad()
@@ -161,24 +167,33 @@ class EmbeddedConv(nn.Module):
         Off-local weights, those of a low-rank part included, are dropped.
         """
         geometry, values, bias = self.geometry, self.linear.values, self.linear.bias
-        symmetric = all(low == high for low, high in geometry.padding)
-        conv = _CONVOLUTIONS[len(geometry.input_size)](
-            geometry.in_channels,
-            geometry.out_channels,
-            geometry.kernel_size,  # type: ignore[arg-type]  # one tuple type per dimension
-            stride=geometry.stride,  # type: ignore[arg-type]
-            padding=tuple(low for low, _ in geometry.padding) if symmetric else "same",  # type: ignore[arg-type]
-            dilation=geometry.dilation,  # type: ignore[arg-type]
-            groups=geometry.groups,
-            bias=bias is not None,
-            device="meta",
-            dtype=values.dtype,
-        )
+        conv = self._plain_conv() if self.original is None else _without_numbers(self.original)
         kernel = mean_kernel(values.detach(), self.ties, self.unread_kernel)
         conv.weight = nn.Parameter(kernel, requires_grad=values.requires_grad)
         if bias is not None:
             conv.bias = nn.Parameter(mean_bias(bias.detach(), geometry.out_channels), requires_grad=bias.requires_grad)
         return conv.train(self.training)
+
+    def _plain_conv(self) -> Any:
+        geometry, dims = self.geometry, len(self.geometry.input_size)
+        padding = geometry.border or geometry.padding
+        symmetric = all(low == high for low, high in padding)
+        conv = _CONVOLUTIONS[dims](
+            geometry.in_channels,
+            geometry.out_channels,
+            geometry.kernel_size,  # type: ignore[arg-type]  # one tuple type per dimension
+            stride=geometry.stride,  # type: ignore[arg-type]
+            padding=tuple(low for low, _ in padding) if symmetric else "same",  # type: ignore[arg-type]
+            dilation=geometry.dilation,  # type: ignore[arg-type]
+            groups=geometry.groups,
+            bias=self.linear.bias is not None,
+            padding_mode=geometry.padding_mode,  # type: ignore[arg-type]
+            device="meta",
+            dtype=self.linear.values.dtype,
+        )
+        if ConvGeometry.of(conv, geometry.image_size) != geometry:
+            raise ValueError(f"geometry must be that of an nn.Conv{dims}d, got padding {list(padding)}")
+        return conv
 
     # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------
 
@@ -211,6 +226,11 @@ class EmbeddedConv(nn.Module):
     # -- nn.Module ---------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if f"{prefix}weight" in state_dict and f"{prefix}linear.values" not in state_dict:
+            raise ValueError(
+                f"state_dict must be of an embedded model, got the kernel of a convolution, {prefix}weight: "
+                "load it into the CNN, and embed that"
+            )
         if self.grows:  # before the layer inside looks at its own part
             inner = {key.removeprefix(prefix): state_dict[key] for key in state_dict if key.startswith(prefix)}
             adopt_patterns(self, inner)
@@ -218,12 +238,16 @@ class EmbeddedConv(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         geometry = self.geometry
-        expected = (geometry.in_channels, *geometry.input_size)
+        expected = (geometry.in_channels, *geometry.image_size)
         batched = input.dim() == len(expected) + 1
         if tuple(input.shape[1:] if batched else input.shape) != expected:
             sizes = ", ".join(map(str, expected))
             raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
         x = input if batched else input.unsqueeze(0)
+        if geometry.border:
+            x = nn.functional.pad(
+                x, [side for pair in reversed(geometry.border) for side in pair], geometry.padding_mode
+            )
         units = x.movedim(1, -1).reshape(x.shape[0], geometry.in_features)
         y = self.linear(units)
         if self.low_rank is not None:
@@ -266,3 +290,10 @@ def embedded_layers(model: nn.Module) -> dict[str, EmbeddedConv]:
                 f"{layer.linear.values.device} in the embedded convolution {name!r}"
             )
     return layers
+
+
+def _without_numbers(conv: nn.Module) -> Any:
+    """A copy of a convolution, of its class and with its settings, whose parameters are None."""
+    copied = copy.copy(conv)
+    copied.__dict__["_parameters"] = dict.fromkeys(conv._parameters)
+    return copied

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.embedding.example_run import check_same_output, checked_example, run_embedded
+from efcn_sparse.embedding.example_run import Example, check_same_output, run_embedded
+from efcn_sparse.embedding.plan import check_memory
 from efcn_sparse.embedding.refusals import refuse
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.survey import survey
@@ -19,10 +20,13 @@ from efcn_sparse.embedding.survey import survey
 
 def embed(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     support: Support = Local(),
     layers: Mapping[str, Any] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    leave_uncalled: bool = False,
 ) -> nn.Module:
     """A copy of ``model`` in which every convolution is a block-sparse fully-connected layer that computes the same.
 
@@ -62,14 +66,15 @@ def embed(
         >>> efcn[0].linear.pattern.shape
         (288, 108)
     """
-    example = checked_example(example_input)
-    sites, expected = survey(model, example, support, layers)
-    for site in sites:
+    example = Example.of(example_input, example_inputs, example_kwargs)
+    found = survey(model, example, support, layers, leave_uncalled)
+    for site in found.sites:
         if next(site.conv.parameters()).is_meta:
             raise refuse(site.name, site.conv, "it is on the meta device; plan() takes such models")
+    check_memory(found.sites)
     structures: dict[Any, Any] = {}
     embedded: dict[int, Any] = {}
-    for site in sites:
+    for site in found.sites:
         rule, geometry = site.rule, site.geometry
         key = (geometry, rule)
         if key not in structures:
@@ -77,10 +82,15 @@ def embed(
             structures[key] = build(geometry, rule.support, shape)
         assert isinstance(site.conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         embedded[id(site.conv)] = EmbeddedConv.from_conv(
-            site.conv, geometry.input_size, rule.support, structure=structures[key]
+            site.conv, geometry.image_size, rule.support, structure=structures[key], geometry=geometry
         )
     twin = copy.deepcopy(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
-    check_same_output(expected, run_embedded(twin, EmbeddedConv, example))
+    outputs = run_embedded(twin, EmbeddedConv, [(done.example, done.training) for done in found.runs])
+    for done, output in zip(found.runs, outputs, strict=True):
+        if not done.training:  # batch statistics and what else there is may magnify rounding errors
+            check_same_output(model, done.example, done.output, output)
+    if found.left:
+        twin.convolutions_left = found.left  # type: ignore[assignment]  # for deviation
     return twin
 
 

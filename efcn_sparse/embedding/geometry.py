@@ -20,6 +20,9 @@ class ConvGeometry:
         in_channels, out_channels, groups: as in :class:`torch.nn.Conv2d`.
         input_size, kernel_size, stride, dilation: one integer per spatial dimension.
         padding: ``(low, high)`` per spatial dimension, in zeros.
+        padding_mode, border: where the layer first puts something else than zeros around its input: ``"reflect"``,
+            ``"replicate"`` or ``"circular"``, and ``(low, high)`` of it per spatial dimension. ``input_size`` is the
+            size with that border, whose pixels are input units like all others; :attr:`image_size` is without it.
 
     Raises:
         ValueError: a size is out of range, or the kernel does not fit into the padded input.
@@ -38,6 +41,8 @@ class ConvGeometry:
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
+    padding_mode: str = "zeros"
+    border: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         dims = len(self.input_size)
@@ -79,15 +84,26 @@ class ConvGeometry:
             padding = tuple((0, 0) for _ in kernel)
         else:
             padding = tuple((int(side), int(side)) for side in conv.padding)
+        size, mode = tuple(input_size), "zeros"
+        border: tuple[tuple[int, int], ...] = ()
+        if conv.padding_mode != "zeros" and any(map(any, padding)):
+            mode, border, padding = conv.padding_mode, padding, tuple((0, 0) for _ in kernel)
+            size = tuple(side + sum(pair) for side, pair in zip(size, border, strict=True))
         return cls(
-            conv.in_channels, conv.out_channels, conv.groups, tuple(input_size), kernel, tuple(conv.stride), padding,
-            dilation,
+            conv.in_channels, conv.out_channels, conv.groups, size, kernel, tuple(conv.stride), padding, dilation,
+            mode, border,
         )  # fmt: skip
 
     def describe(self, module: nn.Module) -> None:
         """Give ``module`` the attributes by which models ask a convolution's sizes."""
         for name in ("in_channels", "out_channels", "groups", "kernel_size", "stride", "dilation"):
             setattr(module, name, getattr(self, name))
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Spatial size of what the layer takes: the input without its border."""
+        border = self.border or ((0, 0),) * len(self.input_size)
+        return tuple(side - sum(pair) for side, pair in zip(self.input_size, border, strict=True))
 
     @property
     def output_size(self) -> tuple[int, ...]:

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.available import available_bytes
 from efcn_sparse.embedding.blocks import choose_block_shape, count_stored
 from efcn_sparse.embedding.build import build
-from efcn_sparse.embedding.example_run import checked_example
+from efcn_sparse.embedding.example_run import Example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.support import Local, Support
-from efcn_sparse.embedding.survey import survey
+from efcn_sparse.embedding.support import Dilated, Local, Support
+from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.sizes import size_text
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,19 @@ class EmbeddingPlan:
 
 def plan(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     support: Support = Local(),
     layers: Mapping[str, Any] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    leave_uncalled: bool = False,
 ) -> EmbeddingPlan:
     """What :func:`embed` would store with these arguments, layer by layer, in seconds and without the weights.
 
     Args:
-        model, example_input, support, layers: as for :func:`embed`; both of the first may be on the meta device, where
-            the example run costs nothing.
+        model, example_input, support, layers, example_inputs, example_kwargs, leave_uncalled: as for :func:`embed`;
+            the model and its inputs may be on the meta device, where the example run costs nothing.
 
     Raises:
         ValueError: what :func:`embed` refuses before it builds anything.
@@ -148,7 +153,8 @@ def plan(
         >>> planned.local_weights, planned.full_weights, planned.layers[0].block_shape
         (5722112, 73928704, (64, 6))
     """
-    sites, _ = survey(model, checked_example(example_input), support, layers)
+    example = Example.of(example_input, example_inputs, example_kwargs)
+    sites = survey(model, example, support, layers, leave_uncalled).sites
     shapes: dict[Any, tuple[tuple[int, int], int]] = {}
     planned = []
     for site in sites:
@@ -160,3 +166,33 @@ def plan(
         dtype = next(site.conv.parameters()).dtype
         planned.append(LayerPlan(site.name, geometry, rule.support, block_shape, dtype, blocks))
     return EmbeddingPlan(tuple(planned))
+
+
+def check_memory(sites: list[Site]) -> None:
+    """Raise ``ValueError`` if the weights of these layers alone are more than there is memory for.
+
+    The least that they take is known without building anything: their entries.
+    """
+    by_device: dict[torch.device, list[Site]] = {}
+    for site in sites:
+        by_device.setdefault(next(site.conv.parameters()).device, []).append(site)
+    for device, here in by_device.items():
+        there, needed = available_bytes(device), _least_bytes(here, None)
+        if there is None or needed <= there:
+            continue
+        smaller = [Local(), *map(Dilated, range(max(max(site.geometry.input_size) for site in here)))]
+        fitting = [support for support in smaller if _least_bytes(here, support) <= there]
+        best = f"what fits is {fitting[-1]!r}, {size_text(_least_bytes(here, fitting[-1]))}" if fitting else None
+        given = ", ".join(dict.fromkeys(repr(site.rule.support) for site in here))
+        raise ValueError(
+            f"support must fit into the {size_text(there)} of memory available on {device}, got {given}, whose weights "
+            f"alone take {size_text(needed)}; {best or 'not even Local() fits'}"
+        )
+
+
+def _least_bytes(sites: list[Site], support: Support | None) -> int:
+    """Of the weights of these layers with ``support``; with None, each with its own."""
+    return sum(
+        (support or site.rule.support).least_numbers(site.geometry) * next(site.conv.parameters()).dtype.itemsize
+        for site in sites
+    )

@@ -20,16 +20,21 @@ def refusal(module: nn.Module) -> str | None:
         return "a quantized convolution has no floating-point weight"
     if isinstance(module, _ConvTransposeNd):
         return "transposed convolutions are not supported"
-    base = next((kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), None)
-    if base is None:
-        return "it is not a Conv1d, Conv2d or Conv3d"
-    reason = reason_to_keep(module, base, ("forward", "_conv_forward", "__call__"))
-    if reason is None and module.padding_mode != "zeros":
-        reason = f"padding_mode {module.padding_mode!r} is not supported, only 'zeros'"
-    return reason
+    base = _base(module)
+    return "it is not a Conv1d, Conv2d or Conv3d" if base is None else reason_to_keep(module, base)
 
 
-def refuse(name: str, module: nn.Module, reason: str) -> ValueError:
+def has_own_forward(conv: nn.Module) -> bool:
+    """Whether the class of an embeddable convolution computes its output in a way of its own."""
+    kind, base = type(conv), _base(conv)
+    return any(getattr(kind, name) is not getattr(base, name) for name in ("forward", "_conv_forward"))
+
+
+def _base(module: nn.Module) -> type | None:
+    return next((kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), None)
+
+
+def refuse(name: str, module: nn.Module, reason: str, more: str = "") -> ValueError:
     """The error that names the layer, the reason and the way out."""
     kind = type(module).__name__
-    return ValueError(f"cannot embed {name!r} ({kind}): {reason}; layers={{{name!r}: None}} leaves it as it is")
+    return ValueError(f"cannot embed {name!r} ({kind}): {reason}; layers={{{name!r}: None}} leaves it as it is{more}")

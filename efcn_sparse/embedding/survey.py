@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from efcn_sparse.embedding.example_run import sizes_in_run
+from efcn_sparse.embedding.example_run import Example, Run, run
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.refusals import is_convolution, refusal, refuse
+from efcn_sparse.embedding.refusals import has_own_forward, is_convolution, refusal, refuse
 from efcn_sparse.embedding.support import Support
 from efcn_sparse.linear.refusals import shared_parameter
 from efcn_sparse.pattern.checks import checked_pair
@@ -26,55 +27,172 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A convolution to embed, under all its names in the model."""
+class Site:
+    """A convolution, how to embed it, and its sizes."""
 
-    names: tuple[str, ...]
+    name: str
     conv: nn.Module
     rule: Rule
-
-    @property
-    def name(self) -> str:
-        """The first of its names."""
-        return self.names[0]
+    geometry: ConvGeometry
 
 
-def choose(model: nn.Module, support: Support, layers: Mapping[str, Any] | None) -> list[Chosen]:
-    """The convolutions to embed, each with its rule, in the order of the model.
+@dataclass(frozen=True)
+class Survey:
+    """What an example run shows about a model.
+
+    Attributes:
+        sites: the convolutions to embed.
+        runs: of the model on the example, on one of another batch size, and in training mode; the last two only where
+            the model can run so.
+        left: how many kernel numbers each convolution has that is computed by a function and left so, by its name.
+    """
+
+    sites: list[Site]
+    runs: list[Run]
+    left: dict[str, int]
+
+
+def survey(
+    model: nn.Module, example: Example, support: Support, layers: Mapping[str, Any] | None, leave_uncalled: bool = False
+) -> Survey:
+    """Run a model on an example; everything that cannot be embedded is refused by name.
 
     Args:
         support: of every convolution that no pattern names.
         layers: shell-style name patterns to a :class:`Support`, None (leave the layer as it is), or a mapping with
             the keys ``support`` and ``block_shape``. The first pattern that matches a layer counts.
+        leave_uncalled: whether convolutions that the example run does not call stay convolutions.
 
     Raises:
-        ValueError: a pattern matches no convolution, or its value is none of these.
-        TypeError: ``support`` is no :class:`Support`.
+        ValueError: a convolution cannot be embedded exactly, there is none to embed, a pattern matches none, or its
+            value is none of these.
+        TypeError: an argument is of the wrong kind.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(support, Support):
         raise TypeError(f"support must be a Support such as Local() or LowRank(rank), got {support!r}")
     rules = {pattern: _rule(pattern, value, support) for pattern, value in (layers or {}).items()}
-    names: dict[int, list[str]] = {}
-    convolutions: dict[int, nn.Module] = {}
+    names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if is_convolution(module):
-            convolutions[id(module)] = module
-            names.setdefault(id(module), []).append(name)
-    matched = {pattern for pattern in rules for all_names in names.values() if _matches(pattern, all_names)}
-    if len(matched) < len(rules):
-        unused = [pattern for pattern in rules if pattern not in matched]
-        known = [all_names[0] for all_names in names.values()]
-        raise ValueError(f"layers must name convolutions of the model, {known}, got {unused}")
-    chosen = []
-    for key, all_names in names.items():
-        pattern = next((pattern for pattern in rules if _matches(pattern, all_names)), None)
+            names.setdefault(module, []).append(name)
+    choices = {}
+    for conv, own_names in names.items():
+        pattern = _first(rules, own_names)
         rule = Rule(support) if pattern is None else rules[pattern]
         if rule is not None:
-            chosen.append(Chosen(tuple(all_names), convolutions[key], rule))
-    return chosen
+            choices[own_names[0]] = conv, rule
+    if not choices:
+        raise ValueError(_nothing_to_embed(model, [own_names[0] for own_names in names.values()]))
+    for name, (conv, _) in choices.items():
+        reason = refusal(conv) or shared_parameter(model, conv)
+        if reason is not None:
+            raise refuse(name, conv, reason)
+
+    runs = _runs(model, example, {name: conv for name, (conv, _) in choices.items()})
+    functions = _functions(model, runs, rules, {own_names[0] for own_names in names.values()})
+    everything = [*names.values(), *functions]
+    unused = [pattern for pattern in rules if not any(_matches(pattern, own_names) for own_names in everything)]
+    if unused:
+        known = [own_names[0] for own_names in everything]
+        raise ValueError(f"layers must name convolutions of the model, {known}, got {unused}")
+    sites = []
+    for name, (conv, rule) in choices.items():
+        geometry = _geometry(name, conv, runs)
+        if geometry is not None:
+            sites.append(Site(name, conv, rule, geometry))
+        elif not leave_uncalled:
+            raise refuse(name, conv, "the example run does not call it", ", and leave_uncalled=True every such one")
+    if not sites:
+        raise ValueError(f"model must call a convolution to embed on the example, got a run without {list(choices)}")
+    return Survey(sites, runs, {own_names[-1]: kernel for own_names, kernel in functions.items()})
 
 
-def _matches(pattern: str, names: list[str]) -> bool:
+def _nothing_to_embed(model: nn.Module, kept: list[str]) -> str:
+    what, kind = "model must hold a convolution to embed", type(model).__name__
+    if kept:
+        return f"{what}, got {kind} with {kept} left as is"
+    more = (
+        "; sparsify makes linear layers block-sparse" if any(isinstance(m, nn.Linear) for m in model.modules()) else ""
+    )
+    return f"{what} (nn.Conv1d, nn.Conv2d or nn.Conv3d), got {kind} without one{more}"
+
+
+def _runs(model: nn.Module, example: Example, convolutions: Mapping[str, nn.Module]) -> list[Run]:
+    """On the example, on one of another batch size, and in training mode.
+
+    What merges batch and channels may run on a batch of one alone, and other code may run in training than in
+    evaluation. Where the model itself cannot do so, nobody has to.
+    """
+    own = [name for name, conv in convolutions.items() if has_own_forward(conv)]
+    runs = [run(model, example, False, convolutions, own)]
+    larger, other = example, example.batch
+    if other:
+        resized = example.of_batch(2 if other == 1 else 1)
+        try:
+            second = run(model, resized, False, convolutions)
+        except Exception:
+            second = None  # the first side is no batch, or the model takes just one batch size
+        if second is not None and _sizes(second, convolutions) == _sizes(runs[0], convolutions):
+            runs.append(second)
+            larger = resized if other == 1 else example
+    with contextlib.suppress(Exception):
+        runs.append(run(model, larger, True, convolutions, own))
+    return runs
+
+
+def _sizes(done: Run, convolutions: Mapping[str, nn.Module]) -> dict[str, list[tuple[int, ...]]]:
+    """The distinct spatial sizes of what each convolution got."""
+    return {
+        name: list(dict.fromkeys(shape[-len(conv.kernel_size) :] for shape in done.shapes[name]))  # type: ignore[arg-type]
+        for name, conv in convolutions.items()
+        if name in done.shapes
+    }
+
+
+def _geometry(name: str, conv: nn.Module, runs: list[Run]) -> ConvGeometry | None:
+    """At the one size at which the runs call it; None where they do not."""
+    sizes = list(dict.fromkeys(size for done in runs for size in _sizes(done, {name: conv}).get(name, [])))
+    if len(sizes) > 1:
+        both = " and ".join(str(list(size)) for size in sizes)
+        raise refuse(name, conv, f"the example run calls it at the input sizes {both}")
+    if not sizes:
+        return None
+    if not has_own_forward(conv):
+        return ConvGeometry.of(conv, sizes[0])
+    traced = {geometry for done in runs for geometry in done.traced.get(name, [])}
+    geometry = traced.pop() if len(traced) == 1 else None
+    if geometry is None:
+        raise refuse(name, conv, "its class has a forward of its own, which is not just zero padding and a convolution")
+    return geometry
+
+
+def _functions(
+    model: nn.Module, runs: list[Run], rules: Mapping[str, Rule | None], modules: set[str]
+) -> dict[tuple[str, ...], int]:
+    """The names of each convolution that no convolution module computes, and how many numbers its kernel has.
+
+    Raises:
+        ValueError: no rule leaves one as it is.
+    """
+    found: dict[tuple[str, ...], int] = {}
+    for call in (call for done in runs for call in done.computed if call.name not in modules):
+        names = tuple(name for name in (call.name, call.weight) if name) or ("",)
+        pattern = _first(rules, names)
+        if pattern is None or rules[pattern] is not None:
+            reason = f"its forward computes a convolution by itself{f', with {call.weight!r}' if call.weight else ''}"
+            raise refuse(names[0], model.get_submodule(call.name), reason)
+        found[names] = call.kernel
+    return found
+
+
+def _first(rules: Mapping[str, Rule | None], names: Iterable[str]) -> str | None:
+    """The first pattern that matches one of the names."""
+    return next((pattern for pattern in rules if _matches(pattern, names)), None)
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
@@ -90,45 +208,3 @@ def _rule(pattern: str, value: Any, default: Support) -> Rule | None:
     raise ValueError(
         f"layers[{pattern!r}] must be a Support, None, or a dict of support and block_shape, got {value!r}"
     )
-
-
-@dataclass(frozen=True)
-class Site:
-    """A convolution, how to embed it, and its sizes."""
-
-    name: str
-    conv: nn.Module
-    rule: Rule
-    geometry: ConvGeometry
-
-
-def survey(
-    model: nn.Module, example: tuple[Tensor, ...], support: Support, layers: Mapping[str, Any] | None
-) -> tuple[list[Site], Any]:
-    """The sites of a model, and its output on the example; everything that cannot be embedded is refused by name.
-
-    Raises:
-        ValueError: a convolution cannot be embedded exactly, or there is none to embed.
-        TypeError: an argument is of the wrong kind.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    chosen = choose(model, support, layers)
-    if not chosen:
-        kept = [name for name, module in model.named_modules() if is_convolution(module)]
-        raise ValueError(f"model must hold a convolution to embed, got {type(model).__name__} with {kept} left as is")
-    for choice in chosen:
-        reason = refusal(choice.conv) or shared_parameter(model, choice.conv)
-        if reason is not None:
-            raise refuse(choice.name, choice.conv, reason)
-    output, sizes = sizes_in_run(model, example, [choice.conv for choice in chosen])
-    sites = []
-    for choice in chosen:
-        seen = sizes.get(id(choice.conv), [])
-        if not seen:
-            raise refuse(choice.name, choice.conv, "the example run does not call it")
-        if len(seen) > 1:
-            both = " and ".join(str(list(size)) for size in seen)
-            raise refuse(choice.name, choice.conv, f"the example run calls it at the input sizes {both}")
-        sites.append(Site(choice.name, choice.conv, choice.rule, ConvGeometry.of(choice.conv, seen[0])))
-    return sites, output

@@ -9,18 +9,21 @@ from torch.nn.modules.lazy import LazyModuleMixin
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def reason_to_keep(module: nn.Module, base: type, forwards: tuple[str, ...] = ("forward", "__call__")) -> str | None:
+def reason_to_keep(module: nn.Module, base: type, *known: str) -> str | None:
     """Why swapping ``module`` would lose something; None if it would not.
 
     Args:
-        base: the class of torch that ``module`` is of or derives from, whose methods ``forwards`` are known.
+        base: the class of torch that ``module`` is of or derives from.
+        known: those of its methods that must be as in ``base``, besides ``__call__``.
     """
     kind = type(module)
     if isinstance(module, LazyModuleMixin):
         return "a lazy module has no weight yet; run the model once first"
     if "weight" not in module._parameters or "parametrizations" in module._modules:
         return "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
-    if "forward" in vars(module) or any(getattr(kind, name) is not getattr(base, name) for name in forwards):
+    if "forward" in vars(module) or any(
+        getattr(kind, name) is not getattr(base, name) for name in (*known, "__call__")
+    ):
         return "its class has a forward of its own"
     weight = module._parameters["weight"]
     assert weight is not None

@@ -67,7 +67,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
 def _check_replaceable(model: nn.Module, name: str, module: nn.Module) -> None:
     base = linear_base(module)
     assert base is not None
-    reason = reason_to_keep(module, base) or shared_parameter(model, module)
+    reason = reason_to_keep(module, base, "forward") or shared_parameter(model, module)
     if reason is not None:
         raise ValueError(
             f"cannot sparsify {name!r} ({type(module).__name__}): {reason}; the rule {{{name!r}: None}} before the "

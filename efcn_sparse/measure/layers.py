@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
+from efcn_sparse.available import available_bytes
 from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.planning.available import available_bytes
 from efcn_sparse.sizes import size_text
 
 _SECONDS = 0.2  # of timed calls for each kind of layer

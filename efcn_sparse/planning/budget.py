@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from efcn_sparse.embedding.example_run import checked_example
+from efcn_sparse.embedding.example_run import Example
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
@@ -74,7 +74,7 @@ class StepPlanner:
     def __init__(
         self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...], layers: Mapping[str, Any] | None = None
     ) -> None:
-        self._model, self._example, self._layers = model, checked_example(example_input), layers
+        self._model, self._example, self._layers = model, Example.of(example_input).args, layers
         self._plans: dict[Support, EmbeddingPlan] = {}
         self._steps: dict[Step, StepPrediction] = {}
         self._readings: dict[tuple[Support | None, int], int] = {}
@@ -105,7 +105,7 @@ class StepPlanner:
 
     @cached_property
     def _sites(self) -> list[Site]:
-        return survey(self._model, self._example, Local(), self._layers)[0]
+        return survey(self._model, Example(self._example), Local(), self._layers).sites
 
     @property
     def reach(self) -> int:

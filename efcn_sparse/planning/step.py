@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding.example_run import checked_example
+from efcn_sparse.embedding.example_run import Example
 from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.planning.fused_cost import FusedCost, OptimizerKind, checked_optimizer, fused_cost
@@ -81,7 +81,7 @@ def predict_step(
         (22983720, True)
     """
     kind = checked_optimizer(optimizer)
-    example = checked_example(batch)
+    example = Example.of(batch).args
     planned = plan(model, example, support=support, layers=layers)
     return watch_step(model, example, planned, kind, fused)
 

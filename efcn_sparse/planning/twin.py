@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.embedding.example_run import run_embedded
+from efcn_sparse.embedding.example_run import Example, run_embedded
 from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
 from efcn_sparse.planning.fused_cost import FusedCost
 from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
@@ -143,7 +143,7 @@ def meta_twin(model: nn.Module, planned: EmbeddingPlan, inputs: tuple[Tensor, ..
     for buffer in model.buffers():
         memo[id(buffer)] = meta_copy(buffer)
     twin = copy.deepcopy(model, memo)
-    run_embedded(twin, PlannedConv, inputs)
+    run_embedded(twin, PlannedConv, [(Example(inputs), False)])
     return twin
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from efcn_sparse import available
 from efcn_sparse.embedding import Dilated
-from efcn_sparse.planning import available
 from efcn_sparse.planning.budget import Step, StepPlanner
 from efcn_sparse.sizes import parse_size, size_text
 from efcn_sparse.training.arms import ELCN, Arm

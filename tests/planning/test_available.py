@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efcn_sparse.planning.available import available_bytes
+from efcn_sparse.available import available_bytes
 
 _GIB = 1 << 30
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from efcn_sparse import available
 from efcn_sparse.cli.main import main
 from efcn_sparse.models import vanilla_cnn
-from efcn_sparse.planning import available, predict_step
+from efcn_sparse.planning import predict_step
 from efcn_sparse.sizes import size_text
 from efcn_sparse.training import RelaxConfig, run_relax
 from efcn_sparse.training.arms import Arm
