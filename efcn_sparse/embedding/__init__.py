@@ -2,6 +2,7 @@
 
 from efcn_sparse.embedding.conv import EmbeddedConv as EmbeddedConv
 from efcn_sparse.embedding.conv import embedded_layers as embedded_layers
+from efcn_sparse.embedding.embed import convolutions_left as convolutions_left
 from efcn_sparse.embedding.embed import embed as embed
 from efcn_sparse.embedding.embed import unembed as unembed
 from efcn_sparse.embedding.geometry import ConvGeometry as ConvGeometry

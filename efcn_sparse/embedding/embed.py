@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,13 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.embedding.example_run import Example, check_same_output, run_embedded
+from efcn_sparse.embedding.example_run import Example, check_same_output, copy_of, run_embedded
 from efcn_sparse.embedding.plan import check_memory
-from efcn_sparse.embedding.refusals import refuse
+from efcn_sparse.embedding.refusals import is_convolution, refuse
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.survey import survey
+
+_LEFT = "_efcn_sparse_convolutions_left"  # an attribute of an embedded model: those that functions compute
 
 
 def embed(
@@ -30,17 +31,26 @@ def embed(
 ) -> nn.Module:
     """A copy of ``model`` in which every convolution is a block-sparse fully-connected layer that computes the same.
 
-    Everything else (activations, pooling, normalization, residual sums, heads) is copied as it is. The model runs
-    once on the example, in evaluation mode, to find the input size of each convolution, and the copy runs once to be
-    compared; neither changes the model, its training flags, its buffers or the state of the random generators.
+    Everything else (activations, pooling, normalization, residual sums, heads) is copied as it is. To find the input
+    size of each convolution, the model runs on the example: in evaluation mode, at another batch size, and in training
+    mode (the last two only if it can). Then the copy runs in the same ways and is compared. Copies run, so neither the
+    model nor the random generators of torch, NumPy and Python change.
+
+    Convolutions that no module computes (``F.conv2d``, scripted blocks, weights that are computed) are seen in the
+    run, and refused by name unless ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``)
+    is put around the input first, and its pixels are input units like all others. A class with a forward of its own
+    is embedded if all it does is to put zeros around the input and to convolve (TensorFlow's "same" padding).
 
     Args:
         model: any module with :class:`torch.nn.Conv1d`, ``Conv2d`` or ``Conv3d`` in it; it is not changed.
-        example_input: the model's positional inputs, of the size that the copy shall take (any batch size).
+        example_input: a tensor or a tuple of tensors, of the size that the copy shall take; any batch size.
         support: which weights may be non-zero: ``Local()``, ``Dilated(radius)``, ``Grown(budget)``,
             ``LowRank(rank)`` or ``Full()``.
         layers: choices by shell-style name pattern, the first match counts: a support; None to leave the convolution
             as it is; or ``dict(support=..., block_shape=(rows, cols))``.
+        example_inputs, example_kwargs: in place of ``example_input`` the model's positional and keyword arguments,
+            of any kind: dicts, lists, numbers, None.
+        leave_uncalled: whether convolutions that the example run does not call stay convolutions.
 
     Returns:
         The copy. A convolution that is shared under several names stays shared; ``requires_grad`` carries over. Its
@@ -49,9 +59,10 @@ def embed(
     Law: ``embed(model, x)(x) == model(x)`` and ``unembed(embed(model, x))`` has the parameters of ``model``.
 
     Raises:
-        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantized or parametrized; padding
-            other than zeros; a forward or hooks of its own; called at two sizes or not at all; a shared weight); a
-            name pattern matches nothing; or the copy computes something else on the example.
+        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantized or parametrized; a forward
+            or hooks of its own; computed by a function; called at two sizes or not at all; a shared weight); a name
+            pattern matches nothing; the weights do not fit into memory; or the copy computes something else on the
+            example, by more than rounding (of the model in its own dtype, measured in fp64, where that is large).
         TypeError: an argument is of the wrong kind.
 
     Source: d'Ascoli, Sagun, Biroli, Bruna: Finding the Needle in the Haystack with Convolutions, NeurIPS 2019.
@@ -84,13 +95,13 @@ def embed(
         embedded[id(site.conv)] = EmbeddedConv.from_conv(
             site.conv, geometry.image_size, rule.support, structure=structures[key], geometry=geometry
         )
-    twin = copy.deepcopy(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
+    twin = copy_of(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
     outputs = run_embedded(twin, EmbeddedConv, [(done.example, done.training) for done in found.runs])
     for done, output in zip(found.runs, outputs, strict=True):
         if not done.training:  # batch statistics and what else there is may magnify rounding errors
             check_same_output(model, done.example, done.output, output)
     if found.left:
-        twin.convolutions_left = found.left  # type: ignore[assignment]  # for deviation
+        setattr(twin, _LEFT, found.left)
     return twin
 
 
@@ -120,4 +131,23 @@ def unembed(model: nn.Module) -> nn.Module:
     }
     if not convolutions:
         raise ValueError(f"model must hold an embedded convolution, got {type(model).__name__} without one")
-    return copy.deepcopy(model, convolutions)
+    return copy_of(model, convolutions)
+
+
+def convolutions_left(model: nn.Module) -> dict[str, int]:
+    """The convolutions of an embedded model that are still convolutions, each with the size of its kernel.
+
+    Returns:
+        By name, how many numbers the kernel has: of the modules, and of what functions compute where the rules of
+        :func:`embed` left that as it is.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+        >>> convolutions_left(es.embed(cnn, torch.randn(1, 1, 8, 8), layers={"0": None}))
+        {'0': 36}
+    """
+    modules = {name: module for name, module in model.named_modules() if is_convolution(module)}
+    kernels = {name: getattr(module, "weight", None) for name, module in modules.items()}
+    sizes = {name: kernel.numel() if isinstance(kernel, Tensor) else 0 for name, kernel in kernels.items()}
+    return {**sizes, **getattr(model, _LEFT, {})}

@@ -132,12 +132,7 @@ def run(
     Args:
         watched, traced: names of modules whose shapes are noted, and whose calls are looked into.
     """
-    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    try:
-        copied = copy.deepcopy(model, shared)
-    except Exception as error:
-        name = type(error).__name__
-        raise ValueError(f"model must be one that copy.deepcopy can copy, got {name}: {error}") from error
+    copied = copy_of(model, {id(parameter): parameter for parameter in model.parameters()})
     done, watch = Run(example, training), _Watch(copied)
     for name in watched:
         copied.get_submodule(name).register_forward_pre_hook(_noting_shapes(done, name), with_kwargs=True)
@@ -149,6 +144,24 @@ def run(
         done.output = example.call(copied)
     done.computed = watch.computed
     return done
+
+
+def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
+    """A deep copy of ``model``, with other things in place of some, by ``id``.
+
+    Raises:
+        ValueError: it cannot be copied.
+    """
+    memo = dict(replaced)
+    for module in model.modules():  # a weight that a hook computes anew at each call (pruning, the old weight_norm)
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        name = type(error).__name__
+        raise ValueError(f"model must be one that copy.deepcopy can copy, got {name}: {error}") from error
 
 
 def _noting_shapes(done: Run, name: str) -> Callable[..., None]:
@@ -317,7 +330,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def _in_double(model: nn.Module, example: Example) -> list[Tensor]:
     """What the model returns in fp64; nothing where it cannot."""
     try:
-        return list(_tensors(run(copy.deepcopy(model).double(), example.to(torch.float64), False).output))
+        return list(_tensors(run(copy_of(model, {}).double(), example.to(torch.float64), False).output))
     except Exception:
         return []
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding import EmbeddedConv, embedded_layers
+from efcn_sparse.embedding import EmbeddedConv, convolutions_left, embedded_layers
 from efcn_sparse.gradients.norms import split_squares
 from efcn_sparse.subspace.backends import resolve
 from efcn_sparse.subspace.plan import SubspacePlan, bias_blocks, weight_blocks
@@ -48,12 +48,17 @@ class LayerDeviation:
 
 @dataclass(frozen=True)
 class Deviation(LayerDeviation):
-    """The parts of all embedded convolutions' weights together; ``layers`` has each one's own by name.
+    """The parts of all embedded convolutions' weights together; ``str()`` is a table.
 
-    ``str()`` is a table.
+    Attributes:
+        layers: each embedded convolution's own parts, by name.
+        left: the names of the convolutions that are still convolutions: modules, and those that functions compute.
+        coverage: how many of the numbers in the kernels of all convolutions are in embedded ones, from 0 to 1.
     """
 
     layers: dict[str, LayerDeviation] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    coverage: float = 1.0
 
     def __str__(self) -> str:
         rows = [*self.layers.items(), ("all", self)]
@@ -61,6 +66,9 @@ class Deviation(LayerDeviation):
         lines = [f"{'layer':<{width}}" + "".join(f"  {name.replace('_', '-'):>11}" for name in _COLUMNS)]
         for name, layer in rows:
             lines.append(f"{name:<{width}}" + "".join(f"  {getattr(layer, column):>11.4e}" for column in _COLUMNS))
+        if self.left:
+            share = f"{self.coverage:.1%} of the convolutions' kernel numbers"
+            lines.append(f"of {share}; still convolutions: {', '.join(self.left)}")
         return "\n".join(lines)
 
 
@@ -98,13 +106,16 @@ def deviation(model: nn.Module, *, backend: str = "auto") -> Deviation:
         >>> 0.0 < es.deviation(twin).delta < 1.0
         True
     """
-    read = {name: _squares(layer, backend) for name, layer in embedded_layers(model).items()}
+    embedded = embedded_layers(model)
+    read = {name: _squares(layer, backend) for name, layer in embedded.items()}
     squares = {
         name: _numbers(*parts) for name, parts in read.items()
     }  # only now, so that a GPU reads all without a wait
     layers = {name: LayerDeviation.of_squares(*parts) for name, parts in squares.items()}
     whole = LayerDeviation.of_squares(*(sum(parts) for parts in zip(*squares.values(), strict=True)))
-    return Deviation(**vars(whole), layers=layers)
+    left = convolutions_left(model)
+    own = sum(layer.ties.counts.numel() for layer in embedded.values())
+    return Deviation(**vars(whole), layers=layers, left=tuple(left), coverage=own / max(1, own + sum(left.values())))
 
 
 def _squares(layer: EmbeddedConv, backend: str) -> tuple[Tensor, Tensor | None]:

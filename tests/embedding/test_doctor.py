@@ -173,7 +173,7 @@ REFUSED = {
     "no module": (["builtins:dict", "--input", "3,4,4"], "MODEL must return an nn.Module, got dict from "),
     "nothing to embed": (
         ["torch.nn:Identity", "--input", "3,4,4"],
-        "model must hold a convolution to embed, got Identity with [] left as is",
+        "model must hold a convolution to embed (nn.Conv1d, nn.Conv2d or nn.Conv3d), got Identity without one",
     ),
 }  # fmt: skip
 

@@ -23,6 +23,24 @@ class OwnInnerForward(nn.Conv2d):
         return super()._conv_forward(input, weight - weight.mean(), bias)
 
 
+class Twice(nn.Conv2d):
+    """Its output is that of a convolution, of what is none."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(super().forward(input).relu())
+
+
+class Functional(nn.Module):
+    """A convolution that no module computes."""
+
+    def __init__(self, mean: bool = False) -> None:
+        super().__init__()
+        self.kernel, self.mean = nn.Parameter(torch.randn(2, 2, 3, 3)), mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel - self.kernel.mean() if self.mean else self.kernel, padding=1)
+
+
 class QuantizedConv(nn.Module):
     """Stands in for torch's quantized convolutions, which are on their way out of torch."""
 
@@ -105,7 +123,7 @@ def _shared_weight() -> nn.Module:
 
 
 _PARAMETRISED = "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
-_OWN_FORWARD = "its class has a forward of its own"
+_OWN_FORWARD = "its class has a forward of its own, which is not just zero padding and a convolution"
 _INPUT = (1, 2, 6, 6)
 
 
@@ -126,12 +144,6 @@ ROWS = {
     "lazy transposed": Row(lambda: nn.LazyConvTranspose2d(2, 3), "0", "LazyConvTranspose2d",
                            "transposed convolutions are not supported"),
     "quantized": Row(QuantizedConv, "0", "Conv2d", "a quantized convolution has no floating-point weight"),
-    "reflect": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "0", "Conv2d",
-                   "padding_mode 'reflect' is not supported, only 'zeros'"),
-    "replicate": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate"), "0", "Conv2d",
-                     "padding_mode 'replicate' is not supported, only 'zeros'"),
-    "circular": Row(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "0", "Conv2d",
-                    "padding_mode 'circular' is not supported, only 'zeros'"),
     "weight norm": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), "0", "ParametrizedConv2d",
                        _PARAMETRISED),
     "old weight norm": Row(_old_weight_norm, "0", "Conv2d", _PARAMETRISED),
@@ -142,7 +154,14 @@ ROWS = {
     "pruned": Row(lambda: prune.l1_unstructured(nn.Conv2d(2, 2, 3), "weight", 0.5), "0", "Conv2d", _PARAMETRISED),
     "own forward": Row(lambda: OwnForward(2, 2, 3), "0", "OwnForward", _OWN_FORWARD),
     "own inner forward": Row(lambda: OwnInnerForward(2, 2, 3), "0", "OwnInnerForward", _OWN_FORWARD),
-    "own forward attribute": Row(_own_attribute, "0", "Conv2d", _OWN_FORWARD),
+    "two paths": Row(lambda: Twice(2, 2, 3, padding=1), "0", "Twice", _OWN_FORWARD),
+    "own forward attribute": Row(_own_attribute, "0", "Conv2d", "its class has a forward of its own"),
+    "functional": Row(Functional, "0", "Functional",
+                      "its forward computes a convolution by itself, with '0.kernel'"),
+    "computed kernel": Row(lambda: Functional(mean=True), "0", "Functional",
+                           "its forward computes a convolution by itself"),
+    "script": Row(lambda: torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1))), "0",
+                  "RecursiveScriptModule", "its forward computes a convolution by itself, with '0.0.weight'"),
     "complex": Row(lambda: nn.Conv2d(2, 2, 3, dtype=torch.complex64), "0", "Conv2d",
                    "its weight must be of a floating-point dtype"),
     "hooks": Row(_hooked, "0", "Conv2d", "its hooks would be lost"),
@@ -155,17 +174,23 @@ ROWS = {
 
 
 def _message(row: Row) -> str:
-    return f"cannot embed {row.name!r} ({row.kind}): {row.reason}; layers={{{row.name!r}: None}} leaves it as it is"
+    more = ", and leave_uncalled=True every such one" if "does not call it" in row.reason else ""
+    return (
+        f"cannot embed {row.name!r} ({row.kind}): {row.reason}; layers={{{row.name!r}: None}} leaves it as it is{more}"
+    )
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_by_name_and_reason(row: Row) -> None:
-    model = nn.Sequential(row.net())
+    others = [nn.Conv2d(2, 2, 1)] if "by itself" in row.reason else []  # one to embed
+    model = nn.Sequential(row.net(), *others)
     with pytest.raises(ValueError, match=f"^{re.escape(_message(row))}$"):
         es.embed(model, torch.randn(_INPUT, device="meta" if "meta" in row.reason else "cpu"))
 
 
-@pytest.mark.parametrize("name", ["reflect", "own forward", "hooks", "pruned", "weight norm", "transposed"])
+@pytest.mark.parametrize(
+    "name", ["own forward", "hooks", "pruned", "weight norm", "transposed", "functional", "script"]
+)
 def test_the_way_out_works(name: str) -> None:
     """What the message offers, ``layers={name: None}``, leaves that layer and embeds the others."""
     model = nn.Sequential(ROWS[name].net(), nn.Conv2d(2, 2, 3))
@@ -201,13 +226,16 @@ _X = torch.zeros(_INPUT)
 ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "model": (lambda: es.embed(3, _X), TypeError, "model must be an nn.Module, got int"),
     "no convolution": (lambda: es.embed(nn.Linear(2, 2), _X), ValueError,
-                       "model must hold a convolution to embed, got Linear with [] left as is"),
+                       "model must hold a convolution to embed (nn.Conv1d, nn.Conv2d or nn.Conv3d), got Linear "
+                       "without one; sparsify makes linear layers block-sparse"),
     "all left": (lambda: es.embed(_NET, _X, layers={"*": None}), ValueError,
                  "model must hold a convolution to embed, got Sequential with ['0'] left as is"),
     "example": (lambda: es.embed(_NET, "x"), TypeError,
-                "example_input must be a tensor or a tuple of tensors, got str"),
+                "example_input must be a tensor or a tuple of tensors, got str; other arguments of the model go into "
+                "example_inputs=(...) and example_kwargs={...}"),
     "empty example": (lambda: es.embed(_NET, ()), TypeError,
-                      "example_input must be a tensor or a tuple of tensors, got tuple"),
+                      "example_input must be a tensor or a tuple of tensors, got tuple; other arguments of the model "
+                      "go into example_inputs=(...) and example_kwargs={...}"),
     "support": (lambda: es.embed(_NET, _X, support="local"), TypeError,
                 "support must be a Support such as Local() or LowRank(rank), got 'local'"),
     "support class": (lambda: es.embed(_NET, _X, support=es.Local), TypeError,

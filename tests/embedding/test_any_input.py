@@ -1,0 +1,175 @@
+"""What holds on the example holds in training and at any batch size, for models that take any arguments."""
+
+import sys
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import efcn_sparse as es
+from efcn_sparse.embedding import plan
+
+
+class Merging(nn.Module):
+    """Views that merge batch and channels, as in siamese correlation; where, is said by ``when``."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.when, self.calls = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), when, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.conv(x)
+        if self.when == "always" or (self.when == "training") == self.training:
+            y = y.view(1, -1, *y.shape[2:]).view(y.shape)
+        return self.norm(y + numpy.random.rand())  # noqa: NPY002  # the generator whose state must stay
+
+
+@pytest.mark.parametrize("when", ["always", "training", "evaluation"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_batch_size_and_mode(when: str, batch: int) -> None:
+    model = Merging(when)
+    state = numpy.random.get_state()[1].copy()  # noqa: NPY002
+    twin = es.embed(model, torch.randn(batch, 2, 6, 6))
+    assert (numpy.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert model.calls == twin.calls == int(model.norm.num_batches_tracked) == int(twin.norm.num_batches_tracked) == 0
+    for module in (twin.train(), twin.eval()):
+        module(torch.randn(2, 2, 6, 6)).sum().backward()
+        module(torch.randn(1, 2, 6, 6)).sum().backward()
+
+
+class AnyArguments(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.idle = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 1, 1), nn.Conv2d(1, 1, 1)
+
+    def forward(
+        self, batch: dict[str, Any], names: list[str], *, scale: float = 0.0, extra: Any = None
+    ) -> dict[str, Any]:
+        y = self.conv(batch["image"]) * scale
+        return {name: self.head(y) if self.training else y for name in names} | {"extra": extra}
+
+
+def test_arguments_of_any_kind() -> None:
+    model = AnyArguments()
+    x = torch.randn(2, 2, 6, 6)
+    given = dict(example_inputs=({"image": x}, ["a"]), example_kwargs={"scale": 2.0}, leave_uncalled=True)
+    twin = es.embed(model, **given)
+    assert [type(module).__name__ for module in (twin.conv, twin.head, twin.idle)] == [
+        "EmbeddedConv", "EmbeddedConv", "Conv2d",
+    ]  # fmt: skip
+    assert [layer.name for layer in plan(model, **given).layers] == ["conv", "head"]
+    torch.testing.assert_close(twin({"image": x}, ["a"], scale=2.0), model({"image": x}, ["a"], scale=2.0))
+    assert (es.deviation(twin).left, es.deviation(twin).coverage) == (("idle",), 57 / 58)
+    for wrong, argument in (
+        (dict(example_inputs=x), "example_inputs must be a tuple, got Tensor"),
+        (dict(example_kwargs=[1]), "example_kwargs must be a dict, got list"),
+        (dict(example_input=x, example_inputs=(x,)), "example_inputs must be None where example_input is given"),
+        ({}, "example_input must be a tensor or a tuple of tensors, got NoneType"),
+    ):
+        with pytest.raises(TypeError, match=f"^{argument}"):
+            es.embed(model, **wrong)
+
+
+def test_a_batch_that_is_not_the_first_side() -> None:
+    """The other batch size is tried, and given up where it changes the sizes that convolutions see."""
+
+    class Transposing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.permute(1, 2, 0))  # [time, batch, channels]
+
+    model, x = Transposing(), torch.randn(7, 4, 2)
+    torch.testing.assert_close(es.embed(model, x)(x), model(x))
+
+
+class SameAsTensorFlow(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        sides = []
+        for size, kernel, stride in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+            sides += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(input, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+CONVOLUTIONS = {
+    "reflect": lambda: nn.Conv2d(4, 6, 3, padding=2, stride=2, groups=2, padding_mode="reflect"),
+    "replicate": lambda: nn.Conv3d(4, 2, (2, 3, 3), padding=(0, 1, 3), padding_mode="replicate"),
+    "circular": lambda: nn.Conv1d(4, 3, 3, padding=2, dilation=2, padding_mode="circular"),
+    "reflect, same": lambda: nn.Conv2d(4, 2, 4, padding="same", padding_mode="reflect"),
+    "circular, no padding": lambda: nn.Conv2d(4, 2, 3, padding_mode="circular"),
+    "same as TensorFlow": lambda: SameAsTensorFlow(4, 6, (4, 3), stride=(1, 2), groups=2),
+    "nothing to pad": lambda: SameAsTensorFlow(4, 2, 2, stride=2, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("support", [es.Local(), es.Dilated(1), es.Full()], ids=str)
+def test_borders(name: str, support: es.embedding.Support) -> None:
+    """Output, gradients and the way back of convolutions that put a border of their own around the input."""
+    conv = CONVOLUTIONS[name]().double()
+    x = torch.randn(2, 4, *(7, 8, 6)[: len(conv.kernel_size)], dtype=torch.float64)
+    twin = es.embed(conv, x, support=support)
+    y, expected, dy = twin(x.requires_grad_()), conv(x), torch.randn_like(conv(x))
+    torch.testing.assert_close(y, expected)
+    dx = torch.autograd.grad(expected, (x, conv.weight), dy)
+    got = torch.autograd.grad(y, (x, twin.linear.values), dy)
+    torch.testing.assert_close(got[0], dx[0])
+    summed = torch.zeros(conv.weight.numel(), dtype=torch.float64)
+    maps = twin.ties.maps[twin.ties.class_of_block.long()]
+    summed.index_add_(0, maps[maps >= 0].long(), got[1][maps >= 0])
+    torch.testing.assert_close(summed.view_as(conv.weight), dx[1])
+    back = es.unembed(twin)
+    assert type(back) is type(conv)
+    assert torch.equal(back.weight, conv.weight)
+    assert torch.equal(back(x), conv(x))
+    assert es.deviation(twin).delta == 0
+
+
+def test_rounding_of_the_model_itself() -> None:
+    """A copy may be as far from the fp64 result as the model is, where that is far."""
+
+    class Magnifying(nn.Module):
+        def __init__(self, wrong: bool) -> None:
+            super().__init__()
+            self.conv, self.wrong = nn.Conv2d(4, 4, 3), wrong
+
+        def forward(self, x: Tensor) -> Tensor:
+            wrong = self.wrong and not isinstance(self.conv, nn.Conv2d)
+            y = self.conv(x)
+            for _ in range(5):
+                y = (8 * y).sin()
+            return y + 0.2 * wrong
+
+    x = torch.randn(2, 4, 12, 12)
+    model = Magnifying(False)
+    twin = es.embed(model, x)
+    assert (twin(x) - model(x)).abs().max() > 1e-4 * model(x).abs().max()  # what would be refused without fp64
+    with pytest.raises(ValueError, match=r"^the embedded copy must compute what the model does on the example, to "):
+        es.embed(Magnifying(True), x)
+
+
+def test_more_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["efcn_sparse.embedding.plan"]  # its name leads to the function
+    conv, x = nn.Conv2d(4, 4, 3, padding=1), torch.zeros(1, 4, 8, 8)
+    local, dilated = (layer.support.entries(layer.geometry) * 4 for support in (es.Local(), es.Dilated(2))
+                      for layer in plan(conv, x, support=support).layers)  # fmt: skip
+    for there, best in (
+        (dilated, "what fits is Dilated(radius=2), 121.0 KiB"),
+        (local, "what fits is Dilated(radius=0), 30.2 KiB"),
+        (100, "not even Local() fits"),
+    ):
+        monkeypatch.setattr(module, "available_bytes", lambda device, there=there: there)
+        with pytest.raises(
+            ValueError, match=r"^support must fit into the .* of memory available on cpu, got Full\(\)"
+        ) as e:
+            es.embed(conv, x, support=es.Full())
+        assert str(e.value).endswith(f"whose weights alone take 256.0 KiB; {best}")
+    monkeypatch.setattr(module, "available_bytes", lambda device: 256 << 10)
+    es.embed(conv, x, support=es.Full())
