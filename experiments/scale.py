@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import efcn_sparse as es
+from efcn_sparse.available import available_bytes
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.plan import plan
 from efcn_sparse.fused import updating
@@ -33,7 +34,6 @@ from efcn_sparse.growth.regrow import Regrown
 from efcn_sparse.measure import report
 from efcn_sparse.measure.memory import peak_bytes, reset_peak
 from efcn_sparse.models import resnet18
-from efcn_sparse.planning.available import available_bytes
 from efcn_sparse.sizes import size_text
 
 LAYERS = (  # RGB; 3×3; strided; 1×1; the widest

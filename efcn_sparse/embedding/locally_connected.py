@@ -40,8 +40,8 @@ class _LocallyConnected(EmbeddedConv):
             ).items()
         }  # in this order for _padding
         geometry = ConvGeometry(
-            in_channels=in_channels, out_channels=out_channels, groups=groups, **sizes,
-            padding=_padding(padding, sizes),
+            in_channels, out_channels, groups, sizes["input_size"], sizes["kernel_size"], sizes["stride"],
+            _padding(padding, sizes), sizes["dilation"],
         )  # fmt: skip
         super().__init__(geometry, bias=bias, device=device, dtype=dtype)
         self.linear.pattern_owner = type(self).__name__
@@ -56,11 +56,14 @@ class _LocallyConnected(EmbeddedConv):
 
         Raises:
             TypeError: ``conv`` is no such convolution.
+            ValueError: it pads with something else than zeros.
         """
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[cls.dims - 1]
         if not isinstance(conv, kind):
             raise TypeError(f"conv must be a {kind.__name__}, got {type(conv).__name__}")
         geometry = ConvGeometry.of(conv, each("input_size", input_size, cls.dims))
+        if geometry.border:
+            raise ValueError(f"conv must have padding_mode 'zeros', got {geometry.padding_mode!r}")
         weight = conv.weight
         layer = cls(
             geometry.in_channels, geometry.out_channels, geometry.input_size, geometry.kernel_size, geometry.stride,

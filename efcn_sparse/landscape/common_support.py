@@ -61,7 +61,9 @@ def _embedded_like(conv: nn.Module, layer: EmbeddedConv) -> EmbeddedConv:
     assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     weights_of(layer)  # refuses a low-rank part
     structure = (layer.linear.pattern, layer.ties)
-    made = EmbeddedConv.from_conv(conv, layer.geometry.input_size, layer.support, structure=structure)
+    made = EmbeddedConv.from_conv(
+        conv, layer.geometry.image_size, layer.support, structure=structure, geometry=layer.geometry
+    )
     made.contiguous_output = layer.contiguous_output
     return made
 
