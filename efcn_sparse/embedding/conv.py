@@ -176,24 +176,25 @@ class EmbeddedConv(nn.Module):
 
     def _plain_conv(self) -> Any:
         geometry, dims = self.geometry, len(self.geometry.input_size)
-        padding = geometry.border or geometry.padding
-        symmetric = all(low == high for low, high in padding)
-        conv = _CONVOLUTIONS[dims](
-            geometry.in_channels,
-            geometry.out_channels,
-            geometry.kernel_size,  # type: ignore[arg-type]  # one tuple type per dimension
-            stride=geometry.stride,  # type: ignore[arg-type]
-            padding=tuple(low for low, _ in padding) if symmetric else "same",  # type: ignore[arg-type]
-            dilation=geometry.dilation,  # type: ignore[arg-type]
-            groups=geometry.groups,
-            bias=self.linear.bias is not None,
-            padding_mode=geometry.padding_mode,  # type: ignore[arg-type]
-            device="meta",
-            dtype=self.linear.values.dtype,
-        )
-        if ConvGeometry.of(conv, geometry.image_size) != geometry:
-            raise ValueError(f"geometry must be that of an nn.Conv{dims}d, got padding {list(padding)}")
-        return conv
+        sides = geometry.border or geometry.padding
+        padding: Any = tuple(low for low, _ in sides) if all(low == high for low, high in sides) else "same"
+        if padding != "same" or max(geometry.stride) == 1:
+            conv = _CONVOLUTIONS[dims](
+                geometry.in_channels,
+                geometry.out_channels,
+                geometry.kernel_size,  # type: ignore[arg-type]  # one tuple type per dimension
+                stride=geometry.stride,  # type: ignore[arg-type]
+                padding=padding,
+                dilation=geometry.dilation,  # type: ignore[arg-type]
+                groups=geometry.groups,
+                bias=self.linear.bias is not None,
+                padding_mode=geometry.padding_mode,  # type: ignore[arg-type]
+                device="meta",
+                dtype=self.linear.values.dtype,
+            )
+            if ConvGeometry.of(conv, geometry.image_size) == geometry:
+                return conv
+        raise ValueError(f"geometry must be that of an nn.Conv{dims}d, got padding {list(sides)}")
 
     # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------
 

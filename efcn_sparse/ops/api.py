@@ -69,7 +69,7 @@ def spmm(
     pattern.check_values(values)
     out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
     check_features("x", x, in_features)
-    check_alike("values", values, "x", x, may_cast=out is None)
+    check_alike("x", x, "values", values, may_cast=out is None)
     if bias is not None:
         check_floating("bias", bias)
         if tuple(bias.shape) != (out_features,):

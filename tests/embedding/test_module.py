@@ -153,3 +153,25 @@ def test_the_generator_is_left_alone() -> None:
     state = torch.get_rng_state()
     es.unembed(es.embed(model, torch.zeros(1, 3, 32, 32)))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_not_its_own_is_named_in_words() -> None:
+    """A CNN's state dict, and an input of another dtype; nothing is loaded without a word with ``strict=False``."""
+    cnn, x = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3)), torch.randn(1, 2, 5, 5)
+    twin = es.embed(cnn, x)
+    words = r"^state_dict must be of an embedded model, got the kernel of a convolution, 0.weight: load it into the CNN"
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=words):
+            twin.load_state_dict(cnn.state_dict(), strict=strict)
+    with pytest.raises(TypeError, match=r"^x must have the dtype of values, torch.float32, got torch.float64$"):
+        twin(x.double())
+
+
+def test_no_convolution_has_such_a_padding() -> None:
+    geometry = ConvGeometry(2, 2, 1, (6,), (3,), (2,), ((0, 1),), (1,))
+    layer = EmbeddedConv(geometry)
+    assert layer(torch.randn(1, 2, 6)).shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"^geometry must be that of an nn.Conv1d, got padding \[\(0, 1\)\]$"):
+        layer.to_conv()
+    border = ConvGeometry.of(torch.nn.Conv1d(2, 2, 3, padding=2, padding_mode="circular"), (6,))
+    assert EmbeddedConv(border).to_conv().padding_mode == "circular"

@@ -44,12 +44,12 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x-of-another-dtype": (
         lambda: LAYER(torch.ones(2, 8, dtype=torch.float64)),
         TypeError,
-        "values must have the dtype of x, torch.float64, got torch.float32",
+        "x must have the dtype of values, torch.float32, got torch.float64",
     ),
     "x-on-another-device": (
         lambda: LAYER(torch.ones(2, 8, device="meta")),
         ValueError,
-        "values must be on the device of x, meta, got cpu",
+        "x must be on the device of values, cpu, got meta",
     ),
     "from-a-convolution": (
         _from(nn.Conv1d(1, 1, 1)),

@@ -53,7 +53,7 @@ def test_fp64_stays(row: Row) -> None:
     x, values = randn(6, p.shape[1], row=row, seed=1), random_values(p, row)
     with torch.autocast(row.device, BFLOAT16):
         assert es.spmm(x, values, p, backend=row.backend).dtype == FLOAT64
-        with pytest.raises(TypeError, match=r"values must have the dtype of x, torch.float64, got torch.float32"):
+        with pytest.raises(TypeError, match=r"x must have the dtype of values, torch.float32, got torch.float64"):
             es.spmm(x, values.float(), p, backend=row.backend)
 
 
@@ -64,5 +64,5 @@ def test_results_into_out_are_not_cast(row: Row) -> None:
     plain, out = es.spmm(x, values, p, backend=row.backend), torch.empty(6, p.shape[0], device=row.device)
     with torch.autocast(row.device, BFLOAT16):
         assert torch.equal(es.spmm(x, values, p, out=out, backend=row.backend), plain)
-        with pytest.raises(TypeError, match=r"values must have the dtype of x, torch.float32, got torch.bfloat16"):
+        with pytest.raises(TypeError, match=r"x must have the dtype of values, torch.bfloat16, got torch.float32"):
             es.spmm(x, values.to(BFLOAT16), p, out=out, backend=row.backend)

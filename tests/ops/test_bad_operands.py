@@ -55,7 +55,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x-on-meta-only": (
         lambda: es.spmm(X.to(META), V, P),
         ValueError,
-        "values must be on the device of x, meta, got cpu",
+        "x must be on the device of values, cpu, got meta",
     ),
     "values-is-a-list": (lambda: es.spmm(X, [V], P), TypeError, "values must be a tensor, got list"),
     "values-of-integers": (
@@ -69,7 +69,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "values-of-another-dtype": (
         lambda: es.spmm(X, V.double(), P),
         TypeError,
-        "values must have the dtype of x, torch.float32, got torch.float64",
+        "x must have the dtype of values, torch.float64, got torch.float32",
     ),
     "pattern-is-a-mask": (
         lambda: es.spmm(X, V, torch.ones(6, 8)),

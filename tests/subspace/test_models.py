@@ -64,7 +64,7 @@ def test_reading_changes_nothing_and_keeps_no_graph() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert versions == [p._version for p in model.parameters()]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    numbers = [getattr(read, part.name) for part in dataclasses.fields(read) if part.name != "layers"]
+    numbers = [getattr(read, part.name) for part in dataclasses.fields(read) if part.name not in ("layers", "left")]
     assert all(type(number) is float for number in numbers)
 
 
@@ -152,3 +152,27 @@ def test_frozen() -> None:
     read = es.deviation(embedded())
     with pytest.raises(dataclasses.FrozenInstanceError):
         read.delta = 0.0  # type: ignore[misc]
+
+
+class _HalfFunctional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.conv, self.head = (
+            nn.Parameter(torch.randn(3, 2, 3, 3)),
+            nn.Conv2d(3, 4, 2),
+            nn.Conv2d(4, 5, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(nn.functional.conv2d(x, self.kernel)))
+
+
+def test_how_much_of_the_convolutions_is_covered() -> None:
+    x = torch.randn(1, 2, 6, 6)
+    read = es.deviation(es.embed(_HalfFunctional(), x, layers={"kernel": None, "head": None}))
+    assert set(read.left) == {"kernel", "head"}
+    assert read.coverage == 48 / (48 + 54 + 20)
+    assert str(read).endswith("of 39.3% of the convolutions' kernel numbers; still convolutions: head, kernel")
+    whole = es.deviation(embedded("full"))
+    assert (whole.left, whole.coverage) == ((), 1.0)
+    assert "convolutions" not in str(whole)

@@ -179,7 +179,7 @@ def test_values_past_two_to_the_31() -> None:
 def test_tensors_on_two_devices_are_refused() -> None:
     p = pattern("square")
     x, values = torch.randn(5, p.shape[1]), torch.randn(p.values_shape)
-    with pytest.raises(ValueError, match="values must be on the device of x, cuda:0, got cpu"):
+    with pytest.raises(ValueError, match="x must be on the device of values, cpu, got cuda:0"):
         es.spmm(x.cuda(), values, p.to("cuda"))
     with pytest.raises(ValueError, match=r"pattern must be on the device of x, cuda:0, got cpu; use pattern.to\(...\)"):
         es.spmm(x.cuda(), values.cuda(), p)
