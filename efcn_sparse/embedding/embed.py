@@ -39,7 +39,8 @@ def embed(
     Convolutions that no module computes (``F.conv2d``, scripted blocks, weights that are computed) are seen in the
     run, and refused by name unless ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``)
     is put around the input first, and its pixels are input units like all others. A class with a forward of its own
-    is embedded if all it does is to put zeros around the input and to convolve (TensorFlow's "same" padding).
+    is embedded if all it does is to put zeros around the input and to convolve (TensorFlow's "same" padding). Of a
+    convolution with ``weight_norm`` the present weight is embedded, and comes back as a plain one.
 
     Args:
         model: any module with :class:`torch.nn.Conv1d`, ``Conv2d`` or ``Conv3d`` in it; it is not changed.
@@ -59,7 +60,8 @@ def embed(
     Law: ``embed(model, x)(x) == model(x)`` and ``unembed(embed(model, x))`` has the parameters of ``model``.
 
     Raises:
-        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantized or parametrized; a forward
+        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantized or otherwise parametrized; a
+            forward
             or hooks of its own; computed by a function; called at two sizes or not at all; a shared weight); a name
             pattern matches nothing; the weights do not fit into memory; or the copy computes something else on the
             example, by more than rounding (of the model in its own dtype, measured in fp64, where that is large).
@@ -91,9 +93,9 @@ def embed(
         if key not in structures:
             shape = rule.block_shape or choose_block_shape(geometry, rule.support)
             structures[key] = build(geometry, rule.support, shape)
-        assert isinstance(site.conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        assert isinstance(site.plain, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         embedded[id(site.conv)] = EmbeddedConv.from_conv(
-            site.conv, geometry.image_size, rule.support, structure=structures[key], geometry=geometry
+            site.plain, geometry.image_size, rule.support, structure=structures[key], geometry=geometry
         )
     twin = copy_of(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
     outputs = run_embedded(twin, EmbeddedConv, [(done.example, done.training) for done in found.runs])

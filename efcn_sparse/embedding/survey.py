@@ -12,7 +12,7 @@ from torch import nn
 
 from efcn_sparse.embedding.example_run import Example, Run, run
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.refusals import has_own_forward, is_convolution, refusal, refuse
+from efcn_sparse.embedding.refusals import has_own_forward, is_convolution, refusal, refuse, without_weight_norm
 from efcn_sparse.embedding.support import Support
 from efcn_sparse.linear.refusals import shared_parameter
 from efcn_sparse.pattern.checks import checked_pair
@@ -28,10 +28,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Site:
-    """A convolution, how to embed it, and its sizes."""
+    """A convolution, how to embed it, and its sizes; ``plain``: the same with a weight that is not computed."""
 
     name: str
     conv: nn.Module
+    plain: nn.Module
     rule: Rule
     geometry: ConvGeometry
 
@@ -85,8 +86,9 @@ def survey(
             choices[own_names[0]] = conv, rule
     if not choices:
         raise ValueError(_nothing_to_embed(model, [own_names[0] for own_names in names.values()]))
+    plain = {name: without_weight_norm(conv) for name, (conv, _) in choices.items()}
     for name, (conv, _) in choices.items():
-        reason = refusal(conv) or shared_parameter(model, conv)
+        reason = refusal(plain[name]) or shared_parameter(model, conv)
         if reason is not None:
             raise refuse(name, conv, reason)
 
@@ -101,7 +103,7 @@ def survey(
     for name, (conv, rule) in choices.items():
         geometry = _geometry(name, conv, runs)
         if geometry is not None:
-            sites.append(Site(name, conv, rule, geometry))
+            sites.append(Site(name, conv, plain[name], rule, geometry))
         elif not leave_uncalled:
             raise refuse(name, conv, "the example run does not call it", ", and leave_uncalled=True every such one")
     if not sites:

@@ -132,6 +132,22 @@ def test_borders(name: str, support: es.embedding.Support) -> None:
     assert es.deviation(twin).delta == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_weight_norm(norm: Any) -> None:
+    """The present weight is embedded; what comes back is a plain convolution that computes the same."""
+    cnn, x = nn.Sequential(norm(nn.Conv2d(2, 3, 3)), nn.Conv2d(3, 3, 1)), torch.randn(2, 2, 6, 6)
+    state = {name: tensor.clone() for name, tensor in cnn.state_dict().items()}
+    twin = es.embed(cnn, x)
+    torch.testing.assert_close(twin(x), cnn(x))
+    assert list(dict(twin[0].named_parameters())) == ["linear.values", "linear.bias"]
+    assert twin[0].linear.values.requires_grad
+    back = es.unembed(twin)
+    assert type(back[0]) is nn.Conv2d
+    assert torch.equal(back(x), cnn(x))
+    assert all(torch.equal(cnn.state_dict()[name], tensor) for name, tensor in state.items())
+
+
 def test_rounding_of_the_model_itself() -> None:
     """A copy may be as far from the fp64 result as the model is, where that is far."""
 

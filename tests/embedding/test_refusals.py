@@ -1,7 +1,6 @@
 """What cannot be embedded exactly is refused by name, with the reason, before anything is built."""
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,12 +109,6 @@ def _own_attribute() -> nn.Module:
     return conv
 
 
-def _old_weight_norm() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return nn.utils.weight_norm(nn.Conv2d(2, 2, 3))
-
-
 def _shared_weight() -> nn.Module:
     first, second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
     second.weight = first.weight
@@ -144,9 +137,6 @@ ROWS = {
     "lazy transposed": Row(lambda: nn.LazyConvTranspose2d(2, 3), "0", "LazyConvTranspose2d",
                            "transposed convolutions are not supported"),
     "quantized": Row(QuantizedConv, "0", "Conv2d", "a quantized convolution has no floating-point weight"),
-    "weight norm": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), "0", "ParametrizedConv2d",
-                       _PARAMETRISED),
-    "old weight norm": Row(_old_weight_norm, "0", "Conv2d", _PARAMETRISED),
     "spectral norm": Row(lambda: parametrizations.spectral_norm(nn.Conv2d(2, 2, 3)), "0", "ParametrizedConv2d",
                          _PARAMETRISED),
     "parametrized bias": Row(lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 3), "bias"), "0",
@@ -189,7 +179,7 @@ def test_by_name_and_reason(row: Row) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["own forward", "hooks", "pruned", "weight norm", "transposed", "functional", "script"]
+    "name", ["own forward", "hooks", "pruned", "spectral norm", "transposed", "functional", "script"]
 )
 def test_the_way_out_works(name: str) -> None:
     """What the message offers, ``layers={name: None}``, leaves that layer and embeds the others."""
