@@ -11,25 +11,46 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from efcn_sparse.analysis.claims import answer, claims
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.sentences import findings, headline, progress, totals
 from efcn_sparse.analysis.statistics import finals
+from efcn_sparse.training.arms import ELCN, FCN, FULL
+from efcn_sparse.training.presets import PRESETS
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A saved figure on the page; ``png`` and ``svg`` are paths inside the run directory."""
+    """A saved figure on the page.
+
+    Attributes:
+        png, svg: paths inside the run directory.
+        width: in pixels of the page.
+        narrow: the PNG for narrow screens, if it has one of its own.
+        inverts: whether a dark page may turn its lightness around; not where lightness means something.
+    """
 
     png: Path
     svg: Path
     alt: str
     caption: str
     width: int
+    inverts: bool = True
+    narrow: Path | None = None
 
     @property
     def data(self) -> str:
         """The PNG as a data URI, so that the page is one file."""
-        return "data:image/png;base64," + base64.b64encode(self.png.read_bytes()).decode("ascii")
+        return _data_uri(self.png)
+
+    @property
+    def narrow_data(self) -> str:
+        """The same of the PNG for narrow screens; empty if there is none."""
+        return "" if self.narrow is None else _data_uri(self.narrow)
+
+
+def _data_uri(png: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,12 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
     return environment.from_string(source).render(
         name=run.path.resolve().name,
         preset=run.config.preset,
+        data=PRESETS[run.config.preset].data,
+        net=PRESETS[run.config.preset].net,
+        limits=_limits(run),
+        has=_has(run),
+        answer=answer(run),
+        claims=claims(run),
         headline=headline(run),
         findings=findings(run),
         progress=progress(run),
@@ -62,6 +89,19 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
         training_runs=len(run.plan),
         duration=_duration(sum(totals(trace) for trace in run.traces)),
     )
+
+
+def _limits(run: Run) -> str:
+    """How many images are used, where that is limited."""
+    limits = ((run.config.train_limit, "training"), (run.config.test_limit, "test"))
+    return " and ".join(f"the first {limit:,} {kind} images" for limit, kind in limits if limit is not None)
+
+
+def _has(run: Run) -> dict[str, bool]:
+    """Which kinds of arms the run has."""
+    arms = {stage.arm for stage in run.plan}
+    efcn = {arm for arm in arms if arm.embedded and arm != ELCN}
+    return {"fcn": FCN in arms, "elcn": ELCN in arms, "efcn": bool(efcn), "parts": bool(efcn - {FULL})}
 
 
 def _final_rows(run: Run) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from efcn_sparse.analysis.figures.weights import draw_distance, draw_heat_maps
 from efcn_sparse.analysis.page import Picture, Section, render_page
 from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights
+from efcn_sparse.checkpoint.atomic import own_folder, write_text_atomically
 from efcn_sparse.training.extras import require
 
 _NOTHING_YET = "Nothing has been evaluated yet, so there is nothing to draw."
@@ -34,7 +35,7 @@ def write_report(run_dir: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        ValueError: ``run_dir`` is no run directory, or one of its files is damaged.
+        ValueError: ``run_dir`` is no run directory, one of its files is damaged, or its figures are a symbolic link.
         ModuleNotFoundError: matplotlib or Jinja2 (the extra ``plot``) is not installed.
 
     Example:
@@ -46,13 +47,10 @@ def write_report(run_dir: str | Path) -> Path:
     require("jinja2", package="Jinja2", extra="plot", needed_for="a report")
     with drawing_style():
         weights = read_weights(run)
-        folder = run.path / "figures"
-        folder.mkdir(exist_ok=True)
+        folder = own_folder(run.path / "figures")
         sections = [_section(folder, *parts) for parts in _contents(run, weights)]
     page = run.path / "report.html"
-    temporary = page.with_suffix(".html.part")
-    temporary.write_text(render_page(run, sections), encoding="utf-8")
-    os.replace(temporary, page)
+    write_text_atomically(page, render_page(run, sections))
     return page
 
 
@@ -87,9 +85,13 @@ def _no_leak(run: Run) -> str:
 
 
 def _section(folder: Path, title: str, drawings: list[Drawing], gaps: Sequence[str]) -> Section:
-    pictures = []
+    pictures: list[Picture] = []
     for drawing in drawings:
         png, svg = save(drawing, folder)
         width = round(drawing.figure.get_figwidth() * _PAGE_PIXELS_PER_INCH)
-        pictures.append(Picture(png, svg, drawing.alt, drawing.caption, width))
+        if drawing.name.endswith("-narrow"):
+            pictures[-1] = dataclasses.replace(pictures[-1], narrow=png)
+            continue
+        inverts = not drawing.name.startswith("weights-")
+        pictures.append(Picture(png, svg, drawing.alt, drawing.caption, width, inverts))
     return Section(title, pictures, gaps)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from efcn_sparse.checkpoint.atomic import read_json
 from efcn_sparse.training.arms import Arm, Look, looks_of
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.metrics import KEYS, LAYERS, METRICS, TORN, Evaluation, read_evaluations
 from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.record import LAYERS, METRICS, are_columns
 from efcn_sparse.training.run_directory import read_config
-
-KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,23 +118,17 @@ def read_run(run_dir: str | Path) -> Run:
     path = Path(run_dir)
     config = read_config(path)
     problems: list[str] = []
-    environment = _read_json(path / "environment.json", problems)
+    environment = _read_environment(path / "environment.json", problems)
     traces = _read_traces(path / "metrics.csv", METRICS, problems)
     layer_traces = _read_traces(path / "layers.csv", LAYERS, problems)
     return Run(path, config, tuple(stages(config)), environment, traces, layer_traces, tuple(problems))
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        problems.append(f"{path.name} is missing.")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must hold JSON, got text that does not parse ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}")
-    return content
+def _read_environment(path: Path, problems: list[str]) -> dict[str, Any]:
+    if path.is_file():
+        return read_json(path)
+    problems.append(f"{path.name} is missing.")
+    return {}
 
 
 def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> tuple[Trace, ...]:
@@ -146,50 +136,20 @@ def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> t
     if not path.is_file():
         problems.append(f"{path.name} is missing: nothing has been evaluated yet.")
         return ()
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    if text and not text.endswith("\n"):
+    evaluations, wrong = read_evaluations(path, columns)
+    for sentence in wrong:
+        if not sentence.endswith(TORN):
+            raise ValueError(sentence)
         problems.append(f"The last line of {path.name} is incomplete and was left out.")
-        lines.pop()
-    if not lines:
-        problems.append(f"{path.name} is empty.")
-        return ()
-    reader = csv.DictReader(lines)
-    given = reader.fieldnames or ()
-    if not are_columns(given, columns):
-        raise ValueError(f"{path} must have the columns {','.join(columns)}, got {','.join(given)}")
-    numbers = [name for name in columns if name not in KEYS]
-    rows: dict[tuple[Arm, int, int | None, str], dict[int, list[float]]] = {}
-    for row in reader:
-        where = f"{path} line {reader.line_num}"
-        cells = [cell for cell in row.values() if isinstance(cell, str)]
-        if None in row or len(cells) != len(given):
-            raise ValueError(f"{where} must hold {len(given)} cells, got {len(cells) + len(row.get(None, ()))}")
-        relax_epoch = _number(int, row["relax_epoch"], where) if row["relax_epoch"] else None
-        key = (_arm(row["arm"], where), _number(int, row["seed"], where), relax_epoch, row.get("layer", ""))
-        values = [_number(float, row[name], where) if row.get(name) else math.nan for name in numbers]
-        rows.setdefault(key, {})[_number(int, row["epoch"], where)] = values
-    if not rows:
+    if not evaluations and not wrong:
         problems.append(f"{path.name} holds no evaluations yet.")
-    return tuple(_trace(key, evaluations, numbers) for key, evaluations in rows.items())
+    rows: dict[tuple[Arm, int, int | None, str], dict[int, Evaluation]] = {}
+    for one in evaluations:
+        rows.setdefault((one.arm, one.seed, one.relax_epoch, one.layer), {})[one.epoch] = one
+    numbers = [name for name in columns if name not in KEYS]
+    return tuple(_trace(key, [found[epoch] for epoch in sorted(found)], numbers) for key, found in rows.items())
 
 
-def _arm(name: str, where: str) -> Arm:
-    try:
-        return Arm.parse(name)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _number(kind: Callable[[str], T], text: str, where: str) -> T:
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{where} must hold numbers, got {text}") from None
-
-
-def _trace(key: tuple[Arm, int, int | None, str], evaluations: dict[int, list[float]], columns: list[str]) -> Trace:
-    epochs = sorted(evaluations)
-    table = np.array([evaluations[epoch] for epoch in epochs], dtype=np.float64)
-    named = {name: table[:, index] for index, name in enumerate(columns)}
-    return Trace(*key, epochs=np.array(epochs, dtype=np.int64), columns=named)
+def _trace(key: tuple[Arm, int, int | None, str], evaluations: list[Evaluation], columns: list[str]) -> Trace:
+    named = {name: np.array([one.number(name) for one in evaluations], dtype=np.float64) for name in columns}
+    return Trace(*key, epochs=np.array([one.epoch for one in evaluations], dtype=np.int64), columns=named)

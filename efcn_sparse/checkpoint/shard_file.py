@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from efcn_sparse.checkpoint.atomic import parse_json, write_all
+
 NAME_OF_DTYPE = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
@@ -25,6 +27,7 @@ NAME_OF_DTYPE = {
 _DTYPE_OF_NAME = {name: dtype for dtype, name in NAME_OF_DTYPE.items()}
 _LONGEST_HEADER = 100_000_000  # as in the format's own reader
 _ALIGNMENT = 8
+_MOST_TOLD = 100  # characters of what was found, in messages
 _PIECE_BYTES = 16 << 20
 
 
@@ -41,12 +44,11 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_file(file: FileIO, tensors: Mapping[str, Tensor]) -> None:
     """Write the file that holds ``tensors`` one after another, from the storage they have."""
-    with path.open("wb", buffering=0) as file:
-        write_bytes(file, memoryview(_header(tensors)))
-        for tensor in tensors.values():
-            write_tensor(file, tensor)
+    write_all(file, memoryview(_header(tensors)))
+    for tensor in tensors.values():
+        write_tensor(file, tensor)
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
@@ -75,25 +77,34 @@ def read_header(path: Path) -> dict[str, Entry]:
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise ValueError(f"{path} must be a whole safetensors file, got {size} bytes that end in its header")
         text = file.read(length)
-    try:
-        told = json.loads(text)
-        told.pop("__metadata__", None)
-        entries = {name: _entry(path, 8 + length, facts) for name, facts in told.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must be a safetensors file, got a header that cannot be read: {error!r}") from error
+    told = parse_json(text, f"the header of {path}")
+    told.pop("__metadata__", None)
+    entries = {name: _entry(path, 8 + length, name, facts) for name, facts in told.items()}
     needed = max((entry.start + entry.nbytes for entry in entries.values()), default=8 + length)
     if needed != size:
         raise ValueError(f"{path} must be a whole safetensors file of {needed} bytes, got {size}")
     return entries
 
 
-def _entry(path: Path, start: int, facts: Mapping[str, Any]) -> Entry:
-    first, last = map(int, facts["data_offsets"])
-    shape = tuple(map(int, facts["shape"]))
-    entry = Entry(path, _DTYPE_OF_NAME[facts["dtype"]], shape, start + first)
-    if first < 0 or min(shape, default=0) < 0 or last - first != entry.nbytes:
-        raise ValueError(f"{entry.nbytes} bytes of {list(shape)} at [{first}, {last})")
+def _entry(path: Path, start: int, name: str, facts: Any) -> Entry:
+    def check(right: bool, expected: str, got: object) -> None:
+        if not right:
+            raise ValueError(f"the header of {path} must have {expected} for {name!r}, got {str(got)[:_MOST_TOLD]}")
+
+    check(isinstance(facts, dict), "an object", facts)
+    shape, offsets, dtype = (facts.get(key) for key in ("shape", "data_offsets", "dtype"))
+    check(isinstance(dtype, str) and dtype in _DTYPE_OF_NAME, "a dtype that torch knows", dtype)
+    check(_are_counts(shape), "a shape of integers of at least 0", shape)
+    check(math.prod(max(side, 1) for side in shape) < 2**63, "a shape that can be", shape)
+    check(_are_counts(offsets) and len(offsets) == 2, "two data_offsets of at least 0", offsets)
+    first, last = offsets
+    entry = Entry(path, _DTYPE_OF_NAME[dtype], tuple(shape), start + first)
+    check(last - first == entry.nbytes, f"data_offsets {entry.nbytes} bytes apart, as its shape asks", offsets)
     return entry
+
+
+def _are_counts(told: object) -> bool:
+    return isinstance(told, list) and all(type(number) is int and number >= 0 for number in told)
 
 
 # -- numbers, piece by piece ----------------------------------------------------------------------------------
@@ -105,18 +116,12 @@ def write_tensor(file: FileIO, tensor: Tensor) -> None:
     numbers: Tensor | None = None  # one for all pieces: freed ones may stay with the process
     for piece in _pieces(tensor, most):
         if piece.device.type == "cpu" and piece.is_contiguous():
-            write_bytes(file, _as_bytes(piece.reshape(-1)))
+            write_all(file, _as_bytes(piece.reshape(-1)))
         else:
             if numbers is None:
                 numbers = torch.empty(min(most, tensor.numel()), dtype=tensor.dtype, device="cpu")
             numbers[: piece.numel()].view(piece.shape).copy_(piece)
-            write_bytes(file, _as_bytes(numbers[: piece.numel()]))
-
-
-def write_bytes(file: FileIO, view: memoryview) -> None:
-    """Write all of ``view``, of which an unbuffered file may take less at a time."""
-    while view:
-        view = view[file.write(view) :]
+            write_all(file, _as_bytes(numbers[: piece.numel()]))
 
 
 def read_tensor(file: FileIO, dtype: torch.dtype, tensor: Tensor) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from efcn_sparse.checkpoint.atomic import SUFFIX, replace_atomically, write_text_atomically
+from efcn_sparse.checkpoint.atomic import SUFFIX, read_json, replace_atomically, write_text_atomically
 from efcn_sparse.checkpoint.fill import adopt, fill, place, targets_in, tensors_of
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
 
@@ -221,18 +221,19 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"folder must hold {INDEX}, got {folder} without one")
+    told = read_json(path)
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        weight_map, metadata = told["weight_map"], told.get("metadata") or {}
-        shared = metadata.get("shared") or {}
-        index = Index(dict(weight_map), dict(shared), int(metadata.get("total_size") or 0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        metadata = told.get("metadata") or {}
+        index = Index(
+            dict(told["weight_map"]), dict(metadata.get("shared") or {}), int(metadata.get("total_size") or 0)
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} must be the index of a checkpoint in shards, got {error!r} from it") from error
     for file in index.weight_map.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise ValueError(f"{path} must name files of its own folder, got {file!r}")
     for name, stored in index.shared.items():
-        if stored not in index.weight_map or name in index.weight_map:
+        if not isinstance(stored, str) or stored not in index.weight_map or name in index.weight_map:
             raise ValueError(f"{path} must name each shared tensor's stored one, got {name!r} for {stored!r}")
     return index
 

@@ -134,6 +134,9 @@ def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> B
     crow, values = found["crow_indices"], state.get(f"{prefix}values")
     if crow is None:
         return None
+    for part, tensor in found.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{part} must be a tensor, got {type(tensor).__name__}")
     col = found["col_indices"] if found["col_indices"] is not None else crow.new_empty(0)
     block_shape = like.block_shape if values is None else tuple(values.shape[1:])
     index = None if found["mask_index"] is None else _whole(found["mask_index"])

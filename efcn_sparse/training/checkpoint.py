@@ -18,7 +18,8 @@ from efcn_sparse.training.optimizer_state import check_states, live_states, make
 _OPTIMIZER = "optimizer/"  # no module name holds a slash
 _OLDER = "optimiser/"  # as version 0.1.0 spelt it
 _VALUES = ".linear.values"  # of an embedded convolution
-_NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>\d+)\.safetensors")
+_PLACE = re.compile(rf"{_OPTIMIZER}(0|[1-9]\d{{0,8}})/([^/]+)", re.ASCII)
+_NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>0|[1-9]\d{0,8})\.safetensors", re.ASCII)
 
 
 def checkpoint_path(folder: Path, stage: str, epoch: int) -> Path:
@@ -64,8 +65,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     """
     entries = _entries(path)
     of_model = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIMIZER)}
-    states, targets = _states(entries), dict[str, Tensor]()
     try:
+        states, targets = _states(entries), dict[str, Tensor]()
         targets |= targets_in(model, of_model, "it")
         if optimizer is not None:
             check_states(model, states)
@@ -97,8 +98,10 @@ def _states(entries: Mapping[str, Entry]) -> dict[int, dict[str, Entry]]:
     states: dict[int, dict[str, Entry]] = {}
     for name, entry in entries.items():
         if name.startswith(_OPTIMIZER):
-            place, key = name.removeprefix(_OPTIMIZER).split("/")
-            states.setdefault(int(place), {})[key] = entry
+            found = _PLACE.fullmatch(name)
+            if found is None:
+                raise ValueError(f"its optimizer tensors must be called {_OPTIMIZER}<place>/<name>, got {name!r}")
+            states.setdefault(int(found[1]), {})[found[2]] = entry
     return states
 
 

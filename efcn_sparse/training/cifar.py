@@ -1,9 +1,12 @@
-"""Labeled images through Hugging Face ``datasets``: local parquet, a local image folder, or the Hub."""
+"""Labeled images: a local image folder, or through Hugging Face ``datasets`` local parquet files or the Hub."""
 
 from __future__ import annotations
 
+import glob
+import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from efcn_sparse.training.images import Images, derived_seed
 
 SPLITS = ("train", "test")
 _IMAGE_COLUMNS = ("img", "image")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # Pillow's modes; others are clipped
 
 
 def load_hub_images(
@@ -25,8 +29,9 @@ def load_hub_images(
     """The splits ``train`` and ``test`` of ``source``, normalized.
 
     Args:
-        source: a folder with parquet files (a column ``img`` or ``image`` of encoded images, and ``label``), a folder
-            with ``train/<class>/<image>`` and ``test/<class>/<image>``, or a name on the Hub.
+        source: a folder with parquet files (a column ``img`` or ``image`` of encoded images, and ``label``) in whose
+            names, or in those of their folders, ``train`` or ``test`` is a word; a folder with
+            ``train/<class>/<image>`` and ``test/<class>/<image>``, classes numbered by name; or a name on the Hub.
         hub_name: where the Hub has these images, for the message.
         label: the column that holds the class; ``label`` is taken where it is missing.
         image_shape: (channels, height, width) that every image must have.
@@ -34,7 +39,8 @@ def load_hub_images(
         download: whether a ``source`` that is no folder may be fetched from the Hub.
 
     Raises:
-        ValueError: no source, or one that holds something else.
+        ValueError: no source, or one that holds something else: images of more than 8 bits a channel, too, since
+            reducing them would clip their values.
         ModuleNotFoundError: ``datasets`` or ``pillow`` is missing.
     """
     how = (
@@ -46,38 +52,61 @@ def load_hub_images(
     folder = Path(source).expanduser()
     if not folder.is_dir() and not download:
         raise ValueError(f"data must be a folder unless --download is given, got {source!r}: {how}")
-    if folder.is_dir():
-        kind, arguments = _local_arguments(folder, how)
+    parquet = _parquet_files(folder) if folder.is_dir() else {}
+    files = _image_files(folder, how) if folder.is_dir() and not parquet else {}
+    pillow = require("PIL.Image", package="Pillow", extra="cifar", needed_for="decoding images")
+    if files:
+        names = sorted({path.parent.name for paths in files.values() for path in paths})
+        return _normalized({
+            split: (
+                _pixels((pillow.open(path) for path in paths), len(paths), image_shape, split),
+                _labels([names.index(path.parent.name) for path in paths], "train/<class>", classes),
+            )
+            for split, paths in files.items()
+        })  # fmt: skip
     library = require("datasets", package="Hugging Face datasets", extra="cifar", needed_for="reading CIFAR")
-    require("PIL.Image", package="Pillow", extra="cifar", needed_for="decoding images")
     if not sys.stderr.isatty():
         library.disable_progress_bars()
-    if not folder.is_dir():
-        return _as_images(library, library.load_dataset(source), label, image_shape, classes)
+    if not parquet:
+        return _from_tables(library, library.load_dataset(source), label, image_shape, classes)
     with tempfile.TemporaryDirectory() as cache:  # datasets would else leave a second copy in the user's cache
-        loaded = library.load_dataset(kind, cache_dir=cache, **arguments)
-        return _as_images(library, loaded, label, image_shape, classes)
+        named = {split: [glob.escape(str(path)) for path in paths] for split, paths in parquet.items()}
+        loaded = library.load_dataset("parquet", cache_dir=cache, data_files=named)
+        return _from_tables(library, loaded, label, image_shape, classes)
 
 
-def _local_arguments(folder: Path, how: str) -> tuple[str, dict[str, Any]]:
-    """The builder of ``datasets`` for a folder, and what it must be told."""
-    files: dict[str, list[str]] = {}
+def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split, in whose path below ``folder`` its name is a word; empty if there are none."""
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for path in sorted(folder.rglob("*.parquet")):
+        words = re.findall("[a-z]+", str(path.relative_to(folder)).lower())
+        fitting = [split for split in SPLITS if split in words]
+        if len(fitting) > 1:
+            raise ValueError(f"data must hold parquet files of one split each, got {path}, named both train and test")
+        for split in fitting:
+            files[split].append(path)
+    for split, other in (SPLITS, SPLITS[::-1]):
+        if files[other] and not files[split]:
+            raise ValueError(f"data must hold parquet files for train and test, got none with {split!r} in its name")
+    return files if any(files.values()) else {}
+
+
+def _image_files(folder: Path, how: str) -> dict[str, list[Path]]:
+    """The images of each split, sorted: those in the class folders of its folder, whatever these are called."""
+    files = {}
     for split in SPLITS:
-        parquet = sorted(folder.rglob("*.parquet"))
-        files[split] = [str(path) for path in parquet if split in str(path.relative_to(folder)).lower()]
-    if all(files.values()):
-        return "parquet", {"data_files": files}
-    if any(files.values()):
-        missing = next(split for split in SPLITS if not files[split])
-        raise ValueError(f"data must hold parquet files for train and test, got none with {missing!r} in its name")
-    for split in SPLITS:
-        if not any(path.suffix.lower() in _IMAGE_SUFFIXES for path in (folder / split).glob("*/*")):
+        found = (path for path in (folder / split).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+        files[split] = sorted(found, key=str)
+        if not files[split]:
             raise ValueError(f"data must hold images for train and test, got {folder} without {split}: {how}")
-    return "imagefolder", {"data_dir": str(folder)}
+        for path in files[split]:
+            if path.parent.parent != folder / split:
+                raise ValueError(f"data must hold images as {split}/<class>/<image>, got {path}")
+    return files
 
 
-def _as_images(library: Any, loaded: Any, label: str, image_shape: tuple[int, int, int], classes: int) -> Images:
-    parts: list[Tensor] = []
+def _from_tables(library: Any, loaded: Any, label: str, image_shape: tuple[int, int, int], classes: int) -> Images:
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
     for split in SPLITS:
         if split not in loaded:
             raise ValueError(f"data must have the splits train and test, got {', '.join(loaded)}")
@@ -85,12 +114,18 @@ def _as_images(library: Any, loaded: Any, label: str, image_shape: tuple[int, in
         image_column = _column(table, _IMAGE_COLUMNS)
         label_column = _column(table, (label, "label"))
         decoded = table.cast_column(image_column, library.Image())[image_column]
-        pixels = _pixels(decoded, len(table), image_shape)
-        labels = _labels(table[label_column], label_column, classes)
+        pixels = _pixels(decoded, len(table), image_shape, split)
+        parts[split] = pixels, _labels(table[label_column], f"the column {label_column!r}", classes)
+    return _normalized(parts)
+
+
+def _normalized(parts: dict[str, tuple[Tensor, Tensor]]) -> Images:
+    shuffled: list[Tensor] = []
+    for split, (pixels, labels) in parts.items():
         # image folders come sorted by class, and the first so many images stand for all in places
-        order = torch.randperm(len(table), generator=torch.Generator().manual_seed(derived_seed(split)))
-        parts += [pixels[order], labels[order]]
-    return Images.normalized(*parts)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(derived_seed(split)))
+        shuffled += [pixels[order], labels[order]]
+    return Images.normalized(*shuffled)
 
 
 def _column(table: Any, names: tuple[str, ...]) -> str:
@@ -101,20 +136,24 @@ def _column(table: Any, names: tuple[str, ...]) -> str:
     raise ValueError(f"data must have a column {wanted}, got {', '.join(table.column_names)}")
 
 
-def _pixels(decoded: Any, count: int, image_shape: tuple[int, int, int]) -> Tensor:
+def _pixels(decoded: Iterable[Any], count: int, image_shape: tuple[int, int, int], split: str) -> Tensor:
     channels, height, width = image_shape
     pixels = np.empty((count, height, width, channels), dtype=np.uint8)
     for index, image in enumerate(decoded):
         if image.size != (width, height):
             raise ValueError(f"data must hold {width}x{height} images, got {image.size[0]}x{image.size[1]}")
+        if image.mode not in _EIGHT_BITS:
+            raise ValueError(
+                f"data must hold images of 8 bits a channel, got mode {image.mode} in image {index} of {split}"
+            )
         pixels[index] = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def _labels(column: Any, name: str, classes: int) -> Tensor:
+def _labels(column: Any, where: str, classes: int) -> Tensor:
     labels = np.asarray(list(column))
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"data must have integers in the column {name!r}, got {labels.dtype}")
+        raise ValueError(f"data must have integers in {where}, got {labels.dtype}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"data must have labels in [0, {classes}), got {labels.min()} to {labels.max()}")
     return torch.from_numpy(labels.astype(np.int64))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from efcn_sparse.checkpoint.atomic import parse_json
 from efcn_sparse.training.arms import CNN, CONTROL, FCN, FORMS, Arm
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.relaxing import RELAXING, PartEntry, parts_of_layers
@@ -114,23 +115,21 @@ class RelaxConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
+        if not isinstance(self.preset, str) or self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
-        for name, least in _LEAST.items():
-            _check_integer(name, getattr(self, name), least)
-        for name in ("train_limit", "test_limit", "threads"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
+        for name, (least, most) in _COUNTS.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                _check_integer(name, getattr(self, name), least, most)
         computed = snapshot_epochs(self.cnn_epochs, self.snapshots)
         for name, default in {"relax_times": computed, "relaxed_lr": self.lr, "fcn_lr": self.lr}.items():
             if getattr(self, name) is None:
                 self._set(name, default)
-        for name in ("seeds", "relax_times"):
+        for name, most in {"seeds": 2**31 - 1, "relax_times": self.cnn_epochs}.items():
             self._set(name, _distinct(name, getattr(self, name)))
             for item in getattr(self, name):
-                _check_integer(f"each of {name}", item, 0)
-        if max(self.relax_times) > self.cnn_epochs:
-            raise ValueError(f"relax_times must lie in [0, cnn_epochs={self.cnn_epochs}], got {self.relax_times}")
+                _check_integer(f"each of {name}", item, 0, 2**31 - 1)
+                if item > most:
+                    raise ValueError(f"each of relax_times must lie in [0, cnn_epochs={most}], got {item}")
         self._set("relax_times", tuple(sorted(self.relax_times)))
         self._check_rates()
         self._check_relaxing()
@@ -160,7 +159,7 @@ class RelaxConfig:
     def _check_relaxing(self) -> None:
         if self.relaxing not in tuple(RELAXING):
             raise ValueError(f"relaxing must be one of {', '.join(RELAXING)}, got {self.relaxing!r}")
-        if self.copies not in COPIES:
+        if self.copies not in tuple(COPIES):
             raise ValueError(f"copies must be one of {', '.join(COPIES)}, got {self.copies!r}")
         self._set("parts", tuple(str(PartEntry.parse(text)) for text in _sequence("parts", self.parts)))
         parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
@@ -177,6 +176,9 @@ class RelaxConfig:
             raise ValueError(f"each of arms must be one of {FORMS}, got {CONTROL.name!r}")
         if CNN not in arms and arms != [FCN]:
             raise ValueError(f"arms must hold 'cnn', from which the others are embedded, got {self.arms}")
+        runs = len(self.seeds) * len(self.relax_times) * len(arms)
+        if runs > _RUNS:
+            raise ValueError(f"seeds, relax_times and arms must make at most {_RUNS} training runs, got {runs}")
         low_rank = [arm for arm in arms if arm.support is not None and arm.support.low_rank]
         parts = parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
         plain = Part(weight_decay=self.weight_decay)
@@ -190,6 +192,8 @@ class RelaxConfig:
         if self.data is not None and not isinstance(self.data, str):
             raise ValueError(f"data must be a path or a name, got {self.data!r}")
         try:
+            if not isinstance(self.device, str):
+                raise TypeError
             torch.device(self.device)
         except (RuntimeError, TypeError):
             raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {self.device!r}") from None
@@ -245,15 +249,15 @@ class RelaxConfig:
     @classmethod
     def from_json(cls, text: str) -> RelaxConfig:
         """The configuration of :meth:`to_json`; unknown fields are refused."""
-        fields: Any = json.loads(text)
-        if not isinstance(fields, Mapping):
-            raise ValueError(f"text must be a JSON object, got {type(fields).__name__}")
+        fields = parse_json(text.encode(errors="replace"), "text")
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"text must hold only fields of RelaxConfig, got {', '.join(unknown)}")
         arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }
+        if "preset" not in arguments:
+            raise ValueError("text must have the field preset, got none")
         return cls(**arguments)
 
     def differences(self, other: RelaxConfig) -> dict[str, tuple[Any, Any]]:
@@ -262,17 +266,39 @@ class RelaxConfig:
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
+    def breaks_with(self, older: RelaxConfig) -> dict[str, tuple[Any, Any]]:
+        """The fields in which a run of ``older`` could not go on as one of this: name to ``(there, here)``.
 
-_LEAST = {"growth_every": 1, "cnn_epochs": 0, "relax_epochs": 0, "fcn_epochs": 0, "snapshots": 1, "batch_size": 1}
+        It may have more seeds, arms and relax times, and then a later last epoch at which to embed.
+        """
+        found = older.differences(self)
+        found.pop("snapshots", None)  # all that it says is in relax_times
+        if self.cnn_epochs >= older.cnn_epochs:
+            found.pop("cnn_epochs", None)
+        return {name: (there, here) for name, (there, here) in found.items()
+                if name not in ("seeds", "arms", "relax_times") or not set(there) <= set(here)}  # fmt: skip
+
+
+_EPOCHS = 1_000_000
+_COUNTS = {
+    "growth_every": (1, 2**31 - 1), "cnn_epochs": (0, _EPOCHS), "relax_epochs": (0, _EPOCHS),
+    "fcn_epochs": (0, _EPOCHS), "snapshots": (1, 1000), "batch_size": (1, 2**31 - 1),
+    "train_limit": (1, 2**31 - 1), "test_limit": (1, 2**31 - 1), "threads": (1, 4096),
+}  # fmt: skip
+_OPTIONAL = ("train_limit", "test_limit", "threads")
+_RUNS = 100_000
+_ITEMS = 1000  # at most, of seeds, arms and relax times
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
+def _check_integer(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be an integer of at most {most}, got {value}")
 
 
 def _sequence(name: str, items: object) -> tuple[Any, ...]:
@@ -282,7 +308,13 @@ def _sequence(name: str, items: object) -> tuple[Any, ...]:
 
 
 def _distinct(name: str, items: object) -> tuple[Any, ...]:
+    if isinstance(items, Sized) and len(items) > _ITEMS:
+        raise ValueError(f"{name} must hold at most {_ITEMS} items, got {len(items)}")
     items = _sequence(name, items)
-    if not items or len(set(items)) != len(items):
+    try:
+        distinct = len(set(items)) == len(items) > 0
+    except TypeError:  # a list in it, say
+        distinct = False
+    if not distinct:
         raise ValueError(f"{name} must hold one or more different items, got {items}")
     return items

@@ -32,6 +32,17 @@ class _Net:
         return f"{self.arm} at batch {self.batch}{', fused' if self.fused else ''}"
 
 
+def check_device(name: str) -> None:
+    """Raise ``ValueError`` unless this torch, on this machine, can use the device."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        if torch.device(name).type == "cuda" and not torch.backends.cuda.is_built():
+            reason = f"torch {torch.__version__} is built without CUDA"
+        raise ValueError(f"device must be one that is here, such as 'cpu', got {name!r}: {reason}") from None
+
+
 def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
     """Raise ``ValueError`` if a net of ``config`` needs more memory than there is, with what comes nearest and fits.
 

@@ -23,6 +23,7 @@ class Preset:
         build: the CNN, freshly initialized from torch's generator, for so many classes.
         image_shape: (channels, height, width).
         classes: how many classes there are.
+        data, net: the two in words, for a report.
         hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for others.
         idx_folder: where IDX files are looked for if no other folder is named; None for presets of another format.
         settings: fields of RelaxConfig.
@@ -34,6 +35,8 @@ class Preset:
     hub_name: str = ""
     label: str = ""
     idx_folder: Path | None = None
+    data: str = ""
+    net: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
@@ -66,13 +69,32 @@ _FASHION = {
     "train_limit": 1000,
 }
 
+_CIFAR10, _CIFAR100 = (
+    f"CIFAR-{n} (Krizhevsky 2009): images of 32×32 pixels in {n} classes, as they are" for n in (10, 100)
+)
+_FASHION_DATA = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): gray images of 28×28 pixels in 10 classes of clothes"
+_VANILLA = "the paper's VanillaCNN, three convolutions and a linear head"
+_ALEXNET = "the paper's AlexNet variant, five convolutions and three linear layers"
+_SMALL = "three convolutions and a linear head"
+
 PRESETS: dict[str, Preset] = {
-    "digits": Preset(digits_cnn, (1, 20, 20), 10, settings=_DIGITS),
-    "fashion-mnist": Preset(fashion_cnn, (1, 28, 28), 10, idx_folder=FASHION_MNIST, settings=_FASHION),
-    "vanilla-fashion-mnist": Preset(
-        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, idx_folder=FASHION_MNIST
+    "digits": Preset(
+        digits_cnn, (1, 20, 20), 10, settings=_DIGITS, net=_SMALL,
+        data="scikit-learn's 1,797 handwritten digits (Alpaydin and Kaynak, UCI 1998), each of 8×8 pixels, at random "
+        "positions on a canvas of 20×20, so that translation matters",
     ),
-    "vanilla-cifar10": Preset(vanilla_cnn, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
-    "alexnet-cifar10": Preset(alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label"),
-    "alexnet-cifar100": Preset(alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label"),
-}
+    "fashion-mnist": Preset(
+        fashion_cnn, (1, 28, 28), 10, idx_folder=FASHION_MNIST, settings=_FASHION, data=_FASHION_DATA, net=_SMALL
+    ),
+    "vanilla-fashion-mnist": Preset(
+        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, idx_folder=FASHION_MNIST, data=_FASHION_DATA,
+        net=_VANILLA,
+    ),
+    "vanilla-cifar10": Preset(vanilla_cnn, (3, 32, 32), 10, "uoft-cs/cifar10", "label", data=_CIFAR10, net=_VANILLA),
+    "alexnet-cifar10": Preset(
+        alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label", data=_CIFAR10, net=_ALEXNET
+    ),
+    "alexnet-cifar100": Preset(
+        alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label", data=_CIFAR100, net=_ALEXNET
+    ),
+}  # fmt: skip

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from efcn_sparse.checkpoint.atomic import SUFFIX, write_text_atomically
+from efcn_sparse.checkpoint.atomic import SUFFIX, open_to_append, own_folder, read_json, write_text_atomically
 from efcn_sparse.extension import extension_status
 from efcn_sparse.training.config import RelaxConfig
 
@@ -29,7 +29,8 @@ class RunDirectory:
     The lock is the kernel's (``flock``), so it is gone with the process, however that ends.
 
     Args:
-        path: a folder that is missing, empty, or a run with the same configuration.
+        path: a folder that is missing, empty, or a run of which ``config`` is a continuation: the same, or with more
+            seeds, arms and relax times.
 
     Raises:
         ValueError: ``path`` holds something else, or a run with another configuration; the fields are named.
@@ -44,7 +45,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         refuse_other(self.path, self.config)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / _LOCK).open("ab")
+        self._lock = os.fdopen(open_to_append(self.path / _LOCK), "ab")
         try:
             self._take()
         except BaseException:
@@ -65,10 +66,10 @@ class RunDirectory:
         except BlockingIOError:
             raise BlockingIOError(f"run_dir {self.path} is in use by another process") from None
         refuse_other(self.path, self.config)  # again: somebody may have begun a run before we had the lock
-        self.checkpoints.mkdir(exist_ok=True)
+        own_folder(self.checkpoints)
         for torn in (*self.path.glob("*" + SUFFIX), *self.checkpoints.glob("*" + SUFFIX)):
             torn.unlink()
-        if not (self.path / "config.json").is_file():
+        if not (self.path / "config.json").is_file() or read_config(self.path) != self.config:
             write_text_atomically(self.path / "config.json", self.config.to_json())
 
     def note_environment(self) -> None:
@@ -78,7 +79,7 @@ class RunDirectory:
         if not path.is_file():
             write_text_atomically(path, json.dumps(here, indent=2) + "\n")
             return
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_json(path)
         changed = [
             f"{key} {there.get(key)!r} became {value!r}" for key, value in here.items() if there.get(key) != value
         ]
@@ -96,7 +97,7 @@ def read_config(run_dir: str | Path) -> RelaxConfig:
     if not path.is_file():
         raise ValueError(f"run_dir must be a run directory with a config.json, got {run_dir}")
     try:
-        return RelaxConfig.from_json(path.read_text(encoding="utf-8"))
+        return RelaxConfig.from_json(path.read_text(encoding="utf-8", errors="replace"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} must hold a RelaxConfig, got: {error}") from None
 
@@ -106,11 +107,11 @@ def refuse_other(path: Path, config: RelaxConfig) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"run_dir must be a folder, got the file {path}")
     if (path / "config.json").is_file():
-        differences = read_config(path).differences(config)
-        if differences:
-            told = "; ".join(
-                f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differences.items()
-            )
+        broken = config.breaks_with(read_config(path))
+        if broken:
+            told = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, (there, here) in broken.items())
+            grows = " (a run can be given more of these, and keeps what it has)"
+            told += grows if {"seeds", "arms", "relax_times"} & broken.keys() else ""
             raise ValueError(f"run_dir {path} holds a run with another configuration: {told}")
     elif path.is_dir():
         others = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, "config.json" + SUFFIX))

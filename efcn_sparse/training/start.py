@@ -31,10 +31,6 @@ def begin(config: RelaxConfig, stage: Stage, images: Images, checkpoints: Path) 
     else:
         cnn = build_cnn(config.preset, stage.seed)
         load_checkpoint(_of_cnn(stage, checkpoints), cnn)
-        if not all(bool(parameter.isfinite().all()) for parameter in cnn.parameters()):
-            raise ValueError(
-                f"lr must keep the CNN finite, got {config.lr}: seed {stage.seed} diverged by epoch {stage.first}"
-            )
         model = embed_as(stage.arm, cnn, config.preset)
     model = model.to(config.device)
     begin_low_rank(model, images, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
@@ -56,9 +52,14 @@ def resume(config: RelaxConfig, stage: Stage, epoch: int, checkpoints: Path) -> 
     return model, optimizer
 
 
+def name_of_cnn(stage: Stage) -> str:
+    """The name of the stage that trains the CNN of the same seed."""
+    return stage_name(CNN, stage.seed, None)
+
+
 def _of_cnn(stage: Stage, checkpoints: Path) -> Path:
     assert stage.relax_epoch is not None
-    return checkpoint_path(checkpoints, stage_name(CNN, stage.seed, None), stage.relax_epoch)
+    return checkpoint_path(checkpoints, name_of_cnn(stage), stage.relax_epoch)
 
 
 def begin_low_rank(model: nn.Module, images: Images, *, batch_size: int, seed: int, epoch: int) -> None:

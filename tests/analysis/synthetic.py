@@ -16,9 +16,9 @@ from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.arms import CONTROL
 from efcn_sparse.training.checkpoint import checkpoint_path, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.metrics import LAYERS, METRICS
 from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.record import LAYERS, METRICS
 
 PLATEAU = {"fcn": 0.61, "cnn": 0.93, "cnn-relaxed": 0.935, "elcn": 0.90, "efcn-full": 0.86}
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,12 +18,12 @@ import pytest
 from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.figures import canvas
 from efcn_sparse.cli.main import main
-from efcn_sparse.training.record import SUPPORT
+from efcn_sparse.training.metrics import SUPPORT
 from tests.analysis.synthetic import write_run
 
 FIGURES = [
-    "final-accuracy", "curves-accuracy", "curves-loss", "deviation-summary", "deviation-elcn",
-    "deviation-efcn-dilated2", "deviation-efcn-full", "gradient-outside", "stored-weights",
+    "final-accuracy", "final-accuracy-narrow", "curves-accuracy", "curves-loss", "deviation-summary",
+    "deviation-elcn", "deviation-efcn-dilated2", "deviation-efcn-full", "gradient-outside", "stored-weights",
     "weights-efcn-dilated2", "weights-efcn-full", "distance-norm",
     "distance-rms",
 ]  # fmt: skip
@@ -62,7 +63,7 @@ def small(tmp_path_factory, config):
 class _Page(HTMLParser):
     """The tags, the addresses and the text of a page."""
 
-    void = frozenset({"meta", "img", "br", "link"})
+    void = frozenset({"meta", "img", "br", "link", "source"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.open += [] if tag in self.void else [tag]
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -105,15 +106,54 @@ def test_every_figure_is_there_twice_and_shows_something(whole):
 
 def test_the_page_stands_alone_and_is_well_formed(whole):
     page = _page(whole)
-    assert page.tags.count("img") == len(FIGURES)
+    assert page.tags.count("img") == len(FIGURES) - 1 == len(FIGURES) - page.tags.count("source")
     assert page.tags.count("h1") == 1
     for address in page.addresses:
         assert address.startswith(("data:image/png;base64,", "#", "figures/"))
         if address.startswith("figures/"):
             assert (whole / address).is_file()
     text = (whole / "report.html").read_text(encoding="utf-8")
-    assert "http" not in re.sub(r'src="data:[^"]*"', "", text)
+    assert "http" not in re.sub(r'src(set)?="data:[^"]*"', "", text)
     assert "url(" not in text
+
+
+def test_the_page_opens_with_the_question_the_answer_and_the_paper(whole, small):
+    text = " ".join(_page(whole).text.split())
+    in_order = (
+        r"The question\..*NeurIPS 2019, arXiv 1906\.06766.*Of 3 findings of the paper, this run agrees"
+        r".*The eFCN ends above the standard FCN at every relax time\. ?agrees ?eFCN full ends above the FCN at 4 of 4"
+        r".*At some relax time the eFCN ends above the CNN\. ?(disagrees|not decided) ?eFCN full ends above the "
+        r"CNN of the same epoch at .*The eFCN stays close to the CNN it came from\. ?agrees ?eFCN full ends at δ "
+        r".*The words.*eLCN ?The CNN embedded.*eFCN ?The CNN embedded.*tw ?The relax time.*δ ?The deviation"
+        r".*Final test accuracy against the relax time"
+    )
+    assert re.search(in_order, text)
+    assert "No eFCN has come to its end yet, so there is no answer." in _page(small).text
+
+
+def test_the_page_is_made_for_dark_and_narrow_screens(whole):
+    text = (whole / "report.html").read_text(encoding="utf-8")
+    assert '<meta name="color-scheme" content="light dark">' in text
+    assert "@media (prefers-color-scheme: dark)" in text
+    assert len(re.findall('<img class="keeps"', text)) == 2  # heat maps, whose lightness means something
+
+
+def test_links_in_a_prepared_folder_are_not_followed(small, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(small, run)
+    elsewhere.write_text("precious")
+    for name in ("report.html", "report.html.tmp", "figures/curves-loss.png", "figures/curves-loss.png.tmp"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(elsewhere)
+    write_report(run)
+    assert elsewhere.read_text() == "precious"
+    assert not any(path.is_symlink() for path in run.rglob("*"))
+    shutil.rmtree(run / "figures")
+    (tmp_path / "folder").mkdir()
+    (run / "figures").symlink_to(tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"figures must be a folder, got a symbolic link$"):
+        write_report(run)
+    assert list((tmp_path / "folder").iterdir()) == []
 
 
 def test_text_from_the_run_is_escaped(whole):
@@ -190,12 +230,15 @@ def test_a_run_of_an_older_version_has_a_report_without_what_it_did_not_read(tmp
     assert text.count("No gradient was read: ") == 2
     assert "It stores" not in text
     assert {path.stem for path in (run / "figures").iterdir()} == {
-        "curves-accuracy", "curves-loss", "final-accuracy", "deviation-summary", "deviation-elcn"
+        "curves-accuracy", "curves-loss", "final-accuracy", "final-accuracy-narrow", "deviation-summary",
+        "deviation-elcn",
     }  # fmt: skip
 
 
 def test_a_run_with_one_arm_has_its_figures(small):
-    assert {path.stem for path in (small / "figures").iterdir()} == {"curves-accuracy", "curves-loss", "final-accuracy"}
+    assert {path.stem for path in (small / "figures").iterdir()} == {
+        "curves-accuracy", "curves-loss", "final-accuracy", "final-accuracy-narrow"
+    }  # fmt: skip
     text = _page(small).text
     assert "layers.csv is missing" in text
     assert "No embedded arm has been evaluated yet." in text

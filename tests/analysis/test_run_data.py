@@ -11,7 +11,7 @@ import pytest
 
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.training.arms import CNN, FULL
-from efcn_sparse.training.record import LAYERS, METRICS, SUPPORT
+from efcn_sparse.training.metrics import LAYERS, METRICS, SUPPORT
 
 METRICS_HEADER, LAYERS_HEADER = ",".join(METRICS), ",".join(LAYERS)
 
@@ -76,7 +76,7 @@ def test_missing_files_are_told(folder):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("", "metrics.csv is empty."), (METRICS_HEADER + "\n", "metrics.csv holds no evaluations yet.")],
+    [("", "metrics.csv holds no evaluations yet."), (METRICS_HEADER + "\n", "metrics.csv holds no evaluations yet.")],
 )
 def test_a_file_without_rows_is_told(folder, text, told):
     (folder / "metrics.csv").write_text(text)
@@ -124,7 +124,7 @@ def test_files_of_older_runs_lack_what_they_do_not_tell(folder):
 def test_text_in_the_place_of_a_number_is_refused(folder):
     path = folder / "layers.csv"
     path.write_text(LAYERS_HEADER + "\nelcn,0,1,2,conv1,0.0,3.0,0.0,0.0,,,\nelcn,0,1,3,conv1,x,3.0,0.0,0.0,,,\n")
-    _refused(folder, f"{path} line 3 must hold numbers, got x")
+    _refused(folder, f"{path} line 3 must hold a number in the column delta, got 'x'")
     path.write_text(LAYERS_HEADER + "\nelcn,0,1,2,conv1,0.0\n")
     _refused(folder, f"{path} line 2 must hold 12 cells, got 6")
 
@@ -134,5 +134,5 @@ def test_an_environment_that_is_no_json_object_is_refused(folder):
     path.write_text("[1]")
     _refused(folder, f"{path} must hold a JSON object, got a list")
     path.write_text("{")
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} must hold JSON, got text that does not parse"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} must hold a JSON object, got text that is none: "):
         read_run(folder)

@@ -154,11 +154,19 @@ NOT_LOADED = {
     ),
     "no JSON": (
         lambda folder: _overwrite(folder, 8, b"x"),
-        "{folder}/{shard} must be a safetensors file, got a header that cannot be read: ",
+        "the header of {folder}/{shard} must hold a JSON object, got text that is none: ",
     ),
     "offsets": (
-        lambda folder: _overwrite(folder, _shard(folder).read_bytes().index(b'offsets":[0,') + 11, b"1"),
-        "{folder}/{shard} must be a safetensors file, got a header that cannot be read: ",
+        lambda folder: _overwrite(folder, _shard(folder).read_bytes().index(b'offsets":[0,') + 10, b"1"),
+        "the header of {folder}/{shard} must have data_offsets ",
+    ),
+    "deep": (
+        lambda folder: (folder / INDEX).write_text("[" * 100_000),
+        "{folder}/model.safetensors.index.json must hold a JSON object, got one that is nested too deeply",
+    ),
+    "size": (
+        lambda folder: (folder / INDEX).write_text('{"weight_map": {}, "metadata": {"total_size": 1e999}}'),
+        "{folder}/model.safetensors.index.json must be the index of a checkpoint in shards, got OverflowError",
     ),
 }
 

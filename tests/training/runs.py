@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from efcn_sparse.training.record import MetricsFile
+from efcn_sparse.training.metrics import MetricsFile
 
 
 def rows(run_dir: Path, name: str) -> list[dict[str, str]]:

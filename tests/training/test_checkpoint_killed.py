@@ -120,7 +120,7 @@ def test_killed_at_random_moments(tmp_path):
     assert written > 10
 
 
-@pytest.mark.parametrize("where", ["write_tensor", "write_bytes"])
+@pytest.mark.parametrize("where", ["write_tensor", "write_all"])
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(tmp_path, monkeypatch, where):
     path = tmp_path / "here.safetensors"
     model = torch.nn.Linear(40, 30)

@@ -79,6 +79,60 @@ def test_an_image_folder_gives_the_same_kind_of_data(tmp_path):
     assert sorted(images.test_y.tolist()) == [0, 0, 1, 1]
 
 
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def test_folders_of_classes_may_be_called_as_splits_are(tmp_path):
+    pixels = noise(18)
+    names = [f"{split}/{name}/{number}.png" for split in ("train", "test") for name in ("apple", "test_tube", "train")
+             for number in range(3)]  # fmt: skip
+    for name, one in zip(names, pixels, strict=True):
+        write_image(tmp_path / "my [train] set" / name, pil.fromarray(one))
+    images = training.load_data(config(tmp_path / "my [train] set"))
+    assert (len(images.train_x), len(images.test_x)) == (9, 9)
+    known = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    deviation, mean = torch.std_mean(known[:9], (0, 2, 3), keepdim=True)
+    for x, y, first in ((images.train_x, images.train_y, 0), (images.test_x, images.test_y, 9)):
+        source = ((known - mean) / deviation - x[:, None]).abs().amax((2, 3, 4)).argmin(1)
+        assert sorted(source.tolist()) == list(range(first, first + 9))
+        assert y.tolist() == [(int(index) - first) // 3 for index in source]
+
+
+def test_images_that_are_not_in_a_class_are_told(tmp_path):
+    for name in ("train/apple/0.png", "train/apple/more/1.png", "test/apple/0.png"):
+        write_image(tmp_path / name, pil.fromarray(noise(1)[0]))
+    message = f"data must hold images as train/<class>/<image>, got {tmp_path / 'train/apple/more/1.png'}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training.load_data(config(tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, mode):
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    for split in ("train", "test"):
+        write_image(tmp_path / split / "apple" / "0.tif", pil.fromarray(noise(1)[0, :, :, 0].astype(kind) * 100))
+    with pytest.raises(ValueError, match=f"^data must hold images of 8 bits a channel, got mode {mode} in image 0 of"):
+        training.load_data(config(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["latest", "contest-2026", "pretrained", "plain[1]"])
+def test_a_split_is_a_word_of_a_parquet_files_name(tmp_path, folder):
+    for index, split in enumerate(("train", "test")):
+        write_parquet(tmp_path / folder / f"x_{split}-0.parquet", noise(2 + index), [0, 1, 1][: 2 + index])
+    images = training.load_data(config(tmp_path))
+    assert (len(images.train_x), len(images.test_x)) == (2, 3)
+
+
+def test_a_parquet_file_of_two_splits_is_refused(tmp_path):
+    for name in ("train.parquet", "test.parquet", "test/train-0.parquet"):
+        write_parquet(tmp_path / name, noise(2), [0, 1])
+    message = f"data must hold parquet files of one split each, got {tmp_path / 'test/train-0.parquet'}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}, named both train and test$"):
+        training.load_data(config(tmp_path))
+
+
 def test_cifar100_takes_the_fine_labels(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", noise(3), [0, 50, 99], image="image", label="fine_label")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from efcn_sparse.cli import main as command_line
 from efcn_sparse.cli.main import main
@@ -18,12 +19,41 @@ TINY = [
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["relax", "--preset", "digits", "--lr", "-1"], "lr must be positive, got -1.0"),
-        (["relax", "--preset", "digits", "--seeds", "0"], "argument --seeds: must be at least 1, got 0"),
+        (["relax", "--preset", "digits", "--lr", "-1"], "error: --lr must be positive, got -1.0"),
+        *(
+            (
+                ["relax", "--preset", "digits", "--seeds", given],
+                f"argument --seeds: must be how many seeds to run, from 1 to 1000, got {given!r}",
+            )
+            for given in ("0", "two", "10000000000", "1.5", "²")
+        ),
+        (
+            ["relax", "--preset", "digits", "--relax-times", "31"],
+            "error: each of --relax-times must lie in [0, --epochs=30], got 31",
+        ),
+        (
+            ["relax", "--preset", "digits", "--epochs", "100000000000000000000"],
+            "error: --epochs must be an integer of at most 1000000, got 100000000000000000000",
+        ),
+        (
+            ["relax", "--preset", "digits", "--snapshots", "2000000000"],
+            "error: --snapshots must be an integer of at most 1000, got 2000000000",
+        ),
+        (["relax", "--preset", "digits", "--part", "untied:l1=1"], "error: --part must go together in each layer, got"),
+        (
+            ["relax", "--preset", "digits", "--device", "abacus"],
+            "error: --device must be a torch device such as 'cpu' or 'cuda:0', got 'abacus'",
+        ),
         (["relax", "--preset", "mnist"], "argument --preset: invalid choice: 'mnist'"),
-        (["relax", "--preset", "digits", "--arms", "cnn", "rnn"], "each of arms must be one of"),
-        (["relax", "--preset", "digits", "--run-dir", "/dev/null"], "run_dir must be a folder, got the file /dev/null"),
-        (["relax", "--preset", "vanilla-cifar10"], "data must be given for uoft-cs/cifar10: pass --data FOLDER"),
+        (["relax", "--preset", "digits", "--arms", "cnn", "rnn"], "error: each of --arms must be one of"),
+        (
+            ["relax", "--preset", "digits", "--run-dir", "/dev/null"],
+            "--run-dir must be a folder, got the file /dev/null",
+        ),
+        (
+            ["relax", "--preset", "vanilla-cifar10"],
+            "--data must be given for uoft-cs/cifar10: pass --data FOLDER",
+        ),
         (["relax"], "the following arguments are required: --preset"),
         (["bake"], "invalid choice: 'bake'"),
         ([], "the following arguments are required: COMMAND"),
@@ -36,6 +66,15 @@ def test_bad_input_is_one_clear_line_and_exit_2(arguments, told, capsys):
     assert err.startswith("efcn-sparse: error: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_here_is_told_before_anything_is_made(tmp_path, capsys):
+    assert main([*TINY, "--device", "cuda", "--run-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(
+        "efcn-sparse: error: --device must be one that is here, such as 'cpu', got 'cuda': "
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_without_a_terminal_prints_plain_lines_and_the_outcome(tmp_path, capsys):
@@ -71,7 +110,7 @@ def test_without_the_extra_of_a_preset_it_is_named(tmp_path, capsys, monkeypatch
 
 
 def test_the_outcome_is_the_last_accuracy_with_its_spread(tmp_path):
-    from efcn_sparse.training.record import METRICS
+    from efcn_sparse.training.metrics import METRICS
 
     rows = [
         "cnn,0,,0,0.1,1,1,1,0.5,,,,,,,,1", "cnn,0,,1,0.1,1,1,1,0.9,,,,,,,,1", "cnn,1,,1,0.1,1,1,1,0.8,,,,,,,,1",

@@ -31,7 +31,16 @@ BAD = [
     (dict(batch_size=0), "batch_size must be an integer of at least 1, got 0"),
     (dict(train_limit=0), "train_limit must be an integer of at least 1, got 0"),
     (dict(threads=0), "threads must be an integer of at least 1, got 0"),
-    (dict(relax_times=(0, 151)), "relax_times must lie in [0, cnn_epochs=150], got (0, 151)"),
+    (dict(relax_times=(0, 151)), "each of relax_times must lie in [0, cnn_epochs=150], got 151"),
+    (dict(relax_times=([1],)), "relax_times must hold one or more different items, got ([1],)"),
+    (dict(cnn_epochs=10**20), "cnn_epochs must be an integer of at most 1000000, got 100000000000000000000"),
+    (dict(snapshots=2 * 10**9), "snapshots must be an integer of at most 1000, got 2000000000"),
+    (dict(seeds=range(10**9)), "seeds must hold at most 1000 items, got 1000000000"),
+    (dict(seeds=range(1000), relax_times=range(100)),
+     "seeds, relax_times and arms must make at most 100000 training runs, got 500000"),
+    (dict(lr=10**400), f"lr must be positive, got {10**400}"),
+    (dict(preset=["digits"]), "preset must be one of digits, vanilla-cifar10, alexnet-cifar10, alexnet-cifar100, "
+     "got ['digits']"),
     (dict(relax_times=()), "relax_times must hold one or more different items, got ()"),
     (dict(lr=0), "lr must be positive, got 0"),
     (dict(lr=float("nan")), "lr must be positive, got nan"),
@@ -76,6 +85,23 @@ def test_json_round_trip(preset):
     )  # fmt: skip
     assert training.RelaxConfig.from_json(config.to_json()) == config
     assert config.differences(config) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "text must hold a JSON object, got one that is nested too deeply"),
+        ("[]", "text must hold a JSON object, got a list"),
+        ('{"preset": "digits", "lr": NaN}', "text must hold a JSON object, got text that is none: NaN is no JSON"),
+        ('{"preset": "digits", "lr": 1e400}', "lr must be positive, got inf"),
+        ('{"preset": "digits", "cnn_epochs": 1e20}', "cnn_epochs must be an integer of at least 0, got 1e+20"),
+        ('{"lr": 0.1}', "text must have the field preset, got none"),
+    ],
+    ids=["deep", "list", "nan", "infinite", "float", "none"],
+)
+def test_json_of_something_else_is_refused(text, told):
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        training.RelaxConfig.from_json(text)
 
 
 def test_the_defaults_are_the_originals():

@@ -120,7 +120,7 @@ def test_refused_before_anything_exists(
     monkeypatch.setattr(available, "available_bytes", lambda device: 1 << 20)
     assert main(["relax", "--preset", "digits", "--run-dir", str(tmp_path / "run")]) == 2
     told = capsys.readouterr()
-    assert told.err.startswith("efcn-sparse: error: arms must fit into memory, got cnn at batch 50, which needs ")
+    assert told.err.startswith("efcn-sparse: error: --arms must fit into memory, got cnn at batch 50, which needs ")
     assert told.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -10,9 +10,10 @@ import torch
 import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.training import Part, SelectiveSGD
+from efcn_sparse.training.arms import CNN, CONTROL, ELCN, FCN
+from efcn_sparse.training.metrics import MetricsFile
 from efcn_sparse.training.nets import build_cnn, embed_as
 from efcn_sparse.training.optimizer import optimizer_of
-from efcn_sparse.training.record import MetricsFile
 from efcn_sparse.training.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.shares import Parts
 
@@ -90,15 +91,15 @@ def test_the_names_of_relaxing(relaxing, free):
 def test_embedded_arms_get_the_selective_optimizer_and_no_others():
     config = tiny(relaxing="locality", parts=("conv[2-9]/tied:rate=0",), copies="sum", momentum=0.5, weight_decay=0.1)
     cnn = build_cnn("digits", 0)
-    made = optimizer_of(config, "elcn", 0.3, embed_as("elcn", cnn, "digits"))
+    made = optimizer_of(config, ELCN, 0.3, embed_as(ELCN, cnn, "digits"))
     assert isinstance(made, SelectiveSGD)
     assert made.copies == "sum"
     assert made.defaults == dict(lr=0.3, momentum=0.5, weight_decay=0.1)
     assert made.parts["conv1"] == Parts(Part(1.0, 0.1), Part(0.0, 0.1), Part(1.0, 0.1))
     assert made.parts["conv3"] == Parts(Part(0.0, 0.1), Part(0.0, 0.1), Part(1.0, 0.1))
-    for arm in ("cnn", "fcn", "cnn-relaxed"):
+    for arm in (CNN, FCN, CONTROL):
         assert type(optimizer_of(config, arm, 0.3, cnn)) is torch.optim.SGD
-    assert type(optimizer_of(tiny(), "elcn", 0.3, embed_as("elcn", cnn, "digits"))) is torch.optim.SGD
+    assert type(optimizer_of(tiny(), ELCN, 0.3, embed_as(ELCN, cnn, "digits"))) is torch.optim.SGD
 
 
 OLD = {
@@ -225,11 +226,11 @@ def test_the_command_line_gives_the_configuration(tmp_path):
     ("options", "told"),
     [
         (["--part", "off-local:rate=x"], "rate must be a number, got 'x'"),
-        (["--part", "conv9/tied:rate=0"], "parts must name convolutions of the net, conv1, conv2, conv3"),
+        (["--part", "conv9/tied:rate=0"], "--part must name convolutions of the net, conv1, conv2, conv3"),
         (["--copies", "some"], "argument --copies: invalid choice: 'some'"),
         (["--relaxing", "all"], "argument --relaxing: invalid choice: 'all'"),
-        (["--copies", "sum", "--fused"], "fused must be False with relaxing, parts or copies"),
-        (["--carry-momentum"], "carry_momentum must be False without momentum"),
+        (["--copies", "sum", "--fused"], "--fused must be False with relaxing, parts or copies"),
+        (["--carry-momentum"], "--carry-momentum must be False without momentum"),
     ],
 )
 def test_bad_options_are_one_line_and_nothing_is_written(tmp_path, capsys, options, told):

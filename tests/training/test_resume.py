@@ -12,7 +12,7 @@ import pytest
 
 import efcn_sparse.training as training
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.record import METRICS, MetricsFile
+from efcn_sparse.training.metrics import METRICS, MetricsFile
 from tests.training.runs import checkpoints, interrupt_after, numbers
 
 TINY = dict(

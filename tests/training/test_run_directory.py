@@ -42,12 +42,12 @@ def test_two_processes_into_one_directory_are_refused_and_a_killed_one_does_not_
 def test_another_configuration_is_refused_with_the_fields_that_differ(config, tmp_path):
     with RunDirectory(tmp_path, config):
         pass
-    other = dataclasses.replace(config, lr=0.05, seeds=(0, 1))
+    other = dataclasses.replace(config, lr=0.05, seeds=(1,))
     with pytest.raises(ValueError, match="another configuration") as caught:
         training.run_relax(other, tmp_path)
     assert str(caught.value) == (
-        f"run_dir {tmp_path} holds a run with another configuration: seeds is (0,) there and (0, 1) here; "
-        "lr is 0.1 there and 0.05 here"
+        f"run_dir {tmp_path} holds a run with another configuration: seeds is (0,) there and (1,) here; "
+        "lr is 0.1 there and 0.05 here (a run can be given more of these, and keeps what it has)"
     )
 
 
@@ -82,6 +82,46 @@ def test_going_on_in_another_environment_is_told(config, tmp_path, caplog):
         assert not caplog.records
         run.note_environment()
     assert "torch '1.0' became" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(b"[]", "got a list"), (b"[" * 100_000, "got one that is nested too deeply"), (b"\xff", "got text that is none")],
+    ids=["list", "deep", "bytes"],
+)
+def test_an_environment_that_is_none_is_told(config, tmp_path, text, told):
+    with RunDirectory(tmp_path, config) as run:
+        (tmp_path / "environment.json").write_bytes(text)
+        message = f"{tmp_path / 'environment.json'} must hold a JSON object, {told}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            run.note_environment()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "layers.csv", ".lock"])
+def test_links_in_a_prepared_run_directory_are_refused_and_not_followed(config, tmp_path, name):
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text(config.to_json())
+    elsewhere.mkdir() if name == "checkpoints" else elsewhere.write_text("precious")
+    (run_dir / name).symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(run_dir / name))} must be a .*, got a symbolic link$"):
+        training.run_relax(config, run_dir, quiet=True)
+    assert list(elsewhere.iterdir()) == [] if name == "checkpoints" else elsewhere.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", ["environment.json.tmp", "config.json.tmp", "checkpoints/cnn-seed0-e0.safetensors.tmp"]
+)
+def test_a_link_in_the_place_of_a_new_file_is_replaced_and_not_followed(config, tmp_path, name):
+    run_dir, precious = tmp_path / "run", tmp_path / "precious"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    precious.write_text("precious")
+    if name == "environment.json.tmp":
+        (run_dir / "config.json").write_text(config.to_json())
+    (run_dir / name).symlink_to(precious)
+    training.run_relax(config, run_dir, quiet=True)
+    assert precious.read_text() == "precious"
+    assert not any(path.is_symlink() for path in run_dir.rglob("*"))
 
 
 def test_a_damaged_configuration_is_told(config, tmp_path):

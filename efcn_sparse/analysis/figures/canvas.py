@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.checkpoint.atomic import replace_atomically, write_all
 from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.extras import require
 
@@ -89,22 +91,25 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     """Write ``folder``/name.png and .svg; the same figure gives the same bytes."""
-    png, svg = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
-    drawing.figure.savefig(png, dpi=DPI, metadata={"Software": None})
-    drawing.figure.set_layout_engine("none")  # the places of the PNG, without finding them anew
-    drawing.figure.savefig(svg, dpi=DPI, metadata={"Date": None})
-    return png, svg
+    paths = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
+    for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
+        image = io.BytesIO()
+        drawing.figure.savefig(image, format=path.suffix[1:], dpi=DPI, metadata=metadata)
+        drawing.figure.set_layout_engine("none")  # the places of the PNG, without finding them anew
+        replace_atomically(path, lambda file, image=image: write_all(file, image.getbuffer()))  # type: ignore[misc]
+    return paths
 
 
 def colors_of_times(run: Run, arms: Sequence[Arm] | None = None) -> dict[int, Any]:
     """The colors of the relax times of ``arms``: viridis by rank in the plan, dark is early.
 
-    They do not change while a run goes on, and are the same in every figure. The palest end is left out.
+    They do not change while a run goes on, and are the same in every figure. Both ends are left out, since a dark page
+    turns lightness around.
     """
     from matplotlib import colormaps
 
     planned = run.config.relax_times
-    steps = dict(zip(planned, np.linspace(0.0, 0.88, max(len(planned), 2)), strict=False))
+    steps = dict(zip(planned, np.linspace(0.05, 0.76, max(len(planned), 2)), strict=False))
     return {time: colormaps["viridis"](steps[time]) for time in run.relax_epochs(arms)}
 
 

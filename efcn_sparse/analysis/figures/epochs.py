@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CAPTION = (
     "One column for each arm, color is the relax time: a curve starts with a dot at the epoch at which the CNN was "
-    "embedded. The dashed black curve is the CNN at its own learning rate. Means over seeds, shades are one standard "
+    "embedded. The dashed curve is the CNN at its own learning rate. Means over seeds, shades are one standard "
     "deviation."
 )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from efcn_sparse.analysis.claims import largest_efcn
 from efcn_sparse.analysis.figures.canvas import (
     T_W,
     Drawing,
@@ -16,7 +17,7 @@ from efcn_sparse.analysis.figures.canvas import (
 )
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import Final, Spread, finals
-from efcn_sparse.training.arms import CNN, ELCN, Arm
+from efcn_sparse.training.arms import CNN, ELCN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,31 +25,72 @@ if TYPE_CHECKING:
 
 
 def draw_final_accuracy(run: Run) -> list[Drawing]:
-    """The last test accuracy of every arm against t_w, with CNN and FCN as bands; none without evaluations."""
+    """The last test accuracy of every arm against t_w, and how far it is from the CNN's; none without evaluations.
+
+    Twice: the second drawing is for narrow screens.
+    """
     last = [final for final in finals(run) if final.test_accuracy.n]
-    if not last:
-        return []
-    figure = new_figure(height=5.2)
-    axes = figure.subplots()
+    return [_draw_final(run, last, narrow) for narrow in (False, True)] if last else []
+
+
+def _draw_final(run: Run, last: list[Final], narrow: bool) -> Drawing:
     times = run.relax_epochs()
+    compared = [final for final in last if final.relax_epoch is not None and final.against_cnn.n]
+    panels = 2 if compared else 1
+    figure = new_figure(height=2.6 + 2.9 * panels, width=4.2) if narrow else new_figure(height=4.6)
+    grid = figure.subplots(panels, 1) if narrow else figure.subplots(1, panels)
+    axes, *beside = np.atleast_1d(grid)
     handles = [_band(axes, run, final) for final in last if final.relax_epoch is None]
     control = _control_line(axes, run, last)
     handles += [control] if control is not None else []
     for position, arm in enumerate(arm for arm in run.arms if run.relax_epochs([arm])):
-        handles.append(_arm_line(axes, run, arm, [final for final in last if final.arm == arm], position))
-    set_epoch_ticks(axes, times or [0, 1])
-    if not times:
-        axes.set_xticks([])
-    axes.set_xlabel(f"relax time {T_W}: the epoch at which the CNN is embedded (linear up to 1, then logarithmic)")
+        handles.append(_arm_line(axes, run, [final for final in last if final.arm == arm], position, "test_accuracy"))
     axes.set_ylabel("final test accuracy")
-    figure.legend(handles=handles, loc="outside right upper")
-    open_markers = "" if all(final.complete for final in last) else " Open markers: a seed has not come to its end."
+    for against in beside:
+        against.axhline(0, color=run.looks[CNN].color, lw=1.2, ls="--")
+        for position, arm in enumerate(dict.fromkeys(final.arm for final in compared)):
+            _arm_line(against, run, [final for final in compared if final.arm == arm], position, "against_cnn")
+        _limit_to_the_best(against, run, compared)
+        against.set_ylabel("points above the CNN of the same epoch")
+    for one in (axes, *beside):
+        set_epoch_ticks(one, times or [0, 1], spacing=0.1 if narrow or beside else 0.05)
+        if not times:
+            one.set_xticks([])
+        one.set_xlabel(f"relax time {T_W}" + ("" if narrow else " (linear up to 1, then logarithmic)"))
+    figure.legend(handles=handles, loc="outside lower left" if narrow else "outside right upper")
     caption = (
         "Test accuracy at the last epoch of each training run. Lines and bands are means over seeds, bars and shades "
         "one standard deviation, small dots single seeds. The dashed line is the control: the CNN that went on at its "
-        "own learning rate, read at the epoch at which the embedded nets of that relax time end." + open_markers
+        "own learning rate, read at the epoch at which the embedded nets of that relax time end."
     )
-    return [Drawing("final-accuracy", figure, "Final test accuracy against relax time for every arm.", caption)]
+    if beside:
+        caption += (
+            " The second panel is the difference from it, seed by seed, in percentage points, and decides the second "
+            "finding: its range is that of the two best nets of each relax time and of the largest eFCN at its best, "
+            "and triangles at the edge stand for nets beyond it."
+        )
+    if not all(final.complete for final in last):
+        caption += " Open markers: a seed has not come to its end."
+    alt = "Final test accuracy against relax time for every arm, and the difference from the CNN of the same epoch."
+    return Drawing("final-accuracy" + "-narrow" * narrow, figure, alt, caption)
+
+
+def _limit_to_the_best(axes: Axes, run: Run, compared: list[Final]) -> None:
+    """A range in which the best nets are told from the CNN; the others become triangles at the edge."""
+    of_question = [100 * final.against_cnn.mean for final in compared if final.arm == largest_efcn(run)]
+    shown = [0.0, *([max(of_question)] if of_question else [])]
+    for time in {final.relax_epoch for final in compared}:
+        of_time = (final.against_cnn for final in compared if final.relax_epoch == time)
+        for one in sorted(of_time, key=lambda one: -one.mean)[:2]:
+            shown += [100 * (one.mean - np.nan_to_num(one.std)), 100 * (one.mean + np.nan_to_num(one.std))]
+    room = 0.08 * max(max(shown) - min(shown), 1.0)
+    high = max(shown) + room
+    low = max(min(shown) - room, -max(1.5 * high, 3.0))  # what is far below the CNN decides nothing
+    axes.set_ylim(low, high)
+    for final in compared:
+        if 100 * final.against_cnn.mean < low:
+            color = run.looks[final.arm].color
+            axes.plot(final.relax_epoch or 0, low + 0.3 * room, "v", color=color, ms=5, mew=0, clip_on=False, zorder=5)
 
 
 def _band(axes: Axes, run: Run, final: Final) -> Line2D:
@@ -74,14 +116,14 @@ def _control_line(axes: Axes, run: Run, last: list[Final]) -> Line2D | None:
     return line
 
 
-def _arm_line(axes: Axes, run: Run, arm: Arm, last: list[Final], position: int) -> Line2D:
-    look = run.looks[arm]
-    times = [final.relax_epoch or 0 for final in last]
-    means = np.array([final.test_accuracy.mean for final in last])
-    bars = np.nan_to_num([final.test_accuracy.std for final in last])
+def _arm_line(axes: Axes, run: Run, last: list[Final], position: int, quantity: str) -> Line2D:
+    """One arm over the relax times: ``test_accuracy``, or ``against_cnn`` in percentage points."""
+    look, scale = run.looks[last[0].arm], 1 if quantity == "test_accuracy" else 100
+    times, found = [final.relax_epoch or 0 for final in last], [_of(final, quantity) for final in last]
+    means, bars = scale * np.array([one.mean for one in found]), scale * np.nan_to_num([one.std for one in found])
     axes.errorbar(times, means, bars, color=look.color, fmt="none", capsize=2.5, lw=1.0, alpha=0.8)
-    for final in last:
-        singles = [trace.final("test_accuracy") for trace in run.of(arm, final.relax_epoch)]
+    for final in last if quantity == "test_accuracy" else ():
+        singles = [trace.final(quantity) for trace in run.of(final.arm, final.relax_epoch)]
         if len(singles) > 1:
             axes.plot([final.relax_epoch or 0] * len(singles), singles, ".", color=look.color, ms=4, alpha=0.45, mew=0)
     (line,) = axes.plot(
@@ -90,7 +132,8 @@ def _arm_line(axes: Axes, run: Run, arm: Arm, last: list[Final], position: int) 
     )  # fmt: skip
     unfinished = [final for final in last if not final.complete]
     axes.plot(
-        [final.relax_epoch or 0 for final in unfinished], [final.test_accuracy.mean for final in unfinished],
+        [final.relax_epoch or 0 for final in unfinished],
+        [scale * _of(final, quantity).mean for final in unfinished],
         ls="", marker=look.marker, ms=5.5, mfc="white", mec=look.color, mew=1.2, zorder=4,
     )  # fmt: skip
     return line

@@ -1,0 +1,204 @@
+"""metrics.csv and layers.csv: appended as training goes, checked against the checkpoints when a run goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from efcn_sparse.checkpoint.atomic import open_to_append, write_text_atomically
+from efcn_sparse.training.arms import Arm
+from efcn_sparse.training.plan import Stage, stage_name
+
+WEIGHTS = ("delta", "tied", "untied", "off_local")
+SUPPORT = ("stored", "leak", "captured")  # files of older runs lack them
+METRICS = (
+    "arm", "seed", "relax_epoch", "epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
+    *WEIGHTS, *SUPPORT, "seconds",
+)  # fmt: skip
+LAYERS = ("arm", "seed", "relax_epoch", "epoch", "layer", *WEIGHTS, *SUPPORT)
+
+KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
+_MOST = 2**31  # of seeds and epochs in a file
+_MOST_TOLD = 60  # characters of a wrong cell, in messages
+
+TORN = "must end with a line break, got an incomplete last line"
+
+Row = Mapping[str, object]
+
+
+class Evaluation(NamedTuple):
+    """A row of metrics.csv, or of layers.csv, where ``layer`` is not empty."""
+
+    arm: Arm
+    seed: int
+    relax_epoch: int | None
+    epoch: int
+    layer: str
+    cells: dict[str, str]
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that it belongs to."""
+        return stage_name(self.arm, self.seed, self.relax_epoch)
+
+    def number(self, column: str) -> float:
+        """What stands in a column; nan where it is empty or missing."""
+        text = self.cells.get(column)
+        return float(text) if text else math.nan
+
+
+def read_evaluations(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[str]]:
+    """The rows of a file, in their order, and a sentence for each line that is none.
+
+    The file of an older run may lack the columns ``SUPPORT``. What follows the last line break, which a kill may have
+    torn, is one of the lines that are none.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    if not path.is_file():
+        return [], []
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    whole, torn = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+    reader = csv.reader(io.StringIO(whole, newline=""))
+    rows, wrong = list[Evaluation](), list[str]()
+    header: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                break
+            if header is not None:
+                rows.append(_evaluation(header, cells))
+                continue
+        except (ValueError, csv.Error) as error:
+            wrong.append(f"{path} line {reader.line_num} {error}")
+            continue
+        header = cells
+        if tuple(header) not in (tuple(columns), tuple(name for name in columns if name not in SUPPORT)):
+            got = " ".join(",".join(header).split())[:300]
+            raise ValueError(f"{path} must have the columns {','.join(columns)}, got {got}")
+    if torn:
+        wrong.append(f"{path} {TORN}")
+    return rows, wrong
+
+
+def _evaluation(header: Sequence[str], cells: Sequence[str]) -> Evaluation:
+    if len(cells) != len(header):
+        raise ValueError(f"must hold {len(header)} cells, got {len(cells)}")
+    row = dict(zip(header, cells, strict=True))
+    for name, cell in row.items():
+        _check(name, cell)
+    relax_epoch = int(row["relax_epoch"]) if row["relax_epoch"] else None
+    return Evaluation(
+        Arm.parse(row["arm"]), int(row["seed"]), relax_epoch, int(row["epoch"]), row.get("layer", ""), row
+    )
+
+
+def _check(name: str, cell: str) -> None:
+    """Raise ``ValueError`` unless ``cell`` is what may stand in the column ``name``."""
+    if name in ("arm", "layer") or (not cell and name not in ("seed", "epoch")):
+        return
+    count = name in ("seed", "relax_epoch", "epoch")
+    try:
+        right = 0 <= int(cell) < _MOST if count else math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf")
+    except ValueError:
+        right = False
+    if not right:
+        what = f"an integer in [0, {_MOST})" if count else "a number"
+        raise ValueError(f"must hold {what} in the column {name}, got {cell[:_MOST_TOLD]!r}")
+
+
+class MetricsFile:
+    """One CSV file with the columns ``columns``; floats are written so that reading them gives the same bits.
+
+    Args:
+        path: the file; it is made if it is not there.
+        epochs: the epoch of the latest checkpoint of each stage that has one. Rows past it, rows of other stages
+            and a torn last line are what a kill left, and are removed.
+
+    A file of an older run, which lacks the columns ``SUPPORT``, gets them; they are empty in its rows.
+
+    Raises:
+        ValueError: the file has other columns, or is a symbolic link.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], epochs: Mapping[str, int]) -> None:
+        self._columns = tuple(columns)
+        rows, _ = read_evaluations(path, columns)
+        kept = [row for row in rows if row.epoch <= epochs.get(row.stage, -1) or is_stillborn(row)]
+        text = _as_csv([self._columns, *([row.cells.get(name, "") for name in self._columns] for row in kept)])
+        descriptor = open_to_append(path)
+        try:
+            if path.read_bytes() != text.encode():
+                write_text_atomically(path, text)
+                os.close(descriptor)
+                descriptor = open_to_append(path)
+            self._file: TextIO = os.fdopen(descriptor, "a", encoding="utf-8", newline="")
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows; missing columns and None become empty."""
+        self._file.write(_as_csv([[_cell(row.get(name)) for name in self._columns] for row in rows]))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Force the rows to the disk; a checkpoint that covers them is written only after this."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def is_stillborn(row: Evaluation) -> bool:
+    """Whether a row tells of a net that was never embedded, because its CNN had diverged by then."""
+    return row.epoch == row.relax_epoch and row.cells.get("test_accuracy") == "nan"
+
+
+def diverged(rows: Iterable[Evaluation]) -> dict[str, int]:
+    """The stages whose last training loss is no finite number, and the epoch from which on it is none."""
+    since: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: row.epoch):
+        if math.isfinite(row.number("train_loss")):
+            since.pop(row.stage, None)
+        else:
+            since.setdefault(row.stage, row.epoch)
+    return since
+
+
+def gaps(
+    plan: Iterable[Stage], latest: Mapping[str, int], metrics: Iterable[Evaluation], layers: Iterable[Evaluation],
+    names: Sequence[str],
+) -> dict[str, list[int]]:  # fmt: skip
+    """The epochs of each stage of ``plan`` that its checkpoints cover, and of which a row is missing.
+
+    Args:
+        latest: the epoch of the latest checkpoint of each stage that has one.
+        names: of the layers that every embedded net has.
+    """
+    there = {(row.stage, row.epoch, row.layer) for rows in (metrics, layers) for row in rows}
+    found: dict[str, list[int]] = {}
+    for stage in plan:
+        wanted = ("", *(names if stage.arm.embedded else ()))
+        for epoch in range(stage.first, min(latest.get(stage.name, -1), stage.last) + 1):
+            if any((stage.name, epoch, layer) not in there for layer in wanted):
+                found.setdefault(stage.name, []).append(epoch)
+    return found
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def _as_csv(rows: Sequence[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

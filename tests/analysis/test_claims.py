@@ -1,0 +1,67 @@
+"""What the paper found is held against what a run has, and decided only where its seeds decide it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from efcn_sparse.analysis.claims import AGREES, DISAGREES, OPEN, answer, claims, is_clear
+from efcn_sparse.analysis.run_data import Run, read_run
+from efcn_sparse.analysis.statistics import spread
+from tests.analysis.synthetic import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, config) -> Run:
+    small = dataclasses.replace(config, seeds=(0, 1, 2), arms=("cnn", "fcn", "elcn", "efcn-full"), relax_times=(0, 4))
+    return read_run(write_run(tmp_path_factory.mktemp("runs") / "run", small, checkpoints=False))
+
+
+def shifted(run: Run, by: dict[tuple[str, int | None], tuple[float, ...]]) -> Run:
+    """The run with the last test accuracy of each arm and relax time as given, one number a seed."""
+    traces = []
+    for trace in run.traces:
+        accuracy = trace.columns["test_accuracy"].copy()
+        accuracy[-1] = (
+            by[str(trace.arm), trace.relax_epoch][trace.seed] if (str(trace.arm), trace.relax_epoch) in by else 0
+        )
+        if str(trace.arm) == "cnn":
+            accuracy[:] = by["cnn", None][trace.seed]
+        traces.append(dataclasses.replace(trace, columns={**trace.columns, "test_accuracy": accuracy}))
+    return dataclasses.replace(run, traces=tuple(traces))
+
+
+CNN, FCN = (0.80, 0.90, 0.70), (0.5, 0.6, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "verdicts"),
+    [
+        ((0.70, 0.80, 0.60), (0.82, 0.921, 0.72), [AGREES, AGREES, AGREES]),  # clear, though seeds differ by ten points
+        ((0.70, 0.80, 0.60), (0.82, 0.87, 0.72), [AGREES, OPEN, AGREES]),  # one seed against two
+        ((0.70, 0.80, 0.60), (0.75, 0.851, 0.65), [AGREES, DISAGREES, AGREES]),
+        ((0.45, 0.551, 0.35), (0.82, 0.921, 0.72), [DISAGREES, AGREES, AGREES]),
+        ((0.51, 0.59, 0.41), (0.82, 0.921, 0.72), [OPEN, AGREES, AGREES]),
+    ],
+)
+def test_verdicts(run, early, late, verdicts):
+    found = claims(
+        shifted(run, {("cnn", None): CNN, ("fcn", None): FCN, ("efcn-full", 0): early, ("efcn-full", 4): late})
+    )
+    assert [claim.verdict for claim in found] == verdicts
+
+
+def test_one_seed_decides_nothing(run):
+    one = dataclasses.replace(
+        run, traces=tuple(trace for trace in run.traces if trace.seed == 0),
+        plan=tuple(stage for stage in run.plan if stage.seed == 0),
+    )  # fmt: skip
+    assert [claim.verdict for claim in claims(one)] == [OPEN, OPEN, AGREES]
+    assert not is_clear(spread([0.9]))
+
+
+def test_the_largest_support_stands_in_for_the_full_one(run):
+    fewer = dataclasses.replace(run, traces=tuple(trace for trace in run.traces if trace.arm.name != "efcn-full"))
+    assert claims(fewer) == []
+    assert answer(fewer) == "No eFCN has come to its end yet, so there is no answer."

@@ -1,0 +1,67 @@
+"""A net that diverges is recorded so and ends there; the others of the run go on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+import efcn_sparse.training as training
+from efcn_sparse.analysis.run_data import read_run
+from efcn_sparse.cli.relax import outcome
+from efcn_sparse.training.relax import unfinished
+from tests.training.runs import checkpoints, interrupt_after, numbers, rows
+
+ARMS = ("cnn", "fcn", "elcn", "efcn-grown1.3", "efcn-lowrank2")
+
+
+def config(**changes: object) -> training.RelaxConfig:
+    return training.RelaxConfig.from_preset(
+        "digits", arms=ARMS, seeds=(0,), cnn_epochs=1, relax_epochs=2, fcn_epochs=1, relax_times=(0, 1), growth_every=2,
+        train_limit=100, test_limit=20, batch_size=20, threads=1, **changes,
+    )  # fmt: skip
+
+
+def last_losses(run_dir: Path) -> dict[tuple[str, str], float]:
+    return {(row["arm"], row["relax_epoch"]): float(row["train_loss"]) for row in rows(run_dir, "metrics")}
+
+
+def test_relaxed_nets_that_diverge_are_recorded_and_the_rest_is_trained(tmp_path, capsys):
+    wild = config(relaxed_lr=1e20, fcn_lr=0.1)
+    run_dir = training.run_relax(wild, tmp_path / "run")
+    losses = last_losses(run_dir)
+    assert len(losses) == 2 + 2 * 4  # nothing was left out
+    for (arm, time), loss in losses.items():
+        assert math.isfinite(loss) == (arm in ("cnn", "fcn")), (arm, time)
+    assert "efcn-grown1.3-seed0-t0: epoch 1, diverged at learning rate 1e+20" in capsys.readouterr().out.splitlines()
+    assert unfinished(wild, run_dir) == []
+    assert outcome(run_dir).splitlines()[3].split() == ["cnn-relaxed", "-", "diverged", "diverged"]
+    assert len(read_run(run_dir).traces) == len(losses)
+
+
+def test_what_would_be_embedded_from_a_diverged_cnn_is_recorded(tmp_path, capsys):
+    wild = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
+    run_dir = training.run_relax(wild, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "cnn-seed0: epoch 1, diverged at learning rate 1e+09" in told
+    assert "efcn-grown1.3-seed0-t1: epoch 1, not embedded, since its CNN has diverged" in told
+    losses = last_losses(run_dir)
+    assert all(math.isfinite(loss) == (time == "0" or arm == "fcn") for (arm, time), loss in losses.items())
+    assert len([row for row in rows(run_dir, "metrics") if row["relax_epoch"] == "1"]) == 4
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    assert training.run_relax(wild, run_dir) == run_dir
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+
+
+@pytest.mark.parametrize("fatal", [2, 4, 6, 12])
+def test_an_interruption_around_a_divergence_changes_nothing(tmp_path, monkeypatch, fatal):
+    wild = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
+    whole = training.run_relax(wild, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, fatal)
+        with pytest.raises(KeyboardInterrupt):
+            training.run_relax(wild, tmp_path / "run", quiet=True)
+    training.run_relax(wild, tmp_path / "run", quiet=True)
+    assert numbers(tmp_path / "run") == numbers(whole)
+    assert checkpoints(tmp_path / "run") == checkpoints(whole)
