@@ -138,7 +138,7 @@ def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> B
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{part} must be a tensor, got {type(tensor).__name__}")
     col = found["col_indices"] if found["col_indices"] is not None else crow.new_empty(0)
-    block_shape = like.block_shape if values is None else tuple(values.shape[1:])
+    block_shape = tuple(values.shape[1:]) if isinstance(values, Tensor) else like.block_shape
     index = None if found["mask_index"] is None else _whole(found["mask_index"])
     masks = None if found["masks"] is None else _whole(found["masks"], torch.uint8)
     return BlockPattern.from_bsr(_whole(crow), _whole(col), like.shape, block_shape, mask_index=index, masks=masks)

@@ -112,9 +112,15 @@ def test_spoilt_bytes_of_a_run(tmp_path: Path) -> None:
     assert refused > COUNT / 5
 
 
-def test_a_pattern_that_is_no_tensor_is_refused() -> None:
+@pytest.mark.parametrize("name", ["crow_indices", "pattern.crow_indices", "masks", "values"])
+def test_a_string_in_the_place_of_a_tensor_is_refused(name: str) -> None:
     net, _ = _net()
     state: dict[str, Any] = net.state_dict()
-    state["0.pattern.crow_indices"] = "0 1 2"
-    with pytest.raises(ValueError, match="crow_indices must be a tensor, got str"):
+    if name.startswith("pattern."):  # as version 0.1 had it
+        arrays = [key for key in state if key.startswith("0.") and not state[key].is_floating_point()]
+        state |= {key.replace("0.", "0.pattern."): state.pop(key) for key in arrays}
+    state[f"0.{name}"] = "0 1 2"
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"crow_indices.* got str|masks.* got str|expected torch\.Tensor"
+    ):
         net.load_state_dict(state)

@@ -12,7 +12,7 @@ ARMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<r
 
 BAD = [
     (dict(preset="mnist"),
-     "preset must be one of digits, vanilla-cifar10, alexnet-cifar10, alexnet-cifar100, got 'mnist'"),
+     f"preset must be one of {', '.join(training.PRESETS)}, got 'mnist'"),
     (dict(seeds=()), "seeds must hold one or more different items, got ()"),
     (dict(seeds=(1, 1)), "seeds must hold one or more different items, got (1, 1)"),
     (dict(seeds=3), "seeds must be a sequence, got 3"),
@@ -39,8 +39,7 @@ BAD = [
     (dict(seeds=range(1000), relax_times=range(100)),
      "seeds, relax_times and arms must make at most 100000 training runs, got 500000"),
     (dict(lr=10**400), f"lr must be positive, got {10**400}"),
-    (dict(preset=["digits"]), "preset must be one of digits, vanilla-cifar10, alexnet-cifar10, alexnet-cifar100, "
-     "got ['digits']"),
+    (dict(preset=["digits"]), f"preset must be one of {', '.join(training.PRESETS)}, got ['digits']"),
     (dict(relax_times=()), "relax_times must hold one or more different items, got ()"),
     (dict(lr=0), "lr must be positive, got 0"),
     (dict(lr=float("nan")), "lr must be positive, got nan"),
