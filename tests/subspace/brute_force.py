@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ CASES = {
 }
 
 
+@functools.cache
 def element_map(conv: Conv) -> np.ndarray:
     """int ``[out_features, in_features]``: the kernel entry that each entry of W copies, OFF_LOCAL or OUTSIDE."""
     (c_in, c_out), (height, width), (k_h, k_w) = conv.channels, conv.size, conv.kernel
@@ -104,6 +106,19 @@ def classes(maps: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     )
 
 
+@functools.cache
+def _numbers(conv: Conv, dtype: torch.dtype, untied: float, off: float) -> tuple[np.ndarray, np.ndarray]:
+    """A dense matrix of what ``dtype`` can hold, and the squared norms of its parts."""
+    entries = element_map(conv)
+    generator = np.random.default_rng(0)
+    kernel = generator.standard_normal(entries.max() + 1)
+    dense = np.where(entries >= 0, kernel[entries], 0.0)
+    dense += np.where(entries >= 0, untied, 0.0) * generator.standard_normal(dense.shape)
+    dense += np.where(entries == OFF_LOCAL, off, 0.0) * generator.standard_normal(dense.shape)
+    dense = torch.tensor(dense).to(dtype).double().numpy()
+    return dense, np.array([float((part**2).sum()) for part in parts(dense, entries)])
+
+
 class Embedded:
     """A case with random numbers: the dense matrix, its blocks as the backends take them, and the true parts."""
 
@@ -116,20 +131,15 @@ class Embedded:
         untied: float = 0.5,
         off: float = 0.5,
     ) -> None:
-        generator = np.random.default_rng(0)
         self.conv, self.entries = conv, element_map(conv)
-        kernel = generator.standard_normal(self.entries.max() + 1)
-        dense = np.where(self.entries >= 0, kernel[self.entries], 0.0)
-        dense += np.where(self.entries >= 0, untied, 0.0) * generator.standard_normal(dense.shape)
-        dense += np.where(self.entries == OFF_LOCAL, off, 0.0) * generator.standard_normal(dense.shape)
-        self.dense = torch.tensor(dense).to(dtype).double().numpy()  # what the dtype can hold
+        self.dense, self._squares = _numbers(conv, dtype, untied, off)
         values, maps = blocks(self.dense, self.entries, conv.block)
         self.outside = maps == OUTSIDE
         self.values = torch.tensor(values, dtype=dtype, device=device)
         self.ties = tuple(tensor.to(device) for tensor in classes(maps))
 
     def true_squares(self) -> np.ndarray:
-        return np.array([float((part**2).sum()) for part in parts(self.dense, self.entries)])
+        return self._squares
 
     def blocks_of(self, dense: np.ndarray) -> torch.Tensor:
         values, _ = blocks(dense.astype(np.float64), self.entries, self.conv.block)

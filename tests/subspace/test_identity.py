@@ -38,9 +38,14 @@ def test_whole_and_layers(row: Row, support: str) -> None:
     assert (read.off_local == 0.0) == (support == "local" or row.dtype.itemsize == 2)
 
 
+TINY = ((1e-6, 0.5), (0.5, 1e-12), (1e-6, 1e-12), (0.0, 1e-20), (1e3, 1e3))
+
+
 @pytest.mark.parametrize("row", rows(torch.float32, torch.float64))
-@pytest.mark.parametrize("conv", CASES)
-@pytest.mark.parametrize(("untied", "off"), [(1e-6, 0.5), (0.5, 1e-12), (1e-6, 1e-12), (0.0, 1e-20), (1e3, 1e3)])
+@pytest.mark.parametrize(
+    ("conv", "untied", "off"),
+    [(conv, *TINY[(i + k) % len(TINY)]) for i, conv in enumerate(CASES) for k in (0, 2)],  # each with two, all in turn
+)
 def test_tiny_parts_are_read_as_well_as_large_ones(row: Row, conv: str, untied: float, off: float) -> None:
     case = Embedded(CASES[conv], row.dtype, row.device, untied=untied, off=off)
     read = BACKENDS[row.backend].squares(case.values, make_plan(*case.ties)).cpu().numpy()
