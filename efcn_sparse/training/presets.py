@@ -63,8 +63,8 @@ _FASHION = {
     "arms": ("cnn", "elcn", "efcn-full"),
     "cnn_epochs": 60,
     "relax_epochs": 60,
-    "snapshots": 4,
-    "lr": 0.05,
+    "relax_times": (0, 20, 60),
+    "lr": 0.1,
     "batch_size": 50,
     "train_limit": 1000,
 }
