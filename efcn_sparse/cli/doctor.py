@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efcn_sparse.available import available_bytes
 from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
 from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
-from efcn_sparse.sizes import parse_size
+from efcn_sparse.sizes import parse_size, size_text
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from efcn_sparse.embedding.example_run import Example
     from efcn_sparse.embedding.plan import EmbeddingPlan
     from efcn_sparse.planning.budget import Step, StepPlanner
 
@@ -23,14 +26,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "doctor",
         help="what embedding a model would store, without building it",
-        description="EmbeddingPlan the embedding of a model: block shapes, stored weights and memory per convolution. "
+        description="Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
         "Nothing is allocated: the model is made and run on torch's meta device. With --batch, also what a training "
         "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted.",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"one of {', '.join(INPUTS)}, or package.module:function, a callable that returns an nn.Module",
+        help=f"one of {', '.join(INPUTS)}, or package.module:function, a callable that returns an nn.Module, or a pair "
+        "of it and its inputs: a tensor, a tuple, or a dict of keyword arguments, the batch being the first side",
     )
     parser.add_argument(
         "--input", metavar="C,H,W", help="size of one input without the batch (default: that of the named model)"
@@ -45,6 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--skip", action="append", default=[], metavar="PATTERN", help="leave these convolutions as they are"
+    )
+    parser.add_argument(
+        "--leave-uncalled", action="store_true", help="leave convolutions as they are that the model does not call"
     )
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
     parser.add_argument("--batch", metavar="N", help="predict a training step with this many inputs")
@@ -66,7 +73,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """EmbeddingPlan the embedding and print it."""
+    """Plan the embedding and print it."""
+    try:
+        return _run(args)
+    except ValueError as error:
+        raise ValueError(_in_options(str(error))) from error
+
+
+def _in_options(message: str) -> str:
+    """What the library says about its arguments, about those of the command line."""
+    message = re.sub(r"^(support|optimizer|budget) must", r"--\1 must", message)
+    message = re.sub(r"^layers must name", "--skip must name", message)
+    message = re.sub(r"^model must", "MODEL must", message)
+    message = re.sub(r"layers=\{('[^']*'): None\}", r"--skip \1", message)
+    return message.replace("leave_uncalled=True", "--leave-uncalled")
+
+
+def _run(args: argparse.Namespace) -> int:
     import torch
 
     from efcn_sparse.embedding.support import parse_support
@@ -77,24 +100,25 @@ def run(args: argparse.Namespace) -> int:
     checked_optimizer(args.optimizer or "sgd")
     batch, picture = _batch(args), _picture(args.picture)
     budget = None if args.budget is None else parse_size("--budget", args.budget)
-    factory = factory_of(args.model)
-    size = input_size(args.input or INPUTS.get(args.model))
     dtype = getattr(torch, args.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"--dtype must be a floating-point dtype of torch, got {args.dtype!r}")
-    with torch.device("meta"):
-        try:
-            model = factory()
-        except TypeError as error:
-            raise ValueError(f"MODEL must be callable without arguments, got {args.model!r}: {error}") from error
-        example = torch.empty(1, *size, dtype=dtype)
-    _check_model(args.model, model)
+    model, example = _made(args)
     try:
-        planner = StepPlanner(model.to(dtype), example, dict.fromkeys(args.skip))
+        planner = StepPlanner(
+            model.to(dtype), layers=dict.fromkeys(args.skip), leave_uncalled=args.leave_uncalled,
+            example_inputs=example.to(dtype).args, example_kwargs=example.to(dtype).kwargs,
+        )  # fmt: skip
         planned = planner.plan(support)
-    except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{args.model} must run on an input of {list(example.shape)}, got {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a model raises that gets other inputs than it takes
+        raise ValueError(
+            f"{args.model} must run on {_told(example)}, got {type(error).__name__}: {error}; for other inputs let it "
+            "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments"
+        ) from error
     told, lines = as_dict(planned), [table(planned)]
+    lines += _warning(planned, planner)
     if others:
         plans = {str(other): planner.plan(other) for other in others}
         add_supports(told, plans)
@@ -107,6 +131,50 @@ def run(args: argparse.Namespace) -> int:
         draw_plan(planned, args.model, picture)
     print(json.dumps(told, indent=2) if args.json else "\n".join(lines))
     return 0
+
+
+def _made(args: argparse.Namespace) -> tuple[nn.Module, Example]:
+    """The model and its inputs, on the meta device."""
+    import torch
+    from torch import nn
+
+    from efcn_sparse.embedding.example_run import Example
+
+    factory = factory_of(args.model)
+    with torch.device("meta"):
+        try:
+            made = factory()
+        except TypeError as error:
+            raise ValueError(f"MODEL must be callable without arguments, got {args.model!r}: {error}") from error
+        if not isinstance(made, tuple) or len(made) != 2:
+            size = input_size(args.input or INPUTS.get(args.model)) if isinstance(made, nn.Module) else []
+            made = made, torch.empty(1, *size)
+        elif args.input is not None:
+            raise ValueError(f"--input must be left out where MODEL returns its inputs too, got {args.input!r}")
+    model, inputs = made
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"MODEL must return an nn.Module, got {type(model).__name__} from {args.model!r}")
+    if isinstance(inputs, dict):
+        return model, Example((), inputs)
+    return model, Example(inputs if isinstance(inputs, tuple) else (inputs,))
+
+
+def _told(example: Example) -> str:
+    from torch import Tensor
+
+    parts = [(None, x) for x in example.args] + list(example.kwargs.items())
+    sizes = [(name, list(x.shape) if isinstance(x, Tensor) else type(x).__name__) for name, x in parts]
+    return "an input of " + ", ".join(f"{size}" if name is None else f"{name}={size}" for name, size in sizes)
+
+
+def _warning(planned: EmbeddingPlan, planner: StepPlanner) -> list[str]:
+    """A line if the weights alone are more than this machine has memory for, with what is not."""
+    left = available_bytes()
+    if left is None or planned.bytes <= left:
+        return []
+    radius = planner.largest_radius(lambda support: planner.plan(support).bytes <= left)
+    fits = "not even local fits" if radius is None else f"the largest radius of dilated that fits is {radius}"
+    return ["", f"the weights alone do not fit into the {size_text(left)} of memory available here; {fits}"]
 
 
 def _step(step: Step, planner: StepPlanner, budget: int | None, measure: bool, told: dict[str, Any]) -> list[str]:
@@ -163,10 +231,3 @@ def _picture(text: str | None) -> Path | None:
     if not path.parent.is_dir():
         raise ValueError(f"--picture must be in a folder that exists, got {text!r}")
     return path
-
-
-def _check_model(name: str, model: nn.Module) -> None:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"MODEL must return an nn.Module, got {type(model).__name__} from {name!r}")

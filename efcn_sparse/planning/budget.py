@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
 from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.planning.fused_cost import checked_optimizer
+from efcn_sparse.planning.live_memory import meta_copy
 from efcn_sparse.planning.step import StepPrediction, watch_reading, watch_step
 from efcn_sparse.sizes import size_text
 
@@ -61,7 +62,8 @@ class StepPlanner:
 
     Args:
         model, layers: as for :func:`predict_step`.
-        example_input: one positional input or several, whose first side is the batch.
+        example_input, example_inputs, example_kwargs, leave_uncalled: as for :func:`embed`; the first side of the first
+            tensor is the batch.
 
     Example:
         >>> import torch
@@ -72,9 +74,17 @@ class StepPlanner:
     """
 
     def __init__(
-        self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...], layers: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        example_input: Tensor | tuple[Tensor, ...] | None = None,
+        layers: Mapping[str, Any] | None = None,
+        *,
+        example_inputs: tuple[Any, ...] | None = None,
+        example_kwargs: Mapping[str, Any] | None = None,
+        leave_uncalled: bool = False,
     ) -> None:
-        self._model, self._example, self._layers = model, Example.of(example_input).args, layers
+        self._example = Example.of(example_input, example_inputs, example_kwargs)
+        self._model, self._layers, self._leave_uncalled = model, layers, leave_uncalled
         self._plans: dict[Support, EmbeddingPlan] = {}
         self._steps: dict[Step, StepPrediction] = {}
         self._readings: dict[tuple[Support | None, int], int] = {}
@@ -84,7 +94,10 @@ class StepPlanner:
         if support is None:
             return EmbeddingPlan(())
         if support not in self._plans:
-            self._plans[support] = plan(self._model, self._example, support=support, layers=self._layers)
+            self._plans[support] = plan(
+                self._model, support=support, layers=self._layers, example_inputs=self._example.args,
+                example_kwargs=self._example.kwargs, leave_uncalled=self._leave_uncalled,
+            )  # fmt: skip
         return self._plans[support]
 
     def predict(self, step: Step) -> StepPrediction:
@@ -105,7 +118,7 @@ class StepPlanner:
 
     @cached_property
     def _sites(self) -> list[Site]:
-        return survey(self._model, Example(self._example), Local(), self._layers).sites
+        return survey(self._model, self._example, Local(), self._layers, self._leave_uncalled).sites
 
     @property
     def reach(self) -> int:
@@ -128,23 +141,28 @@ class StepPlanner:
         if local > budget:
             needed = f"{Step(Local(), step.batch, step.optimizer, step.fused)}, {size_text(local)}"
             raise ValueError(f"budget must hold {needed}, got {size_text(budget)}; {self._nearest(step, budget)}")
-        reach = self.reach
         has_own_supports = any(choice is not None for choice in (self._layers or {}).values())
-        low, high = -1, reach + 1  # low fits, high does not or is past the end
-        while high - low > 1:
-            middle = (low + high) // 2 if high <= reach else reach
-            least = 0 if has_own_supports else self.least_bytes(Dilated(middle))
-            if least <= budget and self._peak(step, Dilated(middle)) <= budget:
-                low = middle
-            else:
-                high = middle
-        supports: list[Support] = [Local(), *(Dilated(r) for r in (low, high) if 0 <= r <= reach), Full()]
+
+        def fits(support: Support) -> bool:
+            return (has_own_supports or self.least_bytes(support) <= budget) and self._peak(step, support) <= budget
+
+        largest = self.largest_radius(fits)
+        next_ones = (0,) if largest is None else (largest, largest + 1)
+        supports: list[Support] = [Local(), *(Dilated(r) for r in next_ones if r <= self.reach), Full()]
         supports += [step.support] if step.support is not None else []
         peaks = {str(support): self._peak(step, support) for support in supports}
-        return Fit(budget, peaks, low if low >= 0 else None, reach)
+        return Fit(budget, peaks, largest, self.reach)
 
-    def _inputs(self, batch: int) -> tuple[Tensor, ...]:
-        return tuple(x.new_empty((batch, *x.shape[1:]), device="meta") for x in self._example)
+    def largest_radius(self, fits: Callable[[Support], bool]) -> int | None:
+        """The largest radius of :class:`Dilated` that fits, up to :attr:`reach`; None if not even 0 does."""
+        low, high = -1, self.reach + 1  # low fits, high does not or is past the end
+        while high - low > 1:
+            middle = (low + high) // 2 if high <= self.reach else self.reach
+            low, high = (middle, high) if fits(Dilated(middle)) else (low, middle)
+        return low if low >= 0 else None
+
+    def _inputs(self, batch: int) -> Example:
+        return Example(meta_copy(self._example.args), meta_copy(dict(self._example.kwargs))).of_batch(batch)
 
     def _peak(self, step: Step, support: Support) -> int:
         return self.predict(Step(support, step.batch, step.optimizer, step.fused)).peak

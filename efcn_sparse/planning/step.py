@@ -13,7 +13,7 @@ from efcn_sparse.embedding.example_run import Example
 from efcn_sparse.embedding.plan import EmbeddingPlan, plan
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.planning.fused_cost import FusedCost, OptimizerKind, checked_optimizer, fused_cost
-from efcn_sparse.planning.live_memory import LiveMemory, meta_copy, tensors_in
+from efcn_sparse.planning.live_memory import LiveMemory, tensors_in
 from efcn_sparse.planning.twin import PlannedLinear, meta_twin, structure_bytes
 
 
@@ -48,12 +48,14 @@ class StepPrediction:
 
 def predict_step(
     model: nn.Module,
-    batch: Tensor | tuple[Tensor, ...],
+    batch: Tensor | tuple[Tensor, ...] | None = None,
     *,
     support: Support = Local(),
     layers: Mapping[str, Any] | None = None,
     optimizer: str = "sgd",
     fused: bool = False,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> StepPrediction:
     """Memory and FLOPs of a training step of ``embed(model, batch, support=support, layers=layers)`` on the CPU.
 
@@ -64,7 +66,8 @@ def predict_step(
 
     Args:
         model, support, layers: as for :func:`embed`; the model may be on the meta device, and is not changed.
-        batch: the positional inputs of one step, of the batch size in question, may be on the meta device.
+        batch, example_inputs, example_kwargs: the inputs of one step, of the batch size in question, as for
+            :func:`embed`; tensors may be on the meta device.
         optimizer: ``"sgd"``, ``"momentum"`` or ``"adamw"``; or ``"sgd-inside"``, which is
             ``FusedOptimizer(..., inside=True)`` whatever ``fused`` is.
         fused: whether :class:`FusedOptimizer` runs it inside the backward pass.
@@ -81,18 +84,19 @@ def predict_step(
         (22983720, True)
     """
     kind = checked_optimizer(optimizer)
-    example = Example.of(batch).args
-    planned = plan(model, example, support=support, layers=layers)
+    example = Example.of(batch, example_inputs, example_kwargs)
+    planned = plan(model, support=support, layers=layers, example_inputs=example.args, example_kwargs=example.kwargs)
     return watch_step(model, example, planned, kind, fused)
 
 
 def watch_step(
-    model: nn.Module, example: tuple[Tensor, ...], planned: EmbeddingPlan, kind: OptimizerKind, fused: bool
+    model: nn.Module, example: Example, planned: EmbeddingPlan, kind: OptimizerKind, fused: bool
 ) -> StepPrediction:
     """What the second step of the planned model holds and does; the first makes the optimizer's state."""
     fused = fused or kind.inside
-    inputs = tuple(meta_copy(x) for x in example)
-    twin = meta_twin(model, planned, inputs).train()
+    twin, example = meta_twin(model, planned, example)
+    twin.train()
+    inputs = tensors_in((example.args, example.kwargs))
     layers = [module for module in twin.modules() if isinstance(module, PlannedLinear)]
     trained = [layer.layer for layer in layers if layer.values.requires_grad]
     fusion = fused_cost(trained, kind) if fused else FusedCost()
@@ -114,7 +118,7 @@ def watch_step(
         before = memory.held
         memory.restart()
         with memory:
-            loss = _loss(twin(*inputs))
+            loss = _loss(example.call(twin))
             activations = memory.held - before
             loss.backward()
             gradients = sum(p.grad.nbytes for p in twin.parameters() if p.grad is not None)
@@ -135,18 +139,18 @@ def watch_step(
     )
 
 
-def watch_reading(model: nn.Module, example: tuple[Tensor, ...], planned: EmbeddingPlan) -> int:
+def watch_reading(model: nn.Module, example: Example, planned: EmbeddingPlan) -> int:
     """Bytes that the planned model takes to be evaluated without gradients, over what it holds; the inputs are in."""
-    inputs = tuple(meta_copy(x) for x in example)
-    twin = meta_twin(model, planned, inputs).eval()
+    twin, example = meta_twin(model, planned, example)
+    twin.eval()
     memory = LiveMemory()
     for tensor in (*twin.parameters(), *twin.buffers()):
         memory.follow(tensor)
     held = memory.held
-    for tensor in inputs:
+    for tensor in tensors_in((example.args, example.kwargs)):
         memory.follow(tensor)
     with memory, torch.no_grad():
-        twin(*inputs)
+        example.call(twin)
     return memory.peak - held
 
 

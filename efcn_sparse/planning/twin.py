@@ -128,11 +128,10 @@ class PlannedConv(EmbeddedConv):
         self.add_module("low_rank", PlannedLowRank(layer, conv.weight.requires_grad) if layer.rank else None)
 
 
-def meta_twin(model: nn.Module, planned: EmbeddingPlan, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """A copy of ``model`` on the meta device whose planned convolutions are :class:`PlannedConv`.
+def meta_twin(model: nn.Module, planned: EmbeddingPlan, example: Example) -> tuple[nn.Module, Example]:
+    """Copies of ``model`` and ``example`` on the meta device; planned convolutions are :class:`PlannedConv`.
 
-    Args:
-        inputs: on the meta device; the copy runs on them once, to find the memory format that it needs.
+    The copy runs on the example once, to find the memory format that it needs.
     """
     memo: dict[int, Any] = {}
     for layer in planned.layers:
@@ -143,8 +142,9 @@ def meta_twin(model: nn.Module, planned: EmbeddingPlan, inputs: tuple[Tensor, ..
     for buffer in model.buffers():
         memo[id(buffer)] = meta_copy(buffer)
     twin = copy.deepcopy(model, memo)
-    run_embedded(twin, PlannedConv, [(Example(inputs), False)])
-    return twin
+    example = Example(meta_copy(example.args), meta_copy(dict(example.kwargs)))
+    run_embedded(twin, PlannedConv, [(example, False)])
+    return twin, example
 
 
 def structure_bytes(planned: EmbeddingPlan) -> int:

@@ -121,6 +121,82 @@ def test_a_picture_needs_matplotlib(
     assert not list(tmp_path.iterdir())
 
 
+_OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.idle = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+    def forward(self, batch, scale=1.0, *, names=("logits",)):
+        return {name: self.conv(batch["pixels"]) * scale for name in names}
+
+def alone(): return Net()
+def positional(): return Net(), ({"pixels": torch.empty(1, 3, 8, 8)}, 2.0)
+def keywords(): return Net(), {"batch": {"pixels": torch.empty(1, 3, 8, 8)}, "names": ["logits"]}
+def state(): return Net().state_dict()
+def one_input(): return nn.Conv2d(3, 8, 3), torch.empty(1, 3, 8, 8)
+def big(): return nn.Conv2d(64, 64, 3, padding=1), torch.empty(1, 64, 64, 64)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(_OWN)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize("function", ["positional", "keywords"])
+def test_a_model_with_its_own_inputs(function: str, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Dicts, keywords and what is no tensor; the batch is the first side of the tensors in them."""
+    peaks = {}
+    for name in (function, "one_input"):
+        options = ["--leave-uncalled"] if name == function else []
+        assert main(["doctor", f"{own}:{name}", "--batch", "16", "--json", *options]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["total"]["local_weights"] == 36 * 9 * 3 * 8
+        peaks[name] = told["step"]["predicted"]
+    assert peaks[function]["inputs"] == peaks["one_input"]["inputs"] == 16 * 3 * 64 * 4
+    assert peaks[function]["flops"] == peaks["one_input"]["flops"]
+    idle = 4 * (8 * 27 + 8)  # is kept, and not embedded
+    assert peaks[function]["weights"] == peaks["one_input"]["weights"] + idle
+
+
+def test_what_does_not_fit_into_memory_is_said_at_once(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", f"{own}:big", "--support", "full"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"the weights alone do not fit into the \S+ .iB of memory available here; "
+        r"(the largest radius of dilated that fits is \d+|not even local fits)", last
+    )  # fmt: skip
+    assert main(["doctor", f"{own}:big"]) == 0
+    assert "do not fit" not in capsys.readouterr().out or "not even local" in last
+
+
+OWN_REFUSED = {
+    "alone": (
+        ["--input", "3,8,8", "--leave-uncalled"],
+        r"\S+:alone must run on an input of \[1, 3, 8, 8\], got IndexError: .*; for other inputs let it return "
+        r"\(model, inputs\), with inputs a tensor, a tuple, or a dict of keyword arguments",
+    ),
+    "keywords": ([], r"cannot embed 'idle' \(Conv2d\): the example run does not call it; --skip 'idle' leaves it as it "
+                 r"is, and --leave-uncalled every such one"),
+    "positional": (["--input", "3,8,8"], r"--input must be left out where MODEL returns its inputs too, got '3,8,8'"),
+    "state": ([], r"MODEL must return an nn.Module, got OrderedDict from '\S+:state'"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("function", OWN_REFUSED)
+def test_refusals_in_the_words_of_the_command_line(function: str, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options, message = OWN_REFUSED[function]
+    assert main(["doctor", f"{own}:{function}", *options]) == 2
+    assert re.fullmatch(f"efcn-sparse: error: {message}\n", capsys.readouterr().err)
+
+
 REFUSED = {
     "batch": (["vanilla", "--batch", "0"], "--batch must be an integer of at least 1, got '0'"),
     "no batch": (["vanilla", "--budget", "1GiB"], "--batch must be given with --budget, such as --batch 250"),
@@ -135,11 +211,11 @@ REFUSED = {
         ["vanilla", "--picture", "no/such/density.png"],
         "--picture must be in a folder that exists, got 'no/such/density.png'",
     ),
-    "supports": (["vanilla", "--supports", "local", "big"], "support must be local, full, dilated<radius> such as "),
+    "supports": (["vanilla", "--supports", "local", "big"], "--support must be local, full, dilated<radius> such as "),
     "no supports": (["vanilla", "--supports"], "argument --supports: expected at least one argument"),
     "optimizer": (
         ["vanilla", "--batch", "8", "--optimizer", "lion"],
-        "optimizer must be one of sgd, sgd-inside, momentum, adamw, got 'lion'",
+        "--optimizer must be one of sgd, sgd-inside, momentum, adamw, got 'lion'",
     ),
     "budget": (
         ["vanilla", "--batch", "8", "--budget", "lots"],
@@ -147,7 +223,7 @@ REFUSED = {
     ),
     "small budget": (
         ["vanilla", "--batch", "250", "--budget", "50MiB"],
-        "budget must hold local at batch 250 with sgd, ",
+        "--budget must hold local at batch 250 with sgd, ",
     ),
     "name": (
         ["nope"],
@@ -159,11 +235,11 @@ REFUSED = {
     "small input": (["vanilla", "--input", "3,4,4"], "vanilla must run on an input of [1, 3, 4, 4], got "),
     "support": (
         ["vanilla", "--support", "big"],
-        "support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or "
+        "--support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or "
         "lowrank<rank>, got 'big'",
     ),
     "dtype": (["vanilla", "--dtype", "int8"], "--dtype must be a floating-point dtype of torch, got 'int8'"),
-    "skip": (["vanilla", "--skip", "9"], "layers must name convolutions of the model, ['0', '3', '6'], got ['9']"),
+    "skip": (["vanilla", "--skip", "9"], "--skip must name convolutions of the model, ['0', '3', '6'], got ['9']"),
     "import": (
         ["no_such_module:net", "--input", "3,4,4"],
         "MODEL must name something that can be imported, got 'no_such_module:net': No module named 'no_such_module'",
@@ -173,7 +249,7 @@ REFUSED = {
     "no module": (["builtins:dict", "--input", "3,4,4"], "MODEL must return an nn.Module, got dict from "),
     "nothing to embed": (
         ["torch.nn:Identity", "--input", "3,4,4"],
-        "model must hold a convolution to embed (nn.Conv1d, nn.Conv2d or nn.Conv3d), got Identity without one",
+        "MODEL must hold a convolution to embed (nn.Conv1d, nn.Conv2d or nn.Conv3d), got Identity without one",
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ import efcn_sparse as es
 from efcn_sparse.embedding import Dilated, Full, Local, LowRank, Support, plan
 from efcn_sparse.fused import updating
 from efcn_sparse.models import resnet18, vanilla_cnn
-from efcn_sparse.planning import StepPrediction, predict_step
+from efcn_sparse.planning import Step, StepPlanner, StepPrediction, predict_step
 from efcn_sparse.planning.fused_cost import OPTIMIZERS
 
 
@@ -168,3 +168,27 @@ def test_bad_input() -> None:
     message = r"^model must return floating-point tensors that need gradients, got an output without any$"
     with pytest.raises(ValueError, match=message):
         predict_step(frozen, x)
+
+
+class Named(nn.Module):
+    """Takes a dict, a keyword and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, batch: dict[str, Tensor], times: int, *, mask: Tensor | None = None) -> dict[str, Tensor]:
+        y = self.conv(batch["x"]) * times
+        return {"y": y if mask is None else y * mask}
+
+
+def test_inputs_of_any_kind() -> None:
+    """They are counted, and the batch of all of them is the batch."""
+    model, x, mask = Named(), torch.randn(2, 3, 6, 6), torch.ones(2, 1, 1, 1)
+    inputs: dict[str, Any] = dict(example_inputs=({"x": x}, 3), example_kwargs={"mask": mask})
+    predicted = predict_step(model, **inputs)
+    assert predicted.inputs == x.nbytes + mask.nbytes
+    planner = StepPlanner(model, **inputs)
+    assert planner.predict(Step(Local(), 2)) == predicted
+    assert planner.predict(Step(Local(), 8)).inputs == 4 * predicted.inputs
+    assert planner.predict(Step(Local(), 8)).flops == 4 * predicted.flops
