@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from efcn_sparse.measure.vanilla import OURS, VARIANTS
+
 STYLE = """
   text { font: 14px system-ui, sans-serif; fill: #24292f }
   .title { font-weight: 600 }
@@ -25,18 +27,7 @@ STYLE = """
 """
 WIDTH, LEFT, ROW, BAR = 760, 236, 26, 18
 BLOCK, BATCH, DTYPE = 64, 256, "float32"
-LAYER = {
-    "nn.Linear": ("dense", "dense", "dense"),
-    "dense product of oneDNN": ("dense_onednn", "dense_onednn", "dense_onednn"),
-    "torch.sparse (BSR and CSR)": ("torch_sparse_bsr", "torch_sparse_bsr", "torch_sparse_csr"),
-    "efcn_sparse": ("efcn_sparse", "efcn_sparse", "efcn_sparse"),
-}
-NETS = {
-    "as dense nn.Linear layers": "efcn_dense",
-    "by unfold and bmm": "lcn_unfold",
-    "the CNN it came from": "cnn",
-    "efcn_sparse": "efcn_sparse",
-}
+NETS = {"as dense nn.Linear layers": "dense", "by unfold and bmm": "unfold", "the CNN it came from": "cnn", OURS: OURS}
 
 
 class Panel(NamedTuple):
@@ -49,28 +40,64 @@ class Panel(NamedTuple):
 
 def panels(results: dict[str, Any]) -> list[Panel]:
     """The three products of a layer, and a training step of a network."""
-    times = {
-        op["op"]: {who: 1000 * spread["median"] for who, spread in op["seconds"].items()}
-        for op in results["ops"]
-        if (op["block"], op["batch"], op["dtype"]) == (BLOCK, BATCH, DTYPE)
-    }
-    net = results["vanilla"]
+    layer, net = (_layer_1(results), _net_1(results)) if results["schema"] == 1 else (_layer(results), _net(results))
     return [
         Panel(
             "One linear layer with 10% of its weights: milliseconds",
             "forward, gradient of the input, gradient of the weights (from left to right); "
             f"4096×4096, blocks of {BLOCK}×{BLOCK}, batch {BATCH}, fp32",
-            {
-                label: tuple(times[op][name] for op, name in zip(("forward", "dx", "dw"), names, strict=True))
-                for label, names in LAYER.items()
-            },
+            layer,
         ),
         Panel(
             "A CNN turned into a locally connected network: milliseconds for a training step",
-            f"VanillaCNN, {net['parameters']['efcn_sparse'] / 1e6:.1f} million weights, batch {net['batch']}, fp32",
-            {label: (1000 * net["seconds"][name]["median"],) for label, name in NETS.items()},
+            "VanillaCNN, 5.7 million weights, batch 250, fp32",
+            net,
         ),
     ]
+
+
+def _chosen(rows: list[dict[str, Any]], batch: str) -> list[dict[str, Any]]:
+    wanted = (BLOCK, BATCH, DTYPE)
+    return [
+        next(row for row in rows if (row["block"], row[batch], row["dtype"], row["op"]) == (*wanted, op))
+        for op in ("forward", "dx", "dw")
+    ]
+
+
+def _layer(results: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    rows = _chosen(next(rows for rows in results["tables"].values() if "op" in rows[0]), "N")
+    return {
+        "nn.Linear": tuple(row["dense, ms"] for row in rows),
+        "dense product of oneDNN": tuple(row["ms"] * row["oneDNN / ours"] for row in rows),
+        "torch.sparse (BSR and CSR)": tuple(row["ms"] * row["torch.sparse / ours"] for row in rows),
+        OURS: tuple(row["ms"] for row in rows),
+    }
+
+
+def _net(results: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    rows = next(rows for rows in results["tables"].values() if "call" in rows[0])
+    milliseconds = {row["call"]: (row["ms"],) for row in rows}
+    return {label: milliseconds[f"step of {VARIANTS[name]}"] for label, name in NETS.items()}
+
+
+def _layer_1(results: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Of files that efcn_sparse 0.1.0 wrote."""
+    times = [row["seconds"] for row in _chosen(results["ops"], "batch")]
+    sparse = [("torch_sparse_csr" if "torch_sparse_csr" in seconds else "torch_sparse_bsr") for seconds in times]
+    return {
+        "nn.Linear": tuple(1000 * seconds["dense"]["median"] for seconds in times),
+        "dense product of oneDNN": tuple(1000 * seconds["dense_onednn"]["median"] for seconds in times),
+        "torch.sparse (BSR and CSR)": tuple(
+            1000 * seconds[name]["median"] for seconds, name in zip(times, sparse, strict=True)
+        ),
+        OURS: tuple(1000 * seconds[OURS]["median"] for seconds in times),
+    }
+
+
+def _net_1(results: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    names = {"dense": "efcn_dense", "unfold": "lcn_unfold", "cnn": "cnn", OURS: OURS}
+    seconds = results["vanilla"]["seconds"]
+    return {label: (1000 * seconds[names[name]]["median"],) for label, name in NETS.items()}
 
 
 def drawn(panel: Panel, top: float) -> list[str]:
@@ -84,7 +111,7 @@ def drawn(panel: Panel, top: float) -> list[str]:
         y, x = top + 44 + i * ROW, float(LEFT)
         lines.append(f'<text x="{LEFT - 10}" y="{y + 14}" text-anchor="end">{label}</text>')
         for opacity, part in zip((1.0, 0.75, 0.55), parts, strict=False):
-            kind = "ours" if label == "efcn_sparse" else "rival"
+            kind = "ours" if label == OURS else "rival"
             width = scale * part
             lines.append(
                 f'<rect class="{kind}" opacity="{opacity}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}"/>'
