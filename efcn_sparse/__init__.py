@@ -1,4 +1,12 @@
-"""Block-sparse layers for PyTorch that train, and fully-connected twins of CNNs built from them."""
+"""Block-sparse layers for PyTorch that train, and fully-connected twins of CNNs built from them.
+
+Modules, each imported at its first use: ``analysis`` (figures and reports of runs), ``checkpoint`` (checkpoints in
+shards), ``convert`` (torch's and SciPy's sparse matrices), ``distributed`` (several processes), ``init`` (initial
+values), ``landscape`` (the loss around and between nets), ``planning`` (what training takes) and ``training`` (the
+paper's protocol).
+"""
+
+import importlib
 
 from efcn_sparse.embedding import Dilated as Dilated
 from efcn_sparse.embedding import Full as Full
@@ -22,6 +30,7 @@ from efcn_sparse.growth import adopt_patterns as adopt_patterns
 from efcn_sparse.growth import regrow as regrow
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify
+from efcn_sparse.linear import sparsity as sparsity
 from efcn_sparse.ops import explain as explain
 from efcn_sparse.ops import sddmm as sddmm
 from efcn_sparse.ops import spmm as spmm
@@ -32,13 +41,19 @@ from efcn_sparse.subspace import record_gradient_parts as record_gradient_parts
 
 __version__ = "0.2.0"
 
+_HERE = {name for name, what in globals().items() if getattr(what, "__module__", "").startswith("efcn_sparse.")}
+__all__ = sorted([*_HERE, "locality"])
+_MODULES = ("analysis", "checkpoint", "convert", "distributed", "init", "landscape", "planning", "training")
+
 
 def __getattr__(name: str) -> object:
-    """``es.training``, ``es.distributed`` and ``es.landscape`` on first use: none is part of importing a layer."""
-    import importlib
-
+    """The modules at their first use: none is part of importing a layer."""
+    if name in _MODULES:
+        return importlib.import_module(f"efcn_sparse.{name}")
     if name == "locality":
         return importlib.import_module("efcn_sparse.landscape").locality
-    if name in ("convert", "training", "distributed", "landscape"):
-        return importlib.import_module(f"efcn_sparse.{name}")
     raise AttributeError(f"module 'efcn_sparse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))])

@@ -50,7 +50,8 @@ class SparseLinear(nn.Module):
 
     Args:
         in_features, out_features: the sides of W; they must be those of ``pattern``.
-        pattern: which blocks of W are stored.
+        pattern: which blocks of W are stored; without it ``density`` and ``block_shape`` draw one, as
+            :meth:`BlockPattern.random` does.
         bias: whether there is a bias.
         device, dtype: where and what the parameters are; the pattern follows them.
 
@@ -79,6 +80,8 @@ class SparseLinear(nn.Module):
         torch.Size([8, 128])
         >>> layer.values.shape
         torch.Size([8, 16, 16])
+        >>> es.SparseLinear(64, 128, density=0.25, block_shape=(16, 16)).pattern.nnz_blocks
+        8
     """
 
     bias: nn.Parameter | None
@@ -92,12 +95,21 @@ class SparseLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        pattern: BlockPattern,
+        pattern: BlockPattern | None = None,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        density: float | None = None,
+        block_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        if pattern is None and density is not None and block_shape is not None:
+            pattern = BlockPattern.random((out_features, in_features), block_shape, density)
+        elif density is not None or block_shape is not None:
+            given = {"pattern": pattern, "density": density, "block_shape": block_shape}
+            names = " and ".join(name for name, what in given.items() if what is not None)
+            raise ValueError(f"pattern, or density and block_shape, must be given, got {names}")
         if not isinstance(pattern, BlockPattern):
             raise TypeError(f"pattern must be a BlockPattern, got {type(pattern).__name__}")
         if pattern.shape != (out_features, in_features):
@@ -212,10 +224,13 @@ class SparseLinear(nn.Module):
     # -- conversion --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, density: float, block_shape: tuple[int, int]) -> SparseLinear:
+    def from_linear(
+        cls, linear: nn.Linear, *, density: float, block_shape: tuple[int, int], cover: bool = True
+    ) -> SparseLinear:
         """The layer that keeps the ``density`` share of blocks of ``linear`` with the largest norms.
 
-        ``requires_grad`` of weight and bias carries over.
+        ``requires_grad`` of weight and bias carries over. With ``cover`` each block row and block column keeps at least
+        one block, or outputs would be constant and inputs unread; if there are too few blocks for that, more are kept.
 
         Example:
             >>> layer = SparseLinear.from_linear(torch.nn.Linear(64, 32), density=0.5, block_shape=(8, 8))
@@ -227,7 +242,7 @@ class SparseLinear(nn.Module):
         if isinstance(linear, LazyModuleMixin):
             raise ValueError("linear must have a weight, got a lazy one without; run it once first")
         weight = linear.weight.detach()
-        pattern = strongest_blocks(weight, density=density, block_shape=block_shape)
+        pattern = strongest_blocks(weight, density=density, block_shape=block_shape, cover=cover)
         layer = cls(
             linear.in_features, linear.out_features, pattern,
             bias=linear.bias is not None, device=weight.device, dtype=weight.dtype,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,18 +14,21 @@ from efcn_sparse.linear.refusals import as_linear, linear_base, reason_to_keep, 
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
 
-def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) -> nn.Module:
+def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], *, inplace: bool = True) -> nn.Module:
     """Replace, in place, every :class:`torch.nn.Linear` whose name matches a rule; the first match counts.
 
-    The ``Conv1D`` that GPT-2 of transformers has in place of Linears counts as one.
+    The ``Conv1D`` that GPT-2 of transformers has in place of Linears counts as one. :func:`efcn_sparse.sparsity` says
+    what has become of each layer. A warning names layers that store no block, or at least twice what was asked for
+    (each block row and column keeps a block), and the first and the last layer if the rule ``"*"`` took them.
 
     Args:
         model: any module.
         rules: shell-style name patterns to the arguments of :meth:`SparseLinear.from_linear`, or to None to leave a
             Linear as it is. A Linear that is shared under several names stays shared; ``requires_grad`` carries over.
+        inplace: whether ``model`` itself is changed, as by default, or a copy, as :func:`efcn_sparse.embed` makes.
 
     Returns:
-        ``model``; if it is itself a Linear that matches, its replacement.
+        ``model``, or its copy; if it is itself a Linear that matches, its replacement.
 
     Raises:
         ValueError: a rule matches no Linear; or a Linear cannot be replaced without losing something: it shares a
@@ -33,14 +38,14 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
     Example:
         >>> import efcn_sparse as es
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> es.sparsify(net, {"2": None, "*": dict(density=0.1, block_shape=(8, 8))})[0].pattern.nnz_blocks
-        6
+        >>> es.sparsify(net, {"2": None, "[0-1]": dict(density=0.25, block_shape=(8, 8))})[0].pattern.nnz_blocks
+        16
     """
     chosen: dict[str, Mapping[str, Any]] = {}
     unused = set(rules)
     for name, module in model.named_modules(remove_duplicate=False):
         if linear_base(module) is not None:
-            rule = next((rule for rule in rules if fnmatchcase(name, rule)), None)
+            rule = _rule(name, rules)
             if rule is not None:
                 unused.discard(rule)
                 arguments = rules[rule]
@@ -56,12 +61,49 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]) ->
             _check_replaceable(model, name, module)
             replaced[id(module)] = SparseLinear.from_linear(as_linear(module), **arguments)
     by_name = {name: replaced[id(model.get_submodule(name))] for name in chosen}
+    _warn(model, rules, chosen, by_name)
+    if not inplace:
+        memo: dict[int, Any] = dict(replaced)
+        return copy.deepcopy(model, memo)
     for name, layer in by_name.items():
         if not name:
             return layer
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     return model
+
+
+def _warn(
+    model: nn.Module,
+    rules: Mapping[str, Any],
+    chosen: Mapping[str, Mapping[str, Any]],
+    by_name: Mapping[str, SparseLinear],
+) -> None:
+    """One warning for all that is likely not what was meant."""
+    told = []
+    for name, layer in by_name.items():
+        pattern, asked = layer.pattern, chosen[name]["density"]
+        if pattern.nnz_blocks == 0:
+            told.append(f"{name!r} stores no block, so its output is constant")
+        elif pattern.density >= 2 * asked:
+            told.append(
+                f"{name!r} stores {pattern.density:.2g} of its blocks of {list(pattern.block_shape)} where {asked} was "
+                "asked for, so that each block row and column has one; smaller blocks come nearer"
+            )
+    names = [name for name, module in model.named_modules() if linear_base(module) is not None]
+    ends = {"first": names[0], "last": names[-1]} if len(names) > 1 else {}
+    taken = {end: name for end, name in ends.items() if name in by_name and _rule(name, rules) == "*"}
+    if taken:
+        layers = " and ".join(f"the {end} layer {name!r}" for end, name in taken.items())
+        leave = ", ".join(f"{name!r}: None" for name in taken.values())
+        told.append(f"the rule '*' took {layers}, which often stay dense: {{{leave}, '*': …}}")
+    if told:
+        warnings.warn("sparsify: " + "; ".join(told), UserWarning, stacklevel=3)
+
+
+def _rule(name: str, rules: Mapping[str, Any]) -> str | None:
+    """The first rule that matches."""
+    return next((rule for rule in rules if fnmatchcase(name, rule)), None)
 
 
 def _check_replaceable(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -71,7 +71,7 @@ def agree(layer: nn.Module, pattern: BlockPattern) -> bool:
     masked = pattern.masks.shape[0] > 0
     for part in PARTS:
         own = layer._buffers.get(part)
-        array = getattr(pattern, part)
+        array = getattr(pattern.structure, part)
         if own is None:
             if masked or part in ("crow_indices", "col_indices"):
                 return False

@@ -17,7 +17,7 @@ from efcn_sparse.pattern.checks import (
     checked_positions,
     index_device,
 )
-from efcn_sparse.pattern.sources import blocks_of_mask, draw_blocks, unique_masks
+from efcn_sparse.pattern.sources import blocks_of_mask, cover_at_random, draw_blocks, unique_masks
 from efcn_sparse.pattern.structure import Structure, grid_of
 
 
@@ -183,8 +183,17 @@ class BlockPattern:
         block_shape: Sequence[int],
         density: float,
         generator: torch.Generator | None = None,
+        *,
+        cover: bool = True,
     ) -> BlockPattern:
         """A pattern of ``round(density * number of blocks)`` blocks, drawn uniformly without repetition.
+
+        Args:
+            density: the share of blocks to store.
+            generator: what to draw with.
+            cover: see that no block row or block column is without a block, for then outputs would be constant and
+                inputs unread: where the draw left some out, blocks of others move there, and where there are too few
+                blocks, more are stored, up to ``max(grid)``. A density of 0 stores none.
 
         Example:
             >>> BlockPattern.random((64, 64), (8, 8), 0.25, torch.Generator().manual_seed(0)).nnz_blocks
@@ -196,6 +205,8 @@ class BlockPattern:
         grid = grid_of(shape, block_shape)
         device = index_device() if generator is None else generator.device
         flat = draw_blocks(grid[0] * grid[1], density, generator, device)
+        if cover and density > 0:
+            flat = cover_at_random(flat, grid, generator)
         return cls.from_blocks(flat // max(grid[1], 1), flat % max(grid[1], 1), shape, block_shape)
 
     # -- facts -------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -79,3 +82,73 @@ def draw_blocks(total: int, density: float, generator: torch.Generator | None, d
         drawn = torch.randint(total, (more,), generator=generator, device=device)
         found = torch.unique(torch.cat([found, drawn]))
     return found[torch.randperm(found.numel(), generator=generator, device=device)[:wanted]]
+
+
+def covering(
+    blocks: Tensor, grid: tuple[int, int], fill: Callable[[Tensor, Tensor], Tensor], order: Callable[[], Tensor]
+) -> Tensor:
+    """``blocks`` with one in each block row and block column that had none, and without as many of the others.
+
+    Law: there are as many as there were, or ``max(grid)`` if that is more.
+
+    Args:
+        blocks: int64: places in the grid, row by row, each once.
+        fill: the places to add for block rows and block columns without one.
+        order: int64: the indices of ``blocks``, those that may go first coming first.
+    """
+    rows, cols = grid
+    if 0 in grid:
+        return blocks
+    bare_rows = (torch.bincount(blocks // cols, minlength=rows) == 0).nonzero().squeeze(1)
+    bare_cols = (torch.bincount(blocks % cols, minlength=cols) == 0).nonzero().squeeze(1)
+    if not bare_rows.numel() and not bare_cols.numel():
+        return blocks
+    added = fill(bare_rows, bare_cols).tolist()
+    stored = blocks.tolist()
+    stored = [divmod(stored[k], cols) for k in order().tolist()] + [divmod(place, cols) for place in added]
+    return torch.tensor(
+        [row * cols + col for row, col in _thinned(stored, len(added))], dtype=torch.int64, device=blocks.device
+    )
+
+
+def _thinned(stored: list[tuple[int, int]], excess: int) -> list[tuple[int, int]]:
+    """``stored`` without ``excess`` blocks, the first ones first, as far as all of its rows and columns stay."""
+    in_row, in_col = Counter(row for row, _ in stored), Counter(col for _, col in stored)
+    stays = []
+    for row, col in stored:
+        if excess and in_row[row] > 1 and in_col[col] > 1:
+            in_row[row], in_col[col], excess = in_row[row] - 1, in_col[col] - 1, excess - 1
+        else:
+            stays.append((row, col))
+    if not excess:
+        return stays
+    # Now each block is the only one of its row or of its column. One that shares its row and one that shares its column
+    # may go together, for the block where the line of the one and the line of the other meet.
+    in_long_rows = deque(block for block in stays if in_row[block[0]] > 1)
+    in_long_cols = deque(block for block in stays if in_col[block[1]] > 1)
+    kept = set(stays)
+    while excess and in_long_rows and in_long_cols:
+        (row, lone_col), (lone_row, col) = in_long_rows[0], in_long_cols[0]
+        if in_row[row] > 1 and in_col[col] > 1:
+            in_row[row], in_col[col], excess = in_row[row] - 1, in_col[col] - 1, excess - 1
+            kept.difference_update([in_long_rows.popleft(), in_long_cols.popleft()])
+            kept.add((lone_row, lone_col))
+        else:
+            (in_long_cols if in_row[row] > 1 else in_long_rows).popleft()
+    return sorted(kept)
+
+
+def cover_at_random(blocks: Tensor, grid: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """:func:`covering` with blocks drawn by chance."""
+
+    def shuffled(count: int) -> Tensor:
+        return torch.randperm(count, generator=generator, device=blocks.device)
+
+    def fill(bare_rows: Tensor, bare_cols: Tensor) -> Tensor:
+        rows, cols = bare_rows[shuffled(bare_rows.numel())], bare_cols[shuffled(bare_cols.numel())]
+        more = rows.numel() - cols.numel()
+        others = torch.randint(grid[more > 0], (abs(more),), generator=generator, device=blocks.device)
+        rows, cols = (rows, torch.cat([cols, others])) if more > 0 else (torch.cat([rows, others]), cols)
+        return rows * grid[1] + cols
+
+    return covering(blocks, grid, fill, lambda: shuffled(blocks.numel()))

@@ -31,6 +31,16 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "pattern must be a BlockPattern, got NoneType",
     ),
+    "pattern-and-density": (
+        lambda: es.SparseLinear(8, 6, P, density=0.5),
+        ValueError,
+        "pattern, or density and block_shape, must be given, got pattern and density",
+    ),
+    "density-alone": (
+        lambda: es.SparseLinear(8, 6, density=0.5),
+        ValueError,
+        "pattern, or density and block_shape, must be given, got density",
+    ),
     "sides-swapped": (lambda: es.SparseLinear(6, 8, P), ValueError, "pattern must be [8, 6], got [6, 8]"),
     "sides-of-another": (lambda: es.SparseLinear(8, 7, P), ValueError, "pattern must be [7, 8], got [6, 8]"),
     "x-too-wide": (lambda: LAYER(torch.ones(2, 9)), ValueError, "x must be [..., 8], got [2, 9]"),
