@@ -9,6 +9,8 @@ from torch.nn.utils import prune
 
 import efcn_sparse as es
 
+pytestmark = pytest.mark.filterwarnings("ignore:sparsify")  # of the first and last layer; see test_cover.py
+
 RULE = dict(density=0.5, block_shape=(4, 4))
 
 
