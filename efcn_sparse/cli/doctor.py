@@ -8,16 +8,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efcn_sparse.available import available_bytes
 from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
 from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
-from efcn_sparse.sizes import parse_size, size_text
+from efcn_sparse.sizes import parse_size
 
 if TYPE_CHECKING:
     from torch import nn
 
     from efcn_sparse.embedding.example_run import Example
     from efcn_sparse.embedding.plan import EmbeddingPlan
+    from efcn_sparse.embedding.support import Support
     from efcn_sparse.planning.budget import Step, StepPlanner
 
 
@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
             "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments"
         ) from error
     told, lines = as_dict(planned), [table(planned)]
-    lines += _warning(planned, planner)
+    lines += _warning(support, planner)
     if others:
         plans = {str(other): planner.plan(other) for other in others}
         add_supports(told, plans)
@@ -167,14 +167,13 @@ def _told(example: Example) -> str:
     return "an input of " + ", ".join(f"{size}" if name is None else f"{name}={size}" for name, size in sizes)
 
 
-def _warning(planned: EmbeddingPlan, planner: StepPlanner) -> list[str]:
-    """A line if the weights alone are more than this machine has memory for, with what is not."""
-    left = available_bytes()
-    if left is None or planned.bytes <= left:
-        return []
-    radius = planner.largest_radius(lambda support: planner.plan(support).bytes <= left)
-    fits = "not even local fits" if radius is None else f"the largest radius of dilated that fits is {radius}"
-    return ["", f"the weights alone do not fit into the {size_text(left)} of memory available here; {fits}"]
+def _warning(support: Support, planner: StepPlanner) -> list[str]:
+    """A line if the weights alone are more than this machine has memory for, with what fits."""
+    try:
+        planner.check_memory(support)
+    except ValueError as error:
+        return ["", f"embed would refuse this here: {error}"]
+    return []
 
 
 def _step(step: Step, planner: StepPlanner, budget: int | None, measure: bool, told: dict[str, Any]) -> list[str]:

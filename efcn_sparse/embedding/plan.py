@@ -168,16 +168,20 @@ def plan(
     return EmbeddingPlan(tuple(planned))
 
 
-def check_memory(sites: list[Site]) -> None:
+def check_memory(sites: list[Site], device: torch.device | str | None = None) -> None:
     """Raise ``ValueError`` if the weights of these layers alone are more than there is memory for.
 
     The least that they take is known without building anything: their entries.
+
+    Args:
+        device: where the weights are to be; None: where those of the convolutions are.
     """
     by_device: dict[torch.device, list[Site]] = {}
     for site in sites:
-        by_device.setdefault(next(site.conv.parameters()).device, []).append(site)
-    for device, here in by_device.items():
-        there, needed = available_bytes(device), _least_bytes(here, None)
+        place = next(site.conv.parameters()).device if device is None else torch.device(device)
+        by_device.setdefault(place, []).append(site)
+    for place, here in by_device.items():
+        there, needed = available_bytes(place), _least_bytes(here, None)
         if there is None or needed <= there:
             continue
         smaller = [Local(), *map(Dilated, range(max(max(site.geometry.input_size) for site in here)))]
@@ -185,7 +189,7 @@ def check_memory(sites: list[Site]) -> None:
         best = f"what fits is {fitting[-1]!r}, {size_text(_least_bytes(here, fitting[-1]))}" if fitting else None
         given = ", ".join(dict.fromkeys(repr(site.rule.support) for site in here))
         raise ValueError(
-            f"support must fit into the {size_text(there)} of memory available on {device}, got {given}, whose weights "
+            f"support must fit into the {size_text(there)} of memory available on {place}, got {given}, whose weights "
             f"alone take {size_text(needed)}; {best or 'not even Local() fits'}"
         )
 

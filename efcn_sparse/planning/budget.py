@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding.example_run import Example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.plan import EmbeddingPlan, plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, check_memory, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
 from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.planning.fused_cost import checked_optimizer
@@ -118,7 +119,14 @@ class StepPlanner:
 
     @cached_property
     def _sites(self) -> list[Site]:
-        return survey(self._model, self._example, Local(), self._layers, self._leave_uncalled).sites
+        return self._surveyed(Local())
+
+    def _surveyed(self, support: Support) -> list[Site]:
+        return survey(self._model, self._example, support, self._layers, self._leave_uncalled).sites
+
+    def check_memory(self, support: Support, device: torch.device | str = "cpu") -> None:
+        """Raise ``ValueError`` if the weights alone are more than ``device`` has memory for, with what fits."""
+        check_memory(self._surveyed(support), device)
 
     @property
     def reach(self) -> int:
@@ -146,14 +154,14 @@ class StepPlanner:
         def fits(support: Support) -> bool:
             return (has_own_supports or self.least_bytes(support) <= budget) and self._peak(step, support) <= budget
 
-        largest = self.largest_radius(fits)
+        largest = self._largest_radius(fits)
         next_ones = (0,) if largest is None else (largest, largest + 1)
         supports: list[Support] = [Local(), *(Dilated(r) for r in next_ones if r <= self.reach), Full()]
         supports += [step.support] if step.support is not None else []
         peaks = {str(support): self._peak(step, support) for support in supports}
         return Fit(budget, peaks, largest, self.reach)
 
-    def largest_radius(self, fits: Callable[[Support], bool]) -> int | None:
+    def _largest_radius(self, fits: Callable[[Support], bool]) -> int | None:
         """The largest radius of :class:`Dilated` that fits, up to :attr:`reach`; None if not even 0 does."""
         low, high = -1, self.reach + 1  # low fits, high does not or is past the end
         while high - low > 1:

@@ -165,15 +165,17 @@ def test_a_model_with_its_own_inputs(function: str, own: str, capsys: pytest.Cap
     assert peaks[function]["weights"] == peaks["one_input"]["weights"] + idle
 
 
-def test_what_does_not_fit_into_memory_is_said_at_once(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_into_memory_is_said_at_once(
+    own: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["efcn_sparse.embedding.plan"], "available_bytes", lambda device: 2 << 30)
     assert main(["doctor", f"{own}:big", "--support", "full"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(
-        r"the weights alone do not fit into the \S+ .iB of memory available here; "
-        r"(the largest radius of dilated that fits is \d+|not even local fits)", last
-    )  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "embed would refuse this here: support must fit into the 2.0 GiB of memory available on cpu, got Full(), whose "
+        "weights alone take 256.0 GiB; what fits is Dilated(radius=1), 1.5 GiB"
+    )
     assert main(["doctor", f"{own}:big"]) == 0
-    assert "do not fit" not in capsys.readouterr().out or "not even local" in last
+    assert "refuse" not in capsys.readouterr().out
 
 
 OWN_REFUSED = {
