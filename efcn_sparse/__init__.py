@@ -31,6 +31,7 @@ from efcn_sparse.growth import regrow as regrow
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.linear import sparsity as sparsity
+from efcn_sparse.measure.advise import advise as advise
 from efcn_sparse.ops import explain as explain
 from efcn_sparse.ops import sddmm as sddmm
 from efcn_sparse.ops import spmm as spmm

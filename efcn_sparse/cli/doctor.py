@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efcn_sparse.cli import doctor_sparsify
 from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
 from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
 from efcn_sparse.sizes import parse_size
@@ -67,8 +68,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="time forward and backward of each sparse layer on this machine",
     )
-    parser.add_argument("--picture", metavar="FILE", help="draw the density of each layer's pattern: .png or .svg")
+    parser.add_argument(
+        "--picture", "--plot", metavar="FILE",
+        help="draw the density of each layer's pattern, or with --sparsify the speed-ups: .png or .svg",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--sparsify", dest="func", action="store_const", const=doctor_sparsify.run,
+        help="embed nothing: time each nn.Linear of the model on this machine with --batch rows, dense and "
+        "block-sparse, and say below which density and in which blocks sparsity pays",
+    )  # fmt: skip
     parser.set_defaults(func=run)
 
 
