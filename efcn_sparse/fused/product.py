@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm, spmm
-from efcn_sparse.ops.transforms import under_transforms
+from efcn_sparse.ops.checks import under_transforms
 from efcn_sparse.pattern import BlockPattern
 
 _FUSED_OPTIMIZER_NEEDS_FULLGRAPH_FALSE = "it updates weights in the backward pass, which cannot be compiled"

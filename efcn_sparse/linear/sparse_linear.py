@@ -164,7 +164,10 @@ class SparseLinear(nn.Module):
         Raises:
             ValueError: another pattern was written into the buffers, or ``values`` belong to another one.
         """
-        values, pattern, own = self.values, self._pattern, self._buffers
+        values: Any = self.values
+        pattern, own = self._pattern, self._buffers
+        if isinstance(values, torch.fx.Proxy):  # traced: what it stands for is not known here
+            return
         for part, tensor, version in self._seen:
             if own.get(part) is not tensor or (version >= 0 and tensor._version != version):
                 self._settle()
@@ -266,7 +269,7 @@ class SparseLinear(nn.Module):
         return linear.train(self.training)
 
     def weight_bsr(self) -> Tensor:
-        """W as a :func:`torch.sparse_bsr_tensor` that shares the memory of ``values``.
+        """W as a :func:`torch.sparse_bsr_tensor` that shares the memory of ``values``; a copy where blocks are masked.
 
         Raises:
             ValueError: a side of W is no multiple of the block, which torch's BSR layout cannot hold.

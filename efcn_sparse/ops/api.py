@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from efcn_sparse.ops.checks import (
     check_alike,
@@ -16,7 +17,6 @@ from efcn_sparse.ops.checks import (
     check_pattern,
     check_scaling,
 )
-from efcn_sparse.ops.transforms import sddmm_under_transforms, spmm_under_transforms, under_transforms
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -62,6 +62,11 @@ def spmm(
         >>> es.spmm(torch.ones(1, 4), values, pattern)
         tensor([[ 1.,  5.,  9., 13.]])
     """
+    if has_torch_function((x, values, bias, out)):  # a tracer of torch.fx, or a tensor that is more than one
+        return handle_torch_function(
+            spmm, (x, values, bias, out), x, values, pattern,
+            transpose=transpose, bias=bias, backend=backend, alpha=alpha, beta=beta, out=out,
+        )  # fmt: skip
     check_backend(backend)
     check_floating("x", x)
     check_floating("values", values)
@@ -78,10 +83,7 @@ def spmm(
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     if out is None:
         check_scaling(alpha, beta)
-        if under_transforms():
-            y = spmm_under_transforms(rows, values, bias, pattern, transpose, backend)
-        else:
-            y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
+        y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
     check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
     y = out if out.dim() == 2 else out.view(rows.shape[0], out_features)
@@ -133,6 +135,10 @@ def sddmm(
         >>> es.sddmm(torch.tensor([[2.0]]), torch.arange(4.0).view(1, 4), pattern)
         tensor([[[0., 2.]]])
     """
+    if has_torch_function((a, b, out)):
+        return handle_torch_function(
+            sddmm, (a, b, out), a, b, pattern, backend=backend, alpha=alpha, beta=beta, out=out
+        )
     check_backend(backend)
     check_floating("a", a)
     check_floating("b", b)
@@ -147,8 +153,6 @@ def sddmm(
     right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])
     if out is None:
         check_scaling(alpha, beta)
-        if under_transforms():
-            return sddmm_under_transforms(left, right, pattern, backend)
         return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
     check_out(out, pattern.values_shape, {"a": a, "b": b}, may_be_fp32=True)
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from efcn_sparse.pattern import BlockPattern, Structure
 from efcn_sparse.pattern.checks import check_structure
@@ -114,10 +115,17 @@ def checked_structure(tensors: Sequence[Tensor], shape: Sequence[int], values: T
     return structure
 
 
-def check_matrix(name: str, tensor: Tensor, rows: int, cols: int, like: Tensor) -> None:
-    """What an operator was given: a matrix of that size, on the device and of the dtype of ``like``."""
-    if tensor.dim() != 2 or tensor.shape[0] != rows or tensor.shape[1] != cols:
-        raise ValueError(f"{name} must be [{rows}, {cols}], got {list(tensor.shape)}")
+def check_operand(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """What an operator was given: of that shape, on the device and of the dtype of ``like``."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
     if tensor.dtype != like.dtype or tensor.device != like.device:
         expected, got = f"{like.dtype} on {like.device}", f"{tensor.dtype} on {tensor.device}"
         raise TypeError(f"{name} must be {expected} as the other operands are, got {got}")
+
+
+def under_transforms() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is on."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

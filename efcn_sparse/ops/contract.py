@@ -7,13 +7,17 @@ one of these two. Schemas are defined by ``torch.library.Library``: about 1.7 µ
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from efcn_sparse.ops.backends import BACKENDS
-from efcn_sparse.ops.checks import check_matrix, checked_structure
+from efcn_sparse.ops.checks import check_operand, checked_structure
 from efcn_sparse.ops.select import resolve
 
 _LIBRARY = torch.library.Library("efcn_sparse", "DEF")
@@ -42,10 +46,10 @@ def _spmm_into(y, x, values, bias, structure, shape, transpose, alpha, beta, bac
     run = BACKENDS[resolve(backend, x.device, x.dtype)]
     known = checked_structure(structure, shape, values, x)
     out_features, in_features = (shape[1], shape[0]) if transpose else shape
-    check_matrix("x", x, x.shape[0], in_features, values)
-    check_matrix("y", y, x.shape[0], out_features, values)
+    check_operand("x", x, (x.shape[0], in_features), values)
+    check_operand("y", y, (x.shape[0], out_features), values)
     if bias is not None:
-        check_matrix("bias", bias[None], 1, out_features, values)
+        check_operand("bias", bias, (out_features,), values)
     if y.numel() == 0:
         return
     if alpha == 0.0:  # as BLAS has it: what is not finite in the operands does not matter
@@ -57,8 +61,8 @@ def _spmm_into(y, x, values, bias, structure, shape, transpose, alpha, beta, bac
 def _sddmm_into(values, a, b, structure, shape, alpha, beta, backend) -> None:
     run = BACKENDS[resolve(backend, a.device, a.dtype)]
     known = checked_structure(structure, shape, values, a)
-    check_matrix("a", a, a.shape[0], shape[0], b)
-    check_matrix("b", b, a.shape[0], shape[1], a)
+    check_operand("a", a, (a.shape[0], shape[0]), b)
+    check_operand("b", b, (a.shape[0], shape[1]), a)
     if values.numel() == 0:
         return
     if a.shape[0] == 0 or alpha == 0.0:  # a row of zeros: values are scaled, and cleared outside the support
@@ -103,23 +107,49 @@ def _(values, a, b, structure, shape, alpha, beta, backend) -> None:
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------
-# Plain autograd functions under the Autograd key: torch.library.register_autograd flattens the arguments as a pytree
-# at each call, which costs four times what is left of a small layer's call.
+# Of the kind that torch.func and forward mode can look into. They are registered under the Autograd key, where
+# torch.library.register_autograd would flatten all arguments at each call.
+
+
+@contextlib.contextmanager
+def _restored(modes: tuple[bool, bool] | None) -> Iterator[None]:
+    """A transform around this one records only where these are on, and an autograd function turns them off."""
+    if modes is None:
+        yield
+    else:
+        with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
+            yield
+
+
+@contextlib.contextmanager
+def _within_jvp(*operands: Tensor) -> Iterator[list[Tensor]]:
+    """The operands without their own tangents, and forward mode on for the transforms around this one.
+
+    Torch turns it off around the ``jvp`` of an autograd function: a tangent of the tangent would be lost.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [torch._VF._unpack_dual(operand, level=0)[0] for operand in operands]
 
 
 class _Spmm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, values, bias, structure, shape, transpose, backend):
+    def forward(x, values, bias, structure, shape, transpose, backend, modes):
+        with torch._C._AutoDispatchBelowAutograd(), _restored(modes):
+            return torch.ops.efcn_sparse.spmm(x, values, bias, structure, shape, transpose, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, values, _, structure, ctx.shape, ctx.transpose, ctx.backend, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.block_shape = values.shape[1:]
         needs_x, needs_values = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *structure)
-        ctx.shape, ctx.block_shape, ctx.transpose, ctx.backend = shape, values.shape[1:], transpose, backend
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.efcn_sparse.spmm(x, values, bias, structure, shape, transpose, backend)
+        ctx.save_for_forward(x, values, *structure)
 
     @staticmethod
     def backward(ctx, dy):
         x, values, *structure = ctx.saved_tensors
-        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        needs_x, needs_values, needs_bias = (needed and dy is not None for needed in ctx.needs_input_grad[:3])
         dx = dvalues = dbias = None
         if needs_x:
             dx = torch.ops.efcn_sparse.spmm(dy, values, None, structure, ctx.shape, not ctx.transpose, ctx.backend)
@@ -128,32 +158,100 @@ class _Spmm(torch.autograd.Function):
             dvalues = torch.ops.efcn_sparse.sddmm(a, b, structure, ctx.shape, ctx.block_shape, ctx.backend)
         if needs_bias:
             dbias = dy.sum(0)
-        return dx, dvalues, dbias, None, None, None, None
+        return dx, dvalues, dbias, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, x_tangent, values_tangent, bias_tangent, *_):
+        x, values, *structure = ctx.saved_tensors
+        rest = (structure, ctx.shape, ctx.transpose, ctx.backend)
+        with _within_jvp(x, values) as (x, values):
+            parts = [] if bias_tangent is None else [bias_tangent.expand(x.shape[0], -1)]
+            if x_tangent is not None:
+                parts.append(torch.ops.efcn_sparse.spmm(x_tangent, values, None, *rest))
+            if values_tangent is not None:
+                parts.append(torch.ops.efcn_sparse.spmm(x, values_tangent, None, *rest))
+            return sum(parts[1:], parts[0])
 
 
 class _Sddmm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, structure, shape, block_shape, backend):
+    def forward(a, b, structure, shape, block_shape, backend, modes):
+        with torch._C._AutoDispatchBelowAutograd(), _restored(modes):
+            return torch.ops.efcn_sparse.sddmm(a, b, structure, shape, block_shape, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, structure, ctx.shape, ctx.block_shape, ctx.backend, _ = inputs
+        ctx.set_materialize_grads(False)
         needs_a, needs_b = ctx.needs_input_grad[:2]
         ctx.save_for_backward(a if needs_b else None, b if needs_a else None, *structure)
-        ctx.shape, ctx.backend = shape, backend
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.efcn_sparse.sddmm(a, b, structure, shape, block_shape, backend)
+        ctx.save_for_forward(a, b, *structure)
 
     @staticmethod
     def backward(ctx, dvalues):
         a, b, *structure = ctx.saved_tensors
-        needs_a, needs_b = ctx.needs_input_grad[:2]
+        needs_a, needs_b = (needed and dvalues is not None for needed in ctx.needs_input_grad[:2])
         da = db = None
         if needs_a:
             da = torch.ops.efcn_sparse.spmm(b, dvalues, None, structure, ctx.shape, False, ctx.backend)
         if needs_b:
             db = torch.ops.efcn_sparse.spmm(a, dvalues, None, structure, ctx.shape, True, ctx.backend)
-        return da, db, None, None, None, None
+        return da, db, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, a_tangent, b_tangent, *_):
+        a, b, *structure = ctx.saved_tensors
+        rest = (structure, ctx.shape, ctx.block_shape, ctx.backend)
+        with _within_jvp(a, b) as (a, b):
+            parts = [] if a_tangent is None else [torch.ops.efcn_sparse.sddmm(a_tangent, b, *rest)]
+            if b_tangent is not None:
+                parts.append(torch.ops.efcn_sparse.sddmm(a, b_tangent, *rest))
+            return sum(parts[1:], parts[0])
 
 
-_LIBRARY.impl("spmm", _Spmm.apply, "Autograd")
-_LIBRARY.impl("sddmm", _Sddmm.apply, "Autograd")
+def _register_derivatives(name: str, function: type[torch.autograd.Function]) -> None:
+    """Past ``Function.apply`` of Python: it would hand on to torch.func, which has dispatched to us already."""
+    apply: Any = getattr(super(torch.autograd.Function, function), "apply")  # noqa: B009
+
+    def kernel(*arguments):
+        if not torch._C._are_functorch_transforms_active():
+            return apply(*arguments, None)
+        with enable_single_level_autograd_function():
+            return apply(*arguments, (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()))
+
+    _LIBRARY.impl(name, kernel, "Autograd")
+
+
+_register_derivatives("spmm", _Spmm)
+_register_derivatives("sddmm", _Sddmm)
+
+
+# -- batches of operands under torch.func.vmap ----------------------------------------------------------------------
+
+
+def _spmm_of_batch(info, in_dims, x, values, bias, *rest) -> tuple[Tensor, int]:
+    x_dim, values_dim, bias_dim = in_dims[:3]
+    if values_dim is None and bias_dim is None:  # one W for all: the batch is more rows of x
+        x = x.movedim(x_dim, 0)
+        y = torch.ops.efcn_sparse.spmm(x.reshape(-1, x.shape[2]), values, bias, *rest)
+        return y.view(*x.shape[:2], y.shape[1]), 0
+    parts = _slices(info.batch_size, (x, x_dim), (values, values_dim), (bias, bias_dim))
+    return torch.stack([torch.ops.efcn_sparse.spmm(*part, *rest) for part in parts]), 0
+
+
+def _sddmm_of_batch(info, in_dims, a, b, *rest) -> tuple[Tensor, int]:
+    parts = _slices(info.batch_size, (a, in_dims[0]), (b, in_dims[1]))
+    return torch.stack([torch.ops.efcn_sparse.sddmm(*part, *rest) for part in parts]), 0
+
+
+def _slices(size: int, *operands: tuple[Tensor | None, int | None]) -> Iterator[tuple[Tensor | None, ...]]:
+    """The operands of each element of the batch; one without a batch dimension is the same in all."""
+    for k in range(size):
+        yield tuple(t if t is None or dim is None else t.select(dim, k) for t, dim in operands)
+
+
+torch.library.register_vmap("efcn_sparse::spmm", _spmm_of_batch, lib=_LIBRARY)
+torch.library.register_vmap("efcn_sparse::sddmm", _sddmm_of_batch, lib=_LIBRARY)
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from efcn_sparse.pattern.checks import (
     checked_pair,
     checked_positions,
     index_device,
+    parts_of_bsr,
 )
 from efcn_sparse.pattern.sources import blocks_of_mask, cover_at_random, draw_blocks, unique_masks
 from efcn_sparse.pattern.structure import Structure, grid_of
@@ -63,6 +66,7 @@ class BlockPattern:
     grid: tuple[int, int]
     nnz_blocks: int
     structure: Structure
+    _named: tuple[tuple[int, ...], str] = (), ""  # versions of the arrays, and their fingerprint
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("BlockPattern is made by from_bsr, from_mask, from_blocks, dense or random, not by calling it")
@@ -73,17 +77,18 @@ class BlockPattern:
     def from_bsr(
         cls,
         crow_indices: Tensor | Sequence[int],
-        col_indices: Tensor | Sequence[int],
-        shape: Sequence[int],
-        block_shape: Sequence[int],
+        col_indices: Tensor | Sequence[int] | None = None,
+        shape: Sequence[int] | None = None,
+        block_shape: Sequence[int] | None = None,
         *,
         mask_index: Tensor | None = None,
         masks: Tensor | None = None,
     ) -> BlockPattern:
-        """A pattern from block-compressed row indices.
+        """A pattern from block-compressed row indices, or that of a sparse BSR matrix of torch.
 
         Args:
-            crow_indices: integers ``[ceil(out / block_rows) + 1]``, from 0 up to the number of blocks.
+            crow_indices: integers ``[ceil(out / block_rows) + 1]``, from 0 up to the number of blocks; or alone a
+                two-dimensional tensor of layout :obj:`torch.sparse_bsr`.
             col_indices: integers ``[nnz_blocks]``, strictly increasing within each row.
             shape: ``(out_features, in_features)`` of W, in entries.
             block_shape: ``(block_rows, block_cols)``, in entries.
@@ -92,8 +97,18 @@ class BlockPattern:
 
         Raises:
             ValueError: an index is out of range, unsorted or repeated, or a shape does not fit.
-            TypeError: an index array does not hold integers.
+            TypeError: an index array does not hold integers, or is missing.
+
+        Example:
+            >>> BlockPattern.from_bsr(torch.eye(4).to_sparse_bsr((2, 2))).nnz_blocks
+            2
         """
+        if isinstance(crow_indices, Tensor) and crow_indices.layout == torch.sparse_bsr:
+            if not (col_indices is shape is block_shape is None):
+                raise TypeError("crow_indices must be given alone where it is a sparse BSR tensor")
+            crow_indices, col_indices, shape, block_shape = parts_of_bsr(crow_indices)
+        if col_indices is None or shape is None or block_shape is None:
+            raise TypeError("col_indices, shape and block_shape must be given, unless the first is a sparse BSR tensor")
         shape, block_shape = _checked_shapes(shape, block_shape)
         grid = grid_of(shape, block_shape)
         with torch.inference_mode(False):  # autograd could not save inference tensors
@@ -128,12 +143,15 @@ class BlockPattern:
         return cls.from_bsr(crow, flat % max(grid[1], 1), shape, block_shape)
 
     @classmethod
-    def from_mask(cls, mask: Tensor, block_shape: Sequence[int], *, shape: Sequence[int] | None = None) -> BlockPattern:
+    def from_mask(
+        cls, mask: Tensor | np.ndarray, block_shape: Sequence[int], *, shape: Sequence[int] | None = None
+    ) -> BlockPattern:
         """A pattern from a mask of entries, or with ``shape`` from a mask of blocks.
 
         Args:
-            mask: bool ``[out_features, in_features]``; with ``shape`` given, bool ``[block rows, block columns]``.
-                A block is stored if any of its entries is true, and entries that are false stay out of the support.
+            mask: bool ``[out_features, in_features]``, of torch or NumPy; with ``shape`` given, bool
+                ``[block rows, block columns]``. A block is stored if any of its entries is true, and entries
+                that are false stay out of the support.
             block_shape: ``(block_rows, block_cols)``.
             shape: ``(out_features, in_features)``, to say that ``mask`` is a mask of blocks.
 
@@ -277,16 +295,15 @@ class BlockPattern:
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits that name the content: equal patterns share them on every device."""
-
-        def digest() -> str:
+        versions = tuple([part._version for part in self.structure])
+        if self._named[0] != versions:
             content = hashlib.sha256(repr((self.shape, self.block_shape)).encode())
             crow, col, _, _, _, mask_index, masks = self.structure
             for part in (crow, col, mask_index, masks):
                 content.update(repr(tuple(part.shape)).encode())
                 content.update(part.contiguous().cpu().numpy().tobytes())
-            return content.hexdigest()[:32]
-
-        return self.structure.remembered(("fingerprint", self.shape, self.block_shape), digest)
+            self.__dict__["_named"] = versions, content.hexdigest()[:32]
+        return self._named[1]
 
     def rows_of_blocks(self) -> Tensor:
         """int32 ``[nnz_blocks]``: the block row of each stored block, in the order of ``values``."""
@@ -399,6 +416,13 @@ class BlockPattern:
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self.crow_indices, self.col_indices, self.mask_index, self.masks)
         return _rebuild, (self.shape, self.block_shape, parts)
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        """Become an attribute of the module that :mod:`torch.fx` traces, which takes no other objects as arguments."""
+        names = (f"_block_pattern{k}" for k in itertools.count())
+        name = next(name for name in names if getattr(tracer.root, name, self) is self)
+        setattr(tracer.root, name, self)
+        return tracer.create_node("get_attr", name, (), {})
 
     def __repr__(self) -> str:
         masked = int((self.structure.mask_index >= 0).sum())

@@ -39,6 +39,13 @@ def check_has_numbers(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must hold numbers, got a meta tensor of shape {list(tensor.shape)}")
 
 
+def parts_of_bsr(matrix: Tensor) -> tuple[Tensor, Tensor, Sequence[int], Sequence[int]]:
+    """``crow_indices``, ``col_indices``, shape and block shape of a sparse BSR matrix."""
+    if matrix.layout != torch.sparse_bsr or matrix.dim() != 2:
+        raise ValueError(f"matrix must be a two-dimensional sparse BSR tensor, got {matrix.layout}, {matrix.dim()}-D")
+    return matrix.crow_indices(), matrix.col_indices(), tuple(matrix.shape), tuple(matrix.values().shape[1:3])
+
+
 def checked_mask(mask: Tensor | np.ndarray) -> Tensor:
     """``mask``, a bool matrix of torch or NumPy."""
     if isinstance(mask, np.ndarray):

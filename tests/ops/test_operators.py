@@ -158,3 +158,19 @@ def test_compiled_under_autocast(row: Row) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.autocast(row.device, torch.bfloat16):
         torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_traced_symbolically() -> None:
+    """torch.fx records the operations, the pattern as an attribute, once for layers that share it."""
+    model, x = _Mixer("auto"), torch.randn(6, 24)
+    shared = nn.Sequential(model, es.SparseLinear(24, 40, model.up.pattern), model.down)
+    traced = torch.fx.symbolic_trace(shared)
+    traced.graph.lint()
+    assert torch.equal(traced(x), shared(x))
+    kept = [node.target for node in traced.graph.nodes if "_block_pattern" in str(node.target)]
+    assert (len(kept), len(set(kept))) == (4, 2)
+    traced(x).sum().backward()
+    assert model.up.values.grad is not None
+    sampled = torch.fx.symbolic_trace(lambda a, b: es.sddmm(a, b, model.up.pattern, alpha=1.0))
+    a = torch.randn(6, 40)
+    assert torch.equal(sampled(a, x), es.sddmm(a, x, model.up.pattern))

@@ -69,6 +69,9 @@ TRANSFORMS: dict[str, Callable[[Operation, tuple[Tensor, ...]], Any]] = {
     "hessian": lambda f, a: hessian(lambda st: f(st[0] * a[0], st[1] * a[1], *a[2:]).sin().sum())(a[0][0, :2]),
     "grad of vmap": lambda f, a: grad(lambda *a: _batched(f, a, 0).sin().sum(), _numbers(len(a)))(*a),
     "vmap of grad": lambda f, a: _batched(lambda *a: grad(lambda t: f(a[0], t, *a[2:]).sin().sum())(a[1]), a, 0),
+    "forward over forward": lambda f, a: jvp(
+        lambda *a: jvp(f, a, tuple(t.cos() for t in a))[1].sin(), a, tuple(t.sin() for t in a)
+    ),
     "reverse over forward": lambda f, a: grad(
         lambda t: jvp(lambda s: f(s, *a[1:]), (t,), (t.sin(),))[1].sin().sum()
     )(a[0]),
@@ -83,6 +86,34 @@ def test_as_the_dense_matrix(row: Row, operation: str, transform: str) -> None:
     arguments = tuple(_operands(row)[name] for name in NAMES[operation])
     got = TRANSFORMS[transform](sparse[operation], arguments)
     torch.testing.assert_close(got, TRANSFORMS[transform](dense[operation], arguments))
+
+
+@pytest.mark.parametrize("operation", NAMES)
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap of grad", "hessian", "forward over forward"])
+def test_compiled(operation: str, transform: str) -> None:
+    row = Row("auto", "cpu", FLOAT64)
+    sparse, dense = _operations(row)
+    arguments = tuple(_operands(row)[name] for name in NAMES[operation])
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *a: TRANSFORMS[transform](sparse[operation], a), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*arguments), TRANSFORMS[transform](dense[operation], arguments))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_without_gradient_inside_and_around_a_transform(row: Row) -> None:
+    """What ``torch.no_grad`` encloses is constant to every transform around it."""
+    sparse, dense = _operations(row)
+    o = _operands(row)
+
+    def gradient(f: Operation) -> Tensor:
+        def loss(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                constant = f(x, o["values"], o["bias"])
+            return (constant * f(x, o["values"], o["bias"])).sum()
+
+        return grad(lambda x: grad(loss)(x).sin().sum())(o["x"])
+
+    torch.testing.assert_close(gradient(sparse["spmm"]), gradient(dense["spmm"]))
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -100,7 +131,7 @@ def test_a_layer_in_an_ensemble() -> None:
     layers = [es.SparseLinear(p.shape[1], p.shape[0], p, dtype=torch.float64) for _ in range(3)]
     parameters, buffers = stack_module_state(layers)
     x = torch.randn(3, 5, p.shape[1], dtype=torch.float64)
-    got = vmap(lambda parameters, x: functional_call(layers[0], (parameters, buffers), (x,)))(parameters, x)
+    got = vmap(lambda p, b, x: functional_call(layers[0], (p, b), (x,)))(parameters, buffers, x)
     torch.testing.assert_close(got, torch.stack([layer(rows) for layer, rows in zip(layers, x, strict=True)]))
 
 

@@ -183,6 +183,26 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "matrix must be a two-dimensional sparse BSR tensor, got torch.strided, 2-D",
     ),
+    "bsr-of-a-batch": (
+        lambda: BlockPattern.from_bsr(torch.ones(2, 4, 6).to_sparse_bsr((2, 3))),
+        ValueError,
+        "matrix must be a two-dimensional sparse BSR tensor, got torch.sparse_bsr, 3-D",
+    ),
+    "bsr-and-more": (
+        lambda: BlockPattern.from_bsr(torch.ones(4, 6).to_sparse_bsr((2, 3)), T([0]), (4, 6), (2, 3)),
+        TypeError,
+        "crow_indices must be given alone where it is a sparse BSR tensor",
+    ),
+    "bsr-parts-missing": (
+        lambda: BlockPattern.from_bsr(T([0, 1])),
+        TypeError,
+        "col_indices, shape and block_shape must be given, unless the first is a sparse BSR tensor",
+    ),
+    "scipy-low": (
+        lambda: to_scipy(torch.ones(4, 2, 3, dtype=torch.bfloat16), P),
+        TypeError,
+        "values must be float32 or float64 for SciPy, got torch.bfloat16",
+    ),
     "scipy-values": (
         lambda: to_scipy(torch.ones(3, 2, 3), P),
         ValueError,

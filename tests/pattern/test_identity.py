@@ -11,7 +11,9 @@ import sys
 import pytest
 import torch
 
+import efcn_sparse as es
 from efcn_sparse import BlockPattern
+from efcn_sparse.pattern import Structure
 from tests.table import PATTERNS, pattern
 
 
@@ -92,6 +94,33 @@ def test_nothing_can_be_set_or_deleted() -> None:
     with pytest.raises(AttributeError, match=r"^BlockPattern is immutable: col_indices cannot be deleted$"):
         del p.col_indices
     assert isinstance(p.structure, tuple)
+
+
+def test_index_arrays_are_read_as_copies() -> None:
+    p, again = pattern("masked"), PATTERNS["masked"]()
+    before = p.fingerprint
+    for name in Structure._fields:
+        getattr(p, name).fill_(99)
+        getattr(p, name).numpy()[...] = 77
+    assert (p.fingerprint, p) == (before, again)
+    assert all(torch.equal(one, other) for one, other in zip(p.structure, again.structure, strict=True))
+
+
+def test_writing_into_the_structure_itself_is_noticed() -> None:
+    p, again = PATTERNS["square"](), pattern("square")
+    assert p == again
+    p.structure.col_indices[0] += 1
+    assert p != again
+
+
+def test_a_pattern_made_in_inference_mode_can_be_trained_with() -> None:
+    with torch.inference_mode():
+        p = PATTERNS["masked"]()
+        q = BlockPattern.from_bsr(*p.structure[:2], p.shape, p.block_shape)
+    assert not any(part.is_inference() for part in (*p.structure, *q.structure))
+    values = torch.randn(p.values_shape, requires_grad=True)
+    es.spmm(torch.randn(2, p.shape[1]), values, p).sum().backward()
+    assert values.grad is not None
 
 
 @pytest.mark.parametrize("name", PATTERNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -43,10 +44,10 @@ def _values(p: BlockPattern, dtype: torch.dtype = torch.float64) -> torch.Tensor
 @pytest.mark.parametrize("name", WHOLE)
 def test_to_torch(name: str) -> None:
     p = pattern(name)
-    values = _values(p)
+    values = torch.randn(p.values_shape, dtype=torch.float64)
     matrix = to_bsr(values, p)
     assert (matrix.layout, tuple(matrix.shape)) == (torch.sparse_bsr, p.shape)
-    assert matrix.values().data_ptr() == values.data_ptr()
+    assert (matrix.values().data_ptr() == values.data_ptr()) == (name in UNMASKED)
     assert torch.equal(matrix.to_dense(), oracle.dense(values, p))
 
 
@@ -71,10 +72,10 @@ def test_from_a_matrix_that_torch_made() -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_to_scipy(name: str) -> None:
     p = pattern(name)
-    values = _values(p)
+    values = torch.randn(p.values_shape, dtype=torch.float64)
     matrix = to_scipy(values, p)
     assert (matrix.format, matrix.shape, matrix.blocksize) == ("bsr", p.shape, p.block_shape)
-    assert values.numel() == 0 or np.shares_memory(matrix.data, values.numpy())
+    assert not np.shares_memory(matrix.data, values.numpy())
     assert np.array_equal(matrix.toarray(), oracle.dense(values, p).numpy())
 
 
@@ -96,10 +97,28 @@ def test_scipy_out_of_order_with_duplicates() -> None:
     assert np.array_equal(matrix.data, data), "the given matrix was changed"
 
 
-def test_scipy_does_not_reach_into_the_pattern() -> None:
+def test_scipy_reaches_neither_into_the_pattern_nor_into_the_values() -> None:
     p = pattern("full")
-    before = [tensor.clone() for tensor in p.structure]
-    matrix = to_scipy(torch.zeros(p.values_shape), p)
+    values = torch.randn(p.values_shape)
+    values[0] = 0.0
+    before = [tensor.clone() for tensor in (*p.structure, values)]
+    matrix = to_scipy(values, p)
     matrix.eliminate_zeros()
-    assert matrix.nnz == 0
-    assert all(torch.equal(now, then) for now, then in zip(p.structure, before, strict=True))
+    assert matrix.nnz == values[1:].numel()
+    matrix.data[:] = 7
+    assert all(torch.equal(now, then) for now, then in zip((*p.structure, values), before, strict=True))
+    again, copied = from_scipy(matrix)
+    matrix.data[:] = matrix.indices[:] = 0
+    assert (again.nnz_blocks, float(copied.min())) == (p.nnz_blocks - 1, 7.0)
+
+
+def test_a_pattern_of_a_torch_matrix() -> None:
+    p = pattern("square")
+    assert BlockPattern.from_bsr(to_bsr(torch.randn(p.values_shape), p)) == p
+
+
+@pytest.mark.parametrize("turn", [lambda mask: mask, np.transpose, np.flipud, lambda mask: mask[:, ::2]])
+def test_masks_of_numpy(turn: Callable[[np.ndarray], np.ndarray]) -> None:
+    mask = turn(np.random.default_rng(0).random((12, 12)) < 0.3)
+    mask.flags.writeable = False
+    assert BlockPattern.from_mask(mask, (4, 3)) == BlockPattern.from_mask(torch.tensor(mask.copy()), (4, 3))

@@ -57,3 +57,11 @@ def test_masks_that_reach_past_the_edge_count_inside_only() -> None:
     index = torch.tensor([0, 0, -1, 0])
     p = BlockPattern.from_bsr([0, 2, 4], [0, 1, 0, 1], (5, 6), (4, 4), mask_index=index, masks=masks)
     assert p.nnz == int(p.to_mask().sum()) == 15 + 7 + 4 + 1
+
+
+def test_extents_of_matrices_longer_than_int32() -> None:
+    starts = torch.arange(3073).clamp(max=3072)
+    p = BlockPattern.from_bsr(starts, torch.zeros(3072, dtype=torch.int64), (3 * 2**30 - 1, 4), (2**20, 4))
+    heights, widths = p.block_extents()
+    assert (heights[0].item(), heights[-1].item(), widths.unique().tolist()) == (2**20, 2**20 - 1, [4])
+    assert p.nnz == p.transposed().nnz == 4 * (3 * 2**30 - 1)
