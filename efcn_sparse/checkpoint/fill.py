@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.checkpoint.shard_file import NAME_OF_DTYPE, Entry, read_tensor
 from efcn_sparse.growth import adopt_patterns
-from efcn_sparse.growth.growable import is_growable
+from efcn_sparse.growth.exchange import is_growable
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.state import index_keys, stored_pattern, take_pattern
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
-from efcn_sparse.growth.growable import Parts, is_growable, parts_of
+from efcn_sparse.growth.exchange import GrowingLayer, exchange_blocks, growing_layer, is_growable
 from efcn_sparse.growth.scores import flat_positions
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.state import read_pattern, stored_pattern
@@ -57,22 +56,21 @@ def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor] | None = None) 
         if pattern is None or pattern == old:
             continue
         _check_alike(name, old, pattern)
-        check_may_move(linear)
         if state is None and linear.product is not None:
             raise ValueError(
                 f"{name or 'model'}: a fused optimizer cannot follow blocks that are there already; detach it"
             )
-        parts = parts_of(layer)
+        growing = growing_layer(layer)
         source = _places(old, pattern)
-        _check_keeps(name, parts, source)
-        changes.append((name, parts, pattern.to(linear.values.device), source))
-    for _, parts, pattern, source in changes:
+        _check_keeps(name, growing, source)
+        changes.append((name, growing, pattern.to(linear.values.device), source))
+    for _, growing, pattern, source in changes:
         if state is None:
-            follow = parts.follow(pattern, source)
+            follow = growing.follow(pattern, source)
             follow()
-            parts.linear.pattern = pattern
+            growing.linear.pattern = pattern
         else:
-            exchange_blocks(parts, pattern, source, [])
+            exchange_blocks(growing, pattern, source)
     return [name for name, *_ in changes]
 
 
@@ -112,9 +110,9 @@ def _places(old: BlockPattern, new: BlockPattern) -> Tensor:
     return torch.where(stored[at] == wanted, at, -1)
 
 
-def _check_keeps(name: str, parts: Parts, source: Tensor) -> None:
-    kept = torch.zeros_like(parts.movable)
+def _check_keeps(name: str, layer: GrowingLayer, source: Tensor) -> None:
+    kept = torch.zeros_like(layer.movable)
     kept[source[source >= 0]] = True
-    lost = int((~parts.movable & ~kept).sum())
-    if lost and parts.linear.pattern_owner is not None:
+    lost = int((~layer.movable & ~kept).sum())
+    if lost and layer.linear.pattern_owner is not None:
         raise ValueError(f"{name or 'model'}: the state dict's pattern must hold every local block, got {lost} missing")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.fused.workspace import workspace_bytes
 from efcn_sparse.gradients.factors import checked_factors
-from efcn_sparse.growth.exchange import check_may_move, exchange_blocks
-from efcn_sparse.growth.growable import parts_of
-from efcn_sparse.growth.moved_state import state_like_values
-from efcn_sparse.growth.scores import flat_positions, scores_at, scores_outside
-from efcn_sparse.growth.selection import best_blocks
-from efcn_sparse.linear import SparseLinear
+from efcn_sparse.growth.exchange import BlockState, GrowingLayer, exchange_blocks, growing_layer, state_of_blocks
+from efcn_sparse.growth.scores import NotFiniteError, best_blocks, flat_positions, scores_at, scores_outside
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -51,7 +48,7 @@ def regrow(
     x: Tensor,
     *,
     blocks: int,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
     candidates: BlockPattern | None = None,
 ) -> Regrown:
     """Exchange up to ``blocks`` stored blocks of least norm for the blocks off the support with the largest gradients.
@@ -100,46 +97,75 @@ def regrow(
         >>> layer.pattern.to_mask().int()[0]
         tensor([1, 1, 1, 1], dtype=torch.int32)
     """
-    parts = parts_of(layer)
-    linear, droppable = parts.linear, parts.movable
-    check_may_move(linear)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+    try:
+        choice = choose(layer, dy, x, blocks=blocks, optimizer=optimizer, candidates=candidates)
+    except NotFiniteError as error:
+        raise ValueError(*error.args) from None
+    return choice.carry_out()
+
+
+class Choice(NamedTuple):
+    """An exchange that has been chosen and checked; nothing has changed yet."""
+
+    layer: GrowingLayer
+    target: BlockPattern
+    states: list[BlockState]
+    result: Regrown
+
+    @torch.no_grad()
+    def carry_out(self) -> Regrown:
+        """Exchange the blocks."""
+        if self.result.blocks:
+            exchange_blocks(self.layer, self.target, self.result.source, self.states)
+        return self.result
+
+
+@torch.no_grad()
+def choose(
+    layer: nn.Module,
+    dy: Tensor,
+    x: Tensor,
+    *,
+    blocks: int,
+    optimizer: Optimizer | None = None,
+    candidates: BlockPattern | None = None,
+) -> Choice:
+    """What :func:`regrow` would do.
+
+    Raises:
+        NotFiniteError: the gradient or the values are not finite.
+        ValueError, TypeError, NotImplementedError: as :func:`regrow`.
+    """
+    growing = growing_layer(layer)
+    linear, droppable = growing.linear, growing.movable
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
     pattern, values = linear.pattern, linear.values
     a, b = checked_factors(dy, x, pattern)
-    states = _states(linear, optimizer)
+    states = state_of_blocks(optimizer, values)
     stored = flat_positions(pattern)
     wanted = None if candidates is None else _off_support(candidates, pattern, stored)
     outside = math.prod(pattern.grid) - pattern.nnz_blocks if wanted is None else wanted.nnz_blocks
     _check_count(blocks, outside, int(droppable.sum()))
     for name, tensor in (("dy", a), ("x", b), ("layer.values", values)):
         if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+            raise NotFiniteError(f"{name} must be finite, got NaN or infinity")
 
     precise = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b = a.to(precise), b.to(precise)
     scored = scores_outside(a, b, pattern) if wanted is None else scores_at(a, b, wanted)
     grown = best_blocks(scored, blocks, a.device)
-    choice = droppable.nonzero().squeeze(1)
-    norms = _block_norms(values.detach(), choice)
+    may_leave = droppable.nonzero().squeeze(1)
+    norms = _block_norms(values.detach(), may_leave)
     weakest = torch.argsort(norms, stable=True)[: len(grown.blocks)]  # equals by position
-    dropped = choice[weakest]
+    dropped = may_leave[weakest]
 
     target, source = _exchanged(pattern, stored, grown.blocks, dropped)
     result = Regrown(
         _rows_and_cols(grown.blocks, pattern), grown.squares.sqrt(),
         _rows_and_cols(stored[dropped], pattern), norms[weakest], source,
     )  # fmt: skip
-    if result.blocks:
-        exchange_blocks(parts, target, source, states)
-    return result
-
-
-def _states(linear: SparseLinear, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """The tensors of a torch optimizer that must move; those of a fused one move with the layer's product."""
-    if optimizer is None or isinstance(optimizer, FusedOptimizer):
-        return []
-    return state_like_values(optimizer, linear.values)
+    return Choice(growing, target, states, result)
 
 
 def _exchanged(pattern: BlockPattern, stored: Tensor, grown: Tensor, dropped: Tensor) -> tuple[BlockPattern, Tensor]:

@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 from efcn_sparse.gradients import Factors, record_factors
-from efcn_sparse.growth.growable import is_growable, parts_of
-from efcn_sparse.growth.regrow import Regrown, regrow
+from efcn_sparse.growth.exchange import exchange_blocks, growing_layer, is_growable, state_of_blocks
+from efcn_sparse.growth.regrow import Choice, Regrown, choose
+from efcn_sparse.growth.scores import NotFiniteError
 from efcn_sparse.linear import SparseLinear
+
+# whose state is not of single numbers: factored, or of all parameters together
+_CANNOT_FOLLOW = ("LBFGS", "Adafactor", "CAME", "SM3", "Shampoo", "SOAP", "Muon", "Kron")
 
 
 class Growth:
@@ -22,28 +26,41 @@ class Growth:
 
     Every ``every`` steps, all blocks off the support are scored by the exact norm of their gradient in that step
     (see :func:`regrow`), and in each layer the best of them take the place of its weakest ones. The first time all
-    blocks that may move are exchanged, since nothing but chance has placed them; after that a share
-    ``exchange / 2 · (1 + cos(π t / until))`` of them at step t, and none from step ``until`` on.
+    off-local blocks of a convolution embedded with :class:`Grown` are exchanged, since nothing but chance has placed
+    them; after that, and in a plain :class:`SparseLinear` always, a share ``exchange / 2 · (1 + cos(π t / until))`` of
+    those that may move at step t, and none from step ``until`` on.
+
+    What is chosen for all layers is known before any of them changes. Where the loss, a gradient or a weight is not
+    finite then, as in the steps that a gradient scaler skips, nothing moves, and ``skipped`` counts. A layer that got
+    no gradient in that step (an expert that was not asked) keeps its blocks.
 
     What :func:`torch.compile` has traced does not see the recording: call the model itself where :attr:`due`, and the
     compiled one otherwise. Moving blocks does not make it compile again.
 
+    Averages of weights (:class:`torch.optim.swa_utils.AveragedModel`, a moving average of one's own) go wrong once
+    their blocks lie elsewhere than the model's: name them as ``copies``, and their blocks move along. The average of a
+    block that comes begins at zero, as the block does.
+
     Args:
-        model: with convolutions embedded with the support :class:`Grown`, or with layers named by ``layers``.
+        model: with convolutions embedded with the support :class:`Grown`, or with sparse layers.
         optimizer: of the model; its state follows the blocks.
         every: steps from one growth to the next.
         exchange: the share of movable blocks to exchange at the beginning, in (0, 1].
         until: the step at which growth ends; None: never, with a constant share.
-        layers: shell-style name patterns of the layers that grow; None: every convolution embedded with ``Grown``. A
-            plain :class:`SparseLinear` grows if it is named; its first exchange is one like all others.
+        layers: shell-style name patterns of the layers that grow; None: every convolution embedded with ``Grown``, or
+            where there is none, every :class:`SparseLinear`.
         join: what to do with the factors of a layer's gradient first; ``es.distributed.join_factors`` where several
             processes average their gradients, so that they all choose the same blocks.
+        copies: models whose layers have the names and patterns of ``model``'s and are to keep them so, such as
+            ``averaged.module``.
 
     Attributes:
         steps: how many steps there have been.
+        skipped: how many of them were to move blocks and did not, for want of a finite gradient.
 
     Raises:
-        ValueError: an argument is out of range, or no layer matches.
+        ValueError: an argument is out of range, no layer matches, the optimizer does not hold a layer's values or keeps
+            a state that cannot follow (Adafactor, L-BFGS), or a copy has other blocks (in ``step`` too).
         TypeError, NotImplementedError: a named layer is none whose blocks may move.
 
     Source: Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery, ICML 2020, arXiv 1911.11134; with blocks in place of
@@ -74,6 +91,7 @@ class Growth:
         until: int | None = None,
         layers: Sequence[str] | None = None,
         join: Callable[[Factors], Factors] | None = None,
+        copies: Sequence[nn.Module] = (),
     ) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"every must be an integer of at least 1, got {every!r}")
@@ -83,14 +101,19 @@ class Growth:
             raise ValueError(f"until must be an integer of at least 1 or None, got {until!r}")
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
-        self._layers = _growing(model, layers)
+        if type(optimizer).__name__ in _CANNOT_FOLLOW:
+            kind = type(optimizer).__name__
+            raise ValueError(f"optimizer must keep a state for each value, which moves with its block, got {kind}")
+        self._layers, self._copies = _growing(model, layers), tuple(copies)
         for layer in self._layers.values():
-            parts_of(layer)
+            state_of_blocks(optimizer, growing_layer(layer).linear.values)
+        self._check_copies()
         self._model, self._optimizer = model, optimizer
         self._every, self._exchange, self._until, self._join = every, float(exchange), until, join
         self._factors: dict[str, Factors] = {}
-        self.steps = 0
-        self._placed = False
+        self._watched = False
+        self.steps = self.skipped = 0
+        self._unplaced = {name for name, layer in self._layers.items() if not isinstance(layer, SparseLinear)}
 
     @property
     def due(self) -> bool:
@@ -107,8 +130,12 @@ class Growth:
         if not self.due:
             yield
             return
-        with record_factors(self._model) as caught:
-            yield
+        handle = self._model.register_forward_pre_hook(self._saw_forward)
+        try:
+            with record_factors(self._model) as caught:
+                yield
+        finally:
+            handle.remove()
         for name, factors in caught.items():
             before = self._factors.get(name)
             self._factors[name] = factors if before is None else Factors.joined([before, factors])
@@ -118,66 +145,120 @@ class Growth:
         """Count a step, after ``optimizer.step()``; move blocks if it is time.
 
         Returns:
-            What has been done, by the name of the layer; empty if nothing was to be done.
+            What has been done, by the name of the layer; empty if nothing was to be done, or the step was skipped.
 
         Raises:
-            RuntimeError: blocks are to move, and no backward pass ran inside :meth:`watch`.
-            ValueError: a gradient or a weight is not finite; the layers that came before it have changed.
+            RuntimeError: blocks are to move, and no forward pass ran inside :meth:`watch`.
+            ValueError: a copy has other blocks than the model. Nothing has changed then, as after every error but one
+                in the midst of moving (out of memory, say), after which each layer is as it was or has moved wholly.
         """
         done: dict[str, Regrown] = {}
-        if self.due:
-            for name, layer in self._layers.items():
-                factors = self._factors.get(name if isinstance(layer, SparseLinear) else _inside(name))
-                if factors is None:
+        try:
+            if self.due:
+                if not (self._watched or self._factors):
                     raise RuntimeError(
-                        f"{name or 'model'}: forward and backward must run inside growth.watch() before growth.step(), "
-                        "and not compiled, got no gradient"
+                        "forward and backward must run inside growth.watch() before growth.step(), and not compiled, "
+                        "got no gradient"
                     )
-                if self._join is not None:  # a collective call, so before anything that may end this loop
-                    factors = self._join(factors)
-                count = self._count(layer)
-                if count:
-                    done[name] = regrow(layer, factors.dy, factors.x, blocks=count, optimizer=self._optimizer)
-            self._placed = True
-        self._factors.clear()
-        self.steps += 1
+                self._check_copies()
+                choices = self._choices()
+                self.skipped += choices is None
+                for name, choice in (choices or {}).items():
+                    done[name] = choice.carry_out()
+                    self._unplaced.discard(name)
+                    for copy in self._copies if done[name].blocks else ():
+                        exchange_blocks(growing_layer(copy.get_submodule(name)), choice.target, choice.result.source)
+            self.steps += 1
+        finally:
+            self._factors.clear()
+            self._watched = False
         return done
 
-    def _count(self, layer: nn.Module) -> int:
-        parts = parts_of(layer)
-        movable, pattern = int(parts.movable.sum()), parts.linear.pattern
+    def _saw_forward(self, *_: object) -> None:
+        self._watched = True
+
+    def _choices(self) -> dict[str, Choice] | None:
+        """What to exchange, by layer; None where a gradient or a weight is not finite, or there was no gradient."""
+        choices: dict[str, Choice] = {}
+        like = next(iter(self._factors.values()), None)
+        finite = used = False
+        try:
+            for name, layer in self._layers.items():
+                factors = self._factors.get(name if isinstance(layer, SparseLinear) else _inside(name))
+                if self._join is not None:  # a collective call, so before anything that may end this loop
+                    factors = self._join(_no_factors(layer, like) if factors is None else factors)
+                if factors is None or not len(factors.dy):
+                    continue
+                used = True
+                count = self._count(name, layer)
+                if count:
+                    choices[name] = choose(layer, factors.dy, factors.x, blocks=count, optimizer=self._optimizer)
+            finite = True
+        except NotFiniteError:
+            pass
+        return choices if finite and used else None
+
+    def _count(self, name: str, layer: nn.Module) -> int:
+        growing = growing_layer(layer)
+        movable, pattern = int(growing.movable.sum()), growing.linear.pattern
         outside = math.prod(pattern.grid) - pattern.nnz_blocks
         share = self._exchange
         if self._until is not None:
             share *= 0.5 * (1.0 + math.cos(math.pi * self.steps / self._until))
-        if not self._placed and not isinstance(layer, SparseLinear):
+        if name in self._unplaced:
             share = 1.0
         return min(math.ceil(share * movable), outside)
 
+    def _check_copies(self) -> None:
+        for copy in self._copies:
+            for name, layer in self._layers.items():
+                mine, theirs = (growing_layer(one).linear.pattern for one in (layer, copy.get_submodule(name)))
+                if mine != theirs:
+                    raise ValueError(
+                        f"copies must have the patterns of the model, {mine.fingerprint} in {name or 'it'}, got "
+                        f"{theirs.fingerprint}; adopt_patterns(copy, model.state_dict()) gives it that"
+                    )
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the state dicts of model and optimizer."""
-        return {"steps": self.steps, "placed": self._placed}
+        return {"steps": self.steps, "placed": not self._unplaced, "unplaced": sorted(self._unplaced)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self.steps, self._placed = int(state_dict["steps"]), bool(state_dict["placed"])
+        self.steps = int(state_dict["steps"])
+        every = {name for name, layer in self._layers.items() if not isinstance(layer, SparseLinear)}
+        self._unplaced = every & set(state_dict.get("unplaced", () if state_dict["placed"] else every))
+
+
+def _no_factors(layer: nn.Module, like: Factors | None) -> Factors:
+    """Those of a layer without a gradient, for a collective call."""
+    linear = growing_layer(layer).linear
+    dtype = linear.values.dtype if like is None else like.dy.dtype
+    dy, x = (linear.values.new_empty((0, side), dtype=dtype) for side in (linear.out_features, linear.in_features))
+    return Factors(dy, x)
 
 
 def _growing(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
     """The layers that grow, by name."""
     around = {name: module for name, module in model.named_modules() if is_growable(module)}
-    if wanted is None:
-        found: dict[str, nn.Module] = {name: module for name, module in around.items() if module.grows}  # type: ignore[misc]
-        if not found:
-            raise ValueError(f"model must hold a convolution embedded with Grown(budget), got {type(model).__name__}")
-        return found
-    if isinstance(wanted, str):
-        raise ValueError(f"layers must be a sequence of name patterns, got {wanted!r}")
     inside = {id(module.linear) for module in around.values()}
-    known = {
+    plain = {
         name: module
         for name, module in model.named_modules()
-        if name in around or (isinstance(module, SparseLinear) and id(module) not in inside)
+        if isinstance(module, SparseLinear) and module.pattern_owner is None and id(module) not in inside
+    }
+    if wanted is None:
+        found: dict[str, nn.Module] = {name: module for name, module in around.items() if module.grows}  # type: ignore[misc]
+        if not found and not plain:
+            raise ValueError(
+                "model must hold a convolution embedded with Grown(budget), or a SparseLinear, got "
+                f"{type(model).__name__} without one"
+            )
+        return found or {**plain}
+    if isinstance(wanted, str):
+        raise ValueError(f"layers must be a sequence of name patterns, got {wanted!r}")
+    known: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if name in around or name in plain
     }
     unused = [text for text in wanted if not any(fnmatchcase(name, text) for name in known)]
     if unused:

@@ -1,9 +1,9 @@
-"""The norm of the gradient of every block that is not stored, a tile of the block grid at a time."""
+"""The blocks off a support with the largest gradients: their norms, tile by tile of the block grid, and the best."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,10 @@ from efcn_sparse.fused.workspace import workspace_bytes
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.slices import row_slices
+
+
+class NotFiniteError(ValueError):
+    """A gradient, or what it is made of, holds infinity or NaN."""
 
 
 class Scored(NamedTuple):
@@ -119,3 +123,39 @@ def _grams_are_cheaper(a: Tensor, pattern: BlockPattern) -> bool:
     batch, (height, width) = a.shape[0], pattern.block_shape
     fp64 = 1 if a.dtype == torch.float64 else 2
     return fp64 * batch * (1 + width / _gram_sides(a, pattern)[0]) < height * width
+
+
+# -- the best of a stream of blocks ----------------------------------------------------------------------------------
+
+_LEAST_PENDING = 1 << 16
+
+
+def best_blocks(scored: Iterable[Scored], most: int, device: torch.device) -> Scored:
+    """The ``most`` blocks with the largest scores, best first, equals by position; those that score zero are left out.
+
+    Holds ``most`` blocks and a few more, however many come.
+
+    Raises:
+        NotFiniteError: a score is infinite or NaN.
+    """
+    best = Scored(torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=torch.float64, device=device))
+    pending: list[Scored] = []
+    waiting = 0
+    for part in scored:
+        if not bool(part.squares.isfinite().all()):
+            raise NotFiniteError("dy and x must have a product that is finite, got infinity or NaN")
+        kept = part.squares > 0
+        if len(best.blocks) == most:
+            kept &= part.squares >= best.squares[-1]  # equals may have an earlier position
+        pending.append(Scored(part.blocks[kept], part.squares[kept]))
+        waiting += len(pending[-1].blocks)
+        if waiting > max(most, _LEAST_PENDING):
+            best, pending, waiting = _merged([best, *pending], most), [], 0
+    return _merged([best, *pending], most)
+
+
+def _merged(parts: list[Scored], most: int) -> Scored:
+    blocks, squares = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    order = torch.argsort(blocks)
+    order = order[torch.argsort(squares[order], descending=True, stable=True)][:most]
+    return Scored(blocks[order], squares[order])

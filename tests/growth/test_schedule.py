@@ -139,6 +139,11 @@ def local_net() -> nn.Sequential:
     return nn.Sequential(es.embed(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2)))
 
 
+def with_optimizer(kind: Callable[..., Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = growing_net()
+    return model, kind(model.parameters())
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "every": (lambda: grown(every=0), ValueError, "every must be an integer of at least 1, got 0"),
     "exchange": (lambda: grown(exchange=0.0), ValueError, "exchange must lie in (0, 1], got 0.0"),
@@ -148,7 +153,14 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError, "optimizer must be a torch optimizer, got str"),
     "nothing grows": (
         lambda: es.Growth(local_net()[0], torch.optim.SGD([torch.ones(1)]), every=1),
-        ValueError, "model must hold a convolution embedded with Grown(budget), got EmbeddedConv"),
+        ValueError,
+        "model must hold a convolution embedded with Grown(budget), or a SparseLinear, got EmbeddedConv without one"),
+    "an optimizer whose state cannot move": (
+        lambda: es.Growth(*with_optimizer(torch.optim.Adafactor), every=1),
+        ValueError, "optimizer must keep a state for each value, which moves with its block, got Adafactor"),
+    "an optimizer of other parameters": (
+        lambda: es.Growth(growing_net(), torch.optim.SGD([torch.ones(1)]), every=1),
+        ValueError, "optimizer must hold layer.values, got SGD without them"),
     "a name": (
         lambda: grown(layers=["9"]),
         ValueError, "layers must name sparse layers of the model, ['0', '2'], got ['9']"),
@@ -171,7 +183,7 @@ def test_a_step_that_was_not_watched_is_refused() -> None:
     model, optimizer, growth = grown(every=1)
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     optimizer.step()
-    with pytest.raises(RuntimeError, match=r"^0: forward and backward must run inside growth.watch\(\)"):
+    with pytest.raises(RuntimeError, match=r"^forward and backward must run inside growth.watch\(\)"):
         growth.step()
     assert growth.steps == 0
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import efcn_sparse as es
 from efcn_sparse.fused import workspace
-from efcn_sparse.growth import scores, selection
+from efcn_sparse.growth import scores
 from efcn_sparse.growth.scores import Scored
 from tests.growth.cases import NAMES, block_norms, dense_gradient, factors, layer_of, pattern, stored_blocks
 
@@ -104,12 +104,12 @@ def test_the_dense_gradient_is_never_held(batch: int, block: tuple[int, int], mo
 @pytest.mark.parametrize("least", [1, 4, 1 << 16])
 @pytest.mark.parametrize("most", [1, 3, 10, 40, 100])
 def test_selection_is_a_sort(most: int, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_LEAST_PENDING", least)
+    monkeypatch.setattr(scores, "_LEAST_PENDING", least)
     generator = torch.Generator().manual_seed(0)
     positions = torch.randperm(60, generator=generator)
     squares = torch.randint(0, 12, (60,), generator=generator).double()  # many equals, some zeros
     parts = [Scored(b, s) for b, s in zip(positions.split(7), squares.split(7), strict=True)]
-    best = selection.best_blocks(parts, most, torch.device("cpu"))
+    best = scores.best_blocks(parts, most, torch.device("cpu"))
     ranked = sorted(zip((-squares).tolist(), positions.tolist(), strict=True))
     expected = [(block, -score) for score, block in ranked if score < 0][:most]
     assert list(zip(best.blocks.tolist(), best.squares.tolist(), strict=True)) == expected
