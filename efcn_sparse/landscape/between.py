@@ -135,7 +135,7 @@ def _within(name: str, layers: list[str]) -> bool:
 def _at_zero(layer: nn.Module, like: nn.Module) -> Tensor:
     """What ``layer`` gives for an input of zeros: its bias, at each position. Without the batch's dimension."""
     geometry = getattr(layer, "geometry", None) or getattr(like, "geometry", None)
-    shape = (geometry.in_channels, *geometry.input_size) if geometry else (int(layer.in_features),)  # type: ignore[arg-type]
+    shape = (geometry.in_channels, *geometry.image_size) if geometry else (int(layer.in_features),)  # type: ignore[arg-type]
     some = next(layer.parameters())
     return layer(torch.zeros((1, *shape), dtype=some.dtype, device=some.device))[0]
 
@@ -158,7 +158,7 @@ def _check_layers(name: str, a: nn.Module, b: nn.Module) -> None:
 
 
 def _same(conv: nn.Module, geometry: Any) -> bool:
-    return type(geometry).of(conv, geometry.input_size) == geometry
+    return type(geometry).of(conv, geometry.image_size) == geometry
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def bias_blocks(layer: EmbeddedConv) -> tuple[Tensor, SubspacePlan] | None:
     """The bias as blocks ``[positions, 1, channels]`` that all copy the convolution's bias; None without one."""
     if layer.linear.bias is None:
         return None
-    channels = layer.ties.kernel_shape[0]
+    channels = layer.geometry.out_channels
     blocks = layer.linear.bias.detach().view(-1, 1, channels)
     return blocks, plan_of_bias(blocks.shape[0], channels, blocks.device)
 

@@ -113,7 +113,7 @@ class Shares:
     @classmethod
     def of_bias(cls, layer: EmbeddedConv, parts: Parts, *, sum_copies: bool) -> Shares:
         """Those of ``layer.linear.bias``, which copies the convolution's at each position; without L1."""
-        channels, device = layer.ties.kernel_shape[0], layer.ties.maps.device
+        channels, device = layer.geometry.out_channels, layer.ties.maps.device
         positions = layer.linear.out_features // channels
         plan = plan_of_bias(positions, channels, device)
         tied = Part(parts.tied.rate, parts.tied.weight_decay)

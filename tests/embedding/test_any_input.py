@@ -1,5 +1,6 @@
 """What holds on the example holds in training and at any batch size, for models that take any arguments."""
 
+import random
 import sys
 from typing import Any
 
@@ -25,16 +26,17 @@ class Merging(nn.Module):
         y = self.conv(x)
         if self.when == "always" or (self.when == "training") == self.training:
             y = y.view(1, -1, *y.shape[2:]).view(y.shape)
-        return self.norm(y + numpy.random.rand())  # noqa: NPY002  # the generator whose state must stay
+        return self.norm(y + numpy.random.rand() + random.random())  # noqa: NPY002  # the generator whose state must stay
 
 
 @pytest.mark.parametrize("when", ["always", "training", "evaluation"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_any_batch_size_and_mode(when: str, batch: int) -> None:
     model = Merging(when)
-    state = numpy.random.get_state()[1].copy()  # noqa: NPY002
+    state, python = numpy.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     twin = es.embed(model, torch.randn(batch, 2, 6, 6))
     assert (numpy.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert random.getstate() == python
     assert model.calls == twin.calls == int(model.norm.num_batches_tracked) == int(twin.norm.num_batches_tracked) == 0
     for module in (twin.train(), twin.eval()):
         module(torch.randn(2, 2, 6, 6)).sum().backward()
@@ -80,7 +82,7 @@ def test_a_batch_that_is_not_the_first_side() -> None:
     class Transposing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv1d(2, 3, 3)
+            self.conv = nn.Conv1d(2, 3, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x.permute(1, 2, 0))  # [time, batch, channels]

@@ -29,6 +29,14 @@ class Twice(nn.Conv2d):
         return super().forward(super().forward(input).relu())
 
 
+class Observing(nn.Conv2d):
+    """A convolution, and something else that would be lost."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.seen = input.mean()
+        return super().forward(input)
+
+
 class Functional(nn.Module):
     """A convolution that no module computes."""
 
@@ -145,6 +153,7 @@ ROWS = {
     "own forward": Row(lambda: OwnForward(2, 2, 3), "0", "OwnForward", _OWN_FORWARD),
     "own inner forward": Row(lambda: OwnInnerForward(2, 2, 3), "0", "OwnInnerForward", _OWN_FORWARD),
     "two paths": Row(lambda: Twice(2, 2, 3, padding=1), "0", "Twice", _OWN_FORWARD),
+    "own statistics": Row(lambda: Observing(2, 2, 3), "0", "Observing", _OWN_FORWARD),
     "own forward attribute": Row(_own_attribute, "0", "Conv2d", "its class has a forward of its own"),
     "functional": Row(Functional, "0", "Functional",
                       "its forward computes a convolution by itself, with '0.kernel'"),
