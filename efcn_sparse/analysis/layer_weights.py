@@ -68,8 +68,11 @@ def receptive_field(geometry: ConvGeometry, pixel: Sequence[int]) -> list[tuple[
         pixel, geometry.input_size, geometry.kernel_size, geometry.stride, geometry.padding,
         geometry.dilation, strict=True,
     ):  # fmt: skip
-        first = p * stride - low
-        box.append((max(first, 0), min(first + (kernel - 1) * dilation, size - 1)))
+        reach = (kernel - 1) * dilation
+        first, last = p * stride - low, p * stride - low + reach
+        if geometry.transposed:
+            first, last = -(-(p + low - reach) // stride), (p + low) // stride
+        box.append((max(first, 0), min(last, size - 1)))
     return box
 
 
@@ -79,6 +82,8 @@ def axis_distances(geometry: ConvGeometry) -> list[Tensor]:
     The distance of two pixels is the largest of these over the dimensions (the measure of ``es.Dilated(radius)``);
     it is 0 inside the box that the receptive field spans, holes of a dilated kernel included.
     """
+    if geometry.transposed:
+        return [table.T for table in axis_distances(geometry.conv)]
     tables = []
     for out, size, kernel, stride, (low, _), dilation in zip(
         geometry.output_size, geometry.input_size, geometry.kernel_size, geometry.stride, geometry.padding,

@@ -33,6 +33,8 @@ def covered_blocks(
     Returns:
         int64 ``[n]`` twice.
     """
+    if geometry.transposed:
+        return _transposed(*covered_blocks(geometry.conv, support, block_shape[::-1]), block_rows)
     grid, support = grid_of(geometry, block_shape), support.touching
     wanted = torch.arange(grid[0], device="cpu") if block_rows is None else block_rows
     if support.stores_all:
@@ -44,12 +46,23 @@ def covered_blocks(
 
 def count_stored(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> int:
     """How many blocks are stored for the support."""
+    if geometry.transposed:
+        return count_stored(geometry.conv, support, block_shape[::-1])
     grid, touching = grid_of(geometry, block_shape), support.touching
     if touching.stores_all:
         return grid[0] * grid[1]
     wanted = torch.arange(grid[0], device="cpu")
     touched = sum(blocks.numel() for blocks in _covered(geometry, touching, block_shape, wanted))
     return support.most_blocks(touched, grid[0] * grid[1])
+
+
+def _transposed(cols: Tensor, rows: Tensor, block_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The blocks of the transpose, those in ``block_rows``, sorted by row, then column."""
+    if block_rows is not None:
+        wanted = torch.isin(rows, block_rows)
+        rows, cols = rows[wanted], cols[wanted]
+    order = torch.argsort(rows, stable=True)  # columns ascend already
+    return rows[order], cols[order]
 
 
 def grid_of(geometry: ConvGeometry, block_shape: tuple[int, int]) -> tuple[int, int]:

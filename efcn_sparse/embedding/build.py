@@ -81,6 +81,9 @@ def classify(
     Returns:
         int64 ``[n]`` and int32 ``[n_classes, block_rows, block_cols]``.
     """
+    if geometry.transposed:
+        classes, maps = classify(geometry.conv, support, block_shape[::-1], cols, rows)
+        return classes, maps.mT.contiguous()
     support = support.within
     likeness = _pixel_keys(geometry, support, block_shape, rows, cols)
     _, like = torch.unique(likeness, return_inverse=True)
@@ -95,6 +98,8 @@ def element_maps(
     geometry: ConvGeometry, support: Support, block_shape: tuple[int, int], rows: Tensor, cols: Tensor
 ) -> Tensor:
     """int32 ``[n, block_rows, block_cols]``: the kernel entry that each element of these blocks copies."""
+    if geometry.transposed:
+        return element_maps(geometry.conv, support, block_shape[::-1], cols, rows).mT.contiguous()
     support = support.within
     maps = torch.empty((rows.numel(), *block_shape), dtype=torch.int32)
     chunk = max(1, _CHUNK_ELEMENTS // (block_shape[0] * block_shape[1]))

@@ -14,18 +14,13 @@ from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.low_rank import LowRankPart
+from efcn_sparse.embedding.refusals import CONVOLUTIONS, TRANSPOSED
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.ties import KernelFacts, Ties, mean_bias, mean_kernel, moved_ties, off_local_blocks
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.checks import checked_pair
-
-_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
-    1: nn.Conv1d,
-    2: nn.Conv2d,
-    3: nn.Conv3d,
-}
 
 
 class EmbeddedConv(nn.Module):
@@ -118,7 +113,7 @@ class EmbeddedConv(nn.Module):
     @torch.no_grad()
     def from_conv(
         cls,
-        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        conv: Any,
         input_size: Sequence[int],
         support: Support | None = None,
         block_shape: Sequence[int] | None = None,
@@ -129,7 +124,7 @@ class EmbeddedConv(nn.Module):
         """The embedding of ``conv`` at one input size; off-local weights start at zero.
 
         Args:
-            conv: left as it is.
+            conv: one of torch's convolutions, transposed or not; left as it is.
             input_size: the spatial sizes of its input.
             structure: the pattern and ties of ``build``, if they are there already.
             geometry: where the class of ``conv`` pads in a way of its own; ``input_size`` is not looked at then.
@@ -144,7 +139,7 @@ class EmbeddedConv(nn.Module):
         return layer._take(conv)
 
     @torch.no_grad()
-    def _take(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> EmbeddedConv:
+    def _take(self, conv: Any) -> EmbeddedConv:
         """Become the embedding of ``conv``, on its device; this layer is on the meta device."""
         weight = conv.weight
         self.ties = self.ties.to(weight.device)
@@ -161,7 +156,7 @@ class EmbeddedConv(nn.Module):
         return self.train(conv.training)
 
     @torch.no_grad()
-    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    def to_conv(self) -> Any:
         """The nearest convolution: each kernel entry the mean over its copies, each bias over its positions.
 
         Off-local weights, those of a low-rank part included, are dropped.
@@ -178,23 +173,26 @@ class EmbeddedConv(nn.Module):
         geometry, dims = self.geometry, len(self.geometry.input_size)
         sides = geometry.border or geometry.padding
         padding: Any = tuple(low for low, _ in sides) if all(low == high for low, high in sides) else "same"
-        if padding != "same" or max(geometry.stride) == 1:
-            conv = _CONVOLUTIONS[dims](
+        more: dict[str, Any] = {"output_padding": geometry.output_padding} if geometry.transposed else {}
+        kind: Any = (TRANSPOSED if geometry.transposed else CONVOLUTIONS)[dims - 1]
+        if padding != "same" or (max(geometry.stride) == 1 and not geometry.transposed):
+            conv = kind(
                 geometry.in_channels,
                 geometry.out_channels,
-                geometry.kernel_size,  # type: ignore[arg-type]  # one tuple type per dimension
-                stride=geometry.stride,  # type: ignore[arg-type]
+                geometry.kernel_size,
+                stride=geometry.stride,
                 padding=padding,
-                dilation=geometry.dilation,  # type: ignore[arg-type]
+                dilation=geometry.dilation,
                 groups=geometry.groups,
                 bias=self.linear.bias is not None,
-                padding_mode=geometry.padding_mode,  # type: ignore[arg-type]
+                padding_mode=geometry.padding_mode,
                 device="meta",
                 dtype=self.linear.values.dtype,
+                **more,
             )
             if ConvGeometry.of(conv, geometry.image_size) == geometry:
                 return conv
-        raise ValueError(f"geometry must be that of an nn.Conv{dims}d, got padding {list(sides)}")
+        raise ValueError(f"geometry must be that of an nn.{kind.__name__}, got padding {list(sides)}")
 
     # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------
 

@@ -43,7 +43,7 @@ def embed(
     convolution with ``weight_norm`` the present weight is embedded, and comes back as a plain one.
 
     Args:
-        model: any module with :class:`torch.nn.Conv1d`, ``Conv2d`` or ``Conv3d`` in it; it is not changed.
+        model: any module with convolutions of torch in it, transposed ones too; it is not changed.
         example_input: a tensor or a tuple of tensors, of the size that the copy shall take; any batch size.
         support: which weights may be non-zero: ``Local()``, ``Dilated(radius)``, ``Grown(budget)``,
             ``LowRank(rank)`` or ``Full()``.
@@ -60,7 +60,7 @@ def embed(
     Law: ``embed(model, x)(x) == model(x)`` and ``unembed(embed(model, x))`` has the parameters of ``model``.
 
     Raises:
-        ValueError: a convolution cannot be embedded exactly (transposed, lazy, quantized or otherwise parametrized; a
+        ValueError: a convolution cannot be embedded exactly (lazy, quantized or otherwise parametrized; a
             forward
             or hooks of its own; computed by a function; called at two sizes or not at all; a shared weight); a name
             pattern matches nothing; the weights do not fit into memory; or the copy computes something else on the
@@ -93,7 +93,6 @@ def embed(
         if key not in structures:
             shape = rule.block_shape or choose_block_shape(geometry, rule.support)
             structures[key] = build(geometry, rule.support, shape)
-        assert isinstance(site.plain, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         embedded[id(site.conv)] = EmbeddedConv.from_conv(
             site.plain, geometry.image_size, rule.support, structure=structures[key], geometry=geometry
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class ConvGeometry:
         padding_mode, border: where the layer first puts something else than zeros around its input: ``"reflect"``,
             ``"replicate"`` or ``"circular"``, and ``(low, high)`` of it per spatial dimension. ``input_size`` is the
             size with that border, whose pixels are input units like all others; :attr:`image_size` is without it.
+        transposed, output_padding: of a transposed convolution, whose matrix is the transpose of that of :attr:`conv`.
 
     Raises:
         ValueError: a size is out of range, or the kernel does not fit into the padded input.
@@ -43,6 +46,8 @@ class ConvGeometry:
     dilation: tuple[int, ...]
     padding_mode: str = "zeros"
     border: tuple[tuple[int, int], ...] = ()
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         dims = len(self.input_size)
@@ -66,16 +71,18 @@ class ConvGeometry:
                 f"kernel_size {list(self.kernel_size)} must fit into the padded input_size {list(self.input_size)}, "
                 f"got output size {list(self.output_size)}"
             )
+        if self.transposed and self.conv.output_size != self.input_size:
+            raise ValueError(f"output_padding must be smaller than stride, got {list(self.output_padding)}")
 
     @classmethod
     def of(cls, conv: nn.Module, input_size: tuple[int, ...]) -> ConvGeometry:
-        """The geometry of a :class:`torch.nn.Conv1d`, ``Conv2d`` or ``Conv3d`` at ``input_size``.
+        """The geometry of a convolution of torch, transposed or not, at ``input_size``.
 
         Example:
             >>> ConvGeometry.of(nn.Conv1d(1, 1, 4, padding="same"), (9,)).padding
             ((1, 2),)
         """
-        assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        assert isinstance(conv, _ConvNd)
         kernel, dilation = tuple(conv.kernel_size), tuple(conv.dilation)
         if conv.padding == "same":
             totals = [spread * (size - 1) for size, spread in zip(kernel, dilation, strict=True)]
@@ -84,6 +91,11 @@ class ConvGeometry:
             padding = tuple((0, 0) for _ in kernel)
         else:
             padding = tuple((int(side), int(side)) for side in conv.padding)
+        if conv.transposed:
+            return cls(
+                conv.in_channels, conv.out_channels, conv.groups, tuple(input_size), kernel, tuple(conv.stride),
+                padding, dilation, transposed=True, output_padding=tuple(conv.output_padding),
+            )  # fmt: skip
         size, mode = tuple(input_size), "zeros"
         border: tuple[tuple[int, int], ...] = ()
         if conv.padding_mode != "zeros" and any(map(any, padding)):
@@ -105,9 +117,30 @@ class ConvGeometry:
         border = self.border or ((0, 0),) * len(self.input_size)
         return tuple(side - sum(pair) for side, pair in zip(self.input_size, border, strict=True))
 
+    @cached_property
+    def conv(self) -> ConvGeometry:
+        """This convolution; of a transposed one, that whose matrix is the transpose of W."""
+        if not self.transposed:
+            return self
+        padding = tuple(
+            (low, max(0, high - more)) for (low, high), more in zip(self.padding, self.output_padding, strict=True)
+        )
+        return ConvGeometry(
+            self.out_channels, self.in_channels, self.groups, self.output_size, self.kernel_size, self.stride, padding,
+            self.dilation,
+        )  # fmt: skip
+
     @property
     def output_size(self) -> tuple[int, ...]:
         """Spatial size of the output."""
+        if self.transposed:
+            return tuple(
+                (size - 1) * stride - sum(padding) + dilation * (kernel - 1) + more + 1
+                for size, padding, dilation, kernel, stride, more in zip(
+                    self.input_size, self.padding, self.dilation, self.kernel_size, self.stride, self.output_padding,
+                    strict=True,
+                )
+            )  # fmt: skip
         return tuple(
             (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
             for size, padding, dilation, kernel, stride in zip(
@@ -128,7 +161,7 @@ class ConvGeometry:
     @property
     def kernel_shape(self) -> tuple[int, ...]:
         """The shape of the convolution's ``weight``."""
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return (self.conv.out_channels, self.conv.in_channels // self.groups, *self.kernel_size)
 
     @property
     def local_weights(self) -> int:
@@ -143,6 +176,8 @@ class ConvGeometry:
 
     def weights_in(self, windows: list[range], within_groups: bool) -> int:
         """How many entries of W have their kernel coordinates in ``windows`` (one per spatial dimension)."""
+        if self.transposed:
+            return self.conv.weights_in(windows, within_groups)
         pairs = 1
         for dim, window in enumerate(windows):
             low, stride, size = self.padding[dim][0], self.stride[dim], self.input_size[dim]

@@ -6,11 +6,14 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from efcn_sparse.linear.refusals import reason_to_keep
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -23,10 +26,8 @@ def refusal(module: nn.Module) -> str | None:
     """The reason why this convolution cannot be embedded exactly; None if it can."""
     if not isinstance(module, _ConvNd):
         return "a quantized convolution has no floating-point weight"
-    if isinstance(module, _ConvTransposeNd):
-        return "transposed convolutions are not supported"
     base = _base(module)
-    return "it is not a Conv1d, Conv2d or Conv3d" if base is None else reason_to_keep(module, base)
+    return "it is not one of torch's convolutions" if base is None else reason_to_keep(module, base)
 
 
 def without_weight_norm(conv: nn.Module) -> nn.Module:
@@ -53,11 +54,13 @@ def without_weight_norm(conv: nn.Module) -> nn.Module:
 def has_own_forward(conv: nn.Module) -> bool:
     """Whether the class of an embeddable convolution computes its output in a way of its own."""
     kind, base = type(conv), _base(conv)
-    return any(getattr(kind, name) is not getattr(base, name) for name in ("forward", "_conv_forward"))
+    return any(
+        getattr(kind, name) is not getattr(base, name) for name in ("forward", "_conv_forward") if hasattr(base, name)
+    )
 
 
 def _base(module: nn.Module) -> type | None:
-    return next((kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), None)
+    return next((kind for kind in (*CONVOLUTIONS, *TRANSPOSED) if isinstance(module, kind)), None)
 
 
 def refuse(name: str, module: nn.Module, reason: str, more: str = "") -> ValueError:

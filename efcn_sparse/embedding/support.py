@@ -362,5 +362,6 @@ def _label_of_start(start: Support) -> str:
 
 def _everything(geometry: ConvGeometry, dim: int) -> range:
     """All kernel coordinates that occur inside the image."""
+    geometry = geometry.conv
     low = geometry.padding[dim][0]
     return range(low - geometry.stride[dim] * (geometry.output_size[dim] - 1), low + geometry.input_size[dim])

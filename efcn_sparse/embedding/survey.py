@@ -118,7 +118,7 @@ def _nothing_to_embed(model: nn.Module, kept: list[str]) -> str:
     more = (
         "; sparsify makes linear layers block-sparse" if any(isinstance(m, nn.Linear) for m in model.modules()) else ""
     )
-    return f"{what} (nn.Conv1d, nn.Conv2d or nn.Conv3d), got {kind} without one{more}"
+    return f"{what} such as an nn.Conv2d, got {kind} without one{more}"
 
 
 def _runs(model: nn.Module, example: Example, convolutions: Mapping[str, nn.Module]) -> list[Run]:
@@ -162,7 +162,10 @@ def _geometry(name: str, conv: nn.Module, runs: list[Run]) -> ConvGeometry | Non
     if not sizes:
         return None
     if not has_own_forward(conv):
-        return ConvGeometry.of(conv, sizes[0])
+        try:
+            return ConvGeometry.of(conv, sizes[0])
+        except ValueError as error:
+            raise refuse(name, conv, str(error)) from None
     traced = {geometry for done in runs for geometry in done.traced.get(name, [])}
     geometry = traced.pop() if len(traced) == 1 else None
     if geometry is None:

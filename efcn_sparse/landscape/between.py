@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.landscape.products import squares_and_product
 from efcn_sparse.linear import SparseLinear
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MAPS = (EmbeddedConv, SparseLinear)
 
 
@@ -146,7 +146,7 @@ def _check_layers(name: str, a: nn.Module, b: nn.Module) -> None:
     known = next((geometry for geometry in geometries if geometry is not None), None)
     if known is not None:
         fits = all(
-            geometry == known or (geometry is None and isinstance(layer, _CONVOLUTIONS) and _same(layer, known))
+            geometry == known or (geometry is None and isinstance(layer, _ConvNd) and _same(layer, known))
             for geometry, layer in zip(geometries, (a, b), strict=True)
         )
     else:

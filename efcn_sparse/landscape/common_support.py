@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from efcn_sparse.embedding import EmbeddedConv, Full
 from efcn_sparse.embedding.build import classify
@@ -58,7 +59,7 @@ def _pair(name: str, a: nn.Module, b: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def _embedded_like(conv: nn.Module, layer: EmbeddedConv) -> EmbeddedConv:
-    assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    assert isinstance(conv, _ConvNd)
     weights_of(layer)  # refuses a low-rank part
     structure = (layer.linear.pattern, layer.ties)
     made = EmbeddedConv.from_conv(

@@ -192,8 +192,12 @@ def _centers(geometry: ConvGeometry) -> Tensor:
         dilation * (kernel - 1) / 2 - low
         for kernel, dilation, (low, _) in zip(geometry.kernel_size, geometry.dilation, geometry.padding, strict=True)
     ]
-    pixels = _grid(geometry.output_size) * torch.tensor(geometry.stride, dtype=torch.float64)
-    return (pixels + torch.tensor(middle, dtype=torch.float64)).repeat_interleave(geometry.out_channels, 0)
+    pixels, stride, shift = (
+        _grid(geometry.output_size),
+        *(torch.tensor(numbers, dtype=torch.float64) for numbers in (geometry.stride, middle)),
+    )
+    centers = (pixels - shift) / stride if geometry.transposed else pixels * stride + shift
+    return centers.repeat_interleave(geometry.out_channels, 0)
 
 
 # -- activity ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.ties import mean_kernel
@@ -30,7 +31,7 @@ def squares_and_product(a: nn.Module, b: nn.Module) -> tuple[float, float, float
     if isinstance(b, nn.Linear):
         return aa, _dot(values, pattern.gather(b.weight.detach())), _square(b.weight.detach())
     assert isinstance(a, EmbeddedConv)
-    assert isinstance(b, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    assert isinstance(b, _ConvNd)
     kernel = b.weight.detach().double()
     counts = a.ties.counts.view(a.ties.kernel_shape)
     mean = mean_kernel(values.double(), a.ties, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.example_run import Example, run_embedded
@@ -121,7 +122,7 @@ class PlannedConv(EmbeddedConv):
 
     def __init__(self, conv: nn.Module, layer: LayerPlan) -> None:
         nn.Module.__init__(self)
-        assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        assert isinstance(conv, _ConvNd)
         self.geometry = layer.geometry
         layer.geometry.describe(self)
         self.add_module("linear", PlannedLinear(layer, conv.weight, conv.bias))

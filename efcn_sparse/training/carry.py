@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from efcn_sparse.embedding import EmbeddedConv, LowRankPart
@@ -113,7 +114,7 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, t
             continue
         conv, bias = modules.get(name), layer.linear.bias
         if (
-            not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+            not isinstance(conv, _ConvNd)
             or tuple(conv.weight.shape) != tuple(layer.ties.kernel_shape)
             or (conv.bias is None) != (bias is None)
         ):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from efcn_sparse import deviation
-from efcn_sparse.analysis.layer_weights import distance_profile, receptive_field
-from efcn_sparse.embedding import Dilated, EmbeddedConv, Full, Local, LowRank
+from efcn_sparse.analysis.layer_weights import axis_distances, distance_profile, receptive_field
+from efcn_sparse.embedding import ConvGeometry, Dilated, EmbeddedConv, Full, Local, LowRank
 
 LAYERS = {
     "plain": (nn.Conv2d(2, 4, 3, padding=1), (5, 6), None),
@@ -115,3 +115,16 @@ def test_the_receptive_field_is_where_the_convolution_has_a_gradient(name):
                 receptive_field(geometry, pixel), seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True
             ):
                 assert first <= low <= high <= last
+
+
+@pytest.mark.parametrize("conv", [torch.nn.ConvTranspose2d(1, 1, 3, 2, 1, 1), torch.nn.ConvTranspose2d(1, 1, (4, 2))])
+def test_distances_of_a_transposed_convolution(conv):
+    geometry = ConvGeometry.of(conv, (4, 3))
+    down, right = axis_distances(geometry)
+    distance = torch.maximum(down[:, None, :, None], right[None, :, None, :]).flatten(2).flatten(0, 1)
+    for radius in (0, 1):
+        support = EmbeddedConv(geometry, Dilated(radius), (1, 1)).linear.pattern.to_mask()
+        assert torch.equal(distance <= radius, support)
+    for number, pixel in enumerate(itertools.product(*(range(n) for n in geometry.output_size))):
+        seen = (distance[number] == 0).view(4, 3).nonzero()
+        assert receptive_field(geometry, pixel) == list(zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True))

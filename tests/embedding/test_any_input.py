@@ -107,14 +107,17 @@ CONVOLUTIONS = {
     "reflect, same": lambda: nn.Conv2d(4, 2, 4, padding="same", padding_mode="reflect"),
     "circular, no padding": lambda: nn.Conv2d(4, 2, 3, padding_mode="circular"),
     "same as TensorFlow": lambda: SameAsTensorFlow(4, 6, (4, 3), stride=(1, 2), groups=2),
+    "transposed": lambda: nn.ConvTranspose2d(4, 6, (3, 4), (2, 1), (1, 2), (1, 0), groups=2),
+    "transposed, dilated": lambda: nn.ConvTranspose1d(4, 2, 3, 3, 4, 2, dilation=2),
+    "transposed, 3d": lambda: nn.ConvTranspose3d(4, 2, 2, stride=2, bias=False),
     "nothing to pad": lambda: SameAsTensorFlow(4, 2, 2, stride=2, bias=False),
 }
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("support", [es.Local(), es.Dilated(1), es.Full()], ids=str)
-def test_borders(name: str, support: es.embedding.Support) -> None:
-    """Output, gradients and the way back of convolutions that put a border of their own around the input."""
+def test_other_convolutions(name: str, support: es.embedding.Support) -> None:
+    """Output, gradients and the way back of convolutions that are more than a window with zeros around it."""
     conv = CONVOLUTIONS[name]().double()
     x = torch.randn(2, 4, *(7, 8, 6)[: len(conv.kernel_size)], dtype=torch.float64)
     twin = es.embed(conv, x, support=support)
@@ -127,6 +130,8 @@ def test_borders(name: str, support: es.embedding.Support) -> None:
     maps = twin.ties.maps[twin.ties.class_of_block.long()]
     summed.index_add_(0, maps[maps >= 0].long(), got[1][maps >= 0])
     torch.testing.assert_close(summed.view_as(conv.weight), dx[1])
+    assert twin.linear.pattern.nnz == support.entries(twin.geometry)
+    assert plan(conv, x, support=support).layers[0].stored_blocks == twin.linear.pattern.nnz_blocks
     back = es.unembed(twin)
     assert type(back) is type(conv)
     assert torch.equal(back.weight, conv.weight)

@@ -251,7 +251,7 @@ REFUSED = {
     "no module": (["builtins:dict", "--input", "3,4,4"], "MODEL must return an nn.Module, got dict from "),
     "nothing to embed": (
         ["torch.nn:Identity", "--input", "3,4,4"],
-        "MODEL must hold a convolution to embed (nn.Conv1d, nn.Conv2d or nn.Conv3d), got Identity without one",
+        "MODEL must hold a convolution to embed such as an nn.Conv2d, got Identity without one",
     ),
 }  # fmt: skip
 
