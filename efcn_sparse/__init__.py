@@ -36,6 +36,8 @@ from efcn_sparse.ops import explain as explain
 from efcn_sparse.ops import sddmm as sddmm
 from efcn_sparse.ops import spmm as spmm
 from efcn_sparse.pattern import BlockPattern as BlockPattern
+from efcn_sparse.pruning import CubicSchedule as CubicSchedule
+from efcn_sparse.pruning import Pruner as Pruner
 from efcn_sparse.subspace import deviation as deviation
 from efcn_sparse.subspace import project as project
 from efcn_sparse.subspace import record_gradient_parts as record_gradient_parts

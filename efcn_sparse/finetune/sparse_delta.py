@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.finetune.scores import gradient_scores
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.refusals import reason_to_keep, shared_parameter
+from efcn_sparse.linear.refusals import chosen_linears
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -127,7 +126,7 @@ class SparseDelta(nn.Module):
             >>> list(SparseDelta.add(net, rules, lambda net, x: net(x).square().mean(), [x]))
             ['0']
         """
-        chosen = _chosen(model, rules)
+        chosen = chosen_linears(model, rules, "have a delta")
         given = {name: (module, rule["block_shape"]) for name, (module, rule) in chosen.items()}
         scores = gradient_scores(model, given, loss, batches)
         patterns = {}
@@ -158,30 +157,3 @@ def _write(weight: Tensor, pattern: BlockPattern, values: Tensor) -> None:
         part = weight[row * height : (row + 1) * height, col * width : (col + 1) * width]
         new = values[number, : part.shape[0], : part.shape[1]]
         part.copy_(new if support is None else new.where(support[number, : part.shape[0], : part.shape[1]], part))
-
-
-def _chosen(
-    model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None]
-) -> dict[str, tuple[nn.Linear, Mapping[str, Any]]]:
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen, unused = {}, set(rules)
-    for name, module in linears.items():
-        pattern = next((pattern for pattern in rules if fnmatchcase(name, pattern)), None)
-        if pattern is None:
-            continue
-        unused.discard(pattern)
-        rule = rules[pattern]
-        if rule is None:
-            continue
-        if set(rule) != {"density", "block_shape"} or not 0 < rule["density"] <= 1:
-            raise ValueError(f"rules must be dict(density in (0, 1], block_shape=...) or None, got {rule!r}")
-        reason = "it is the model itself" if not name else reason_to_keep(module, nn.Linear)
-        reason = reason or shared_parameter(model, module)
-        if reason is not None:
-            raise ValueError(
-                f"{name!r} cannot have a delta: {reason}; the rule {{{name!r}: None}} before the others leaves it out"
-            )
-        chosen[name] = (module, rule)
-    if unused:
-        raise ValueError(f"rules must each match an nn.Linear, got {sorted(unused)} against {list(linears)}")
-    return chosen

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -63,3 +67,39 @@ def as_linear(module: nn.Module) -> nn.Linear:
     linear.weight = nn.Parameter(weight.detach().T, requires_grad=weight.requires_grad)
     linear.register_parameter("bias", bias)  # type: ignore[arg-type]
     return linear.train(module.training)
+
+
+def chosen_linears(
+    model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], purpose: str, *known: str
+) -> dict[str, tuple[nn.Linear, Mapping[str, Any]]]:
+    """The layers whose names match a rule, each with its ``dict(density=..., block_shape=...)``; the first rule counts.
+
+    Args:
+        purpose: what a layer cannot, in a refusal.
+        known: as for :func:`reason_to_keep`.
+
+    Raises:
+        ValueError: a rule matches no Linear or is no such dict, or a layer cannot be replaced without losing something.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen, unused = {}, set(rules)
+    for name, module in linears.items():
+        pattern = next((pattern for pattern in rules if fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            continue
+        unused.discard(pattern)
+        rule = rules[pattern]
+        if rule is None:
+            continue
+        if set(rule) != {"density", "block_shape"} or not 0 < rule["density"] <= 1:
+            raise ValueError(f"rules must be dict(density in (0, 1], block_shape=...) or None, got {rule!r}")
+        reason = "it is the model itself" if not name else reason_to_keep(module, nn.Linear, *known)
+        reason = reason or shared_parameter(model, module)
+        if reason is not None:
+            raise ValueError(
+                f"{name!r} cannot {purpose}: {reason}; the rule {{{name!r}: None}} before the others leaves it out"
+            )
+        chosen[name] = (module, rule)
+    if unused:
+        raise ValueError(f"rules must each match an nn.Linear, got {sorted(unused)} against {list(linears)}")
+    return chosen

@@ -24,14 +24,32 @@ def strongest_blocks(weight: Tensor, *, density: float, block_shape: Sequence[in
         raise ValueError(f"density must lie in [0, 1], got {density}")
     check_has_numbers("weight", weight)
     height, width = checked_pair("block_shape", block_shape, least=1)
-    padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % width, 0, -weight.shape[0] % height))
-    rows, cols = padded.shape[0] // height, padded.shape[1] // width
-    norms = padded.view(rows, height, cols, width).double().square().sum((1, 3))
-    kept = torch.argsort(norms.flatten(), descending=True, stable=True)[: round(density * rows * cols)]
-    if cover and density > 0:
-        weakest_first = torch.arange(kept.numel(), device=kept.device).flip(0)
-        kept = covering(kept, (rows, cols), lambda r, c: _strongest_cover(norms, r, c), lambda: weakest_first)
+    norms = sums_of_blocks(weight.double().square(), (height, width))
+    cols = norms.shape[1]
+    kept = highest_blocks(norms, round(density * norms.numel()), cover=cover and density > 0)
     return BlockPattern.from_blocks(kept // max(cols, 1), kept % max(cols, 1), weight.shape, (height, width))
+
+
+def sums_of_blocks(entries: Tensor, block_shape: Sequence[int]) -> Tensor:
+    """``[block rows, block columns]``: the sum over each block of a matrix, whose sides may be ragged."""
+    height, width = block_shape
+    padded = torch.nn.functional.pad(entries, (0, -entries.shape[1] % width, 0, -entries.shape[0] % height))
+    return padded.view(padded.shape[0] // height, height, padded.shape[1] // width, width).sum((1, 3))
+
+
+def highest_blocks(scores: Tensor, count: int, *, cover: bool) -> Tensor:
+    """int64: the places, row by row, of the ``count`` blocks with the highest scores, equals by position.
+
+    Args:
+        scores: ``[block rows, block columns]``.
+        cover: as in :func:`strongest_blocks`.
+    """
+    kept = torch.argsort(scores.flatten(), descending=True, stable=True)[:count]
+    if not cover:
+        return kept
+    weakest_first = torch.arange(kept.numel(), device=kept.device).flip(0)
+    grid = (scores.shape[0], scores.shape[1])
+    return covering(kept, grid, lambda r, c: _strongest_cover(scores, r, c), lambda: weakest_first)
 
 
 def _strongest_cover(norms: Tensor, bare_rows: Tensor, bare_cols: Tensor) -> Tensor:

@@ -69,13 +69,14 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     try:
-        from tests.distributed import block_rows, patterns
+        from tests.distributed import block_rows, patterns, pruning
 
         results = {
             **_data_parallel(rank),
             **_fully_sharded(rank, Path(folder)),
             **block_rows.work(rank, Path(folder)),
             **patterns.work(rank),
+            **pruning.work(rank),
         }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
         dist.barrier()  # a process that ends just after a collective may abort: gloo's threads still hold its tensors

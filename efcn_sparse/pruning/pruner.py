@@ -1,0 +1,289 @@
+"""Gradual pruning: blocks of dense layers become zero while the model trains, and leave storage at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.linear.refusals import chosen_linears
+from efcn_sparse.linear.select_blocks import highest_blocks, sums_of_blocks
+from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.pattern.checks import check_has_numbers, checked_pair
+from efcn_sparse.pruning.budget import BUDGETS, CubicSchedule, LayerSize, counts_by_layer, final_densities
+from efcn_sparse.pruning.penalty import group_lasso
+from efcn_sparse.pruning.shrink import shrink, state_like_weight
+
+SCORES = ("magnitude", "gradient")
+
+
+class _Masked:
+    """A Linear, which of its blocks are kept, and the hook that keeps the gradient of the others at zero."""
+
+    def __init__(self, linear: nn.Linear, block_shape: tuple[int, int]) -> None:
+        self.linear, self.block_shape = linear, block_shape
+        rows, cols = (-(-side // block) for side, block in zip(linear.weight.shape, block_shape, strict=True))
+        device = linear.weight.device
+        self.kept = torch.ones((rows, cols), dtype=torch.bool, device=device)
+        self.saliency = torch.zeros((rows, cols), dtype=torch.float64, device=device)
+        self.gone: Tensor | None = None  # bool, as weight: the entries of the blocks that are not kept
+        self.handle = linear.weight.register_hook(self._mask) if linear.weight.requires_grad else None
+
+    def _mask(self, gradient: Tensor) -> Tensor:
+        return gradient if self.gone is None else gradient.masked_fill(self.gone, 0)
+
+    def entries_gone(self, kept: Tensor) -> Tensor:
+        rows, cols = self.linear.weight.shape
+        wide = (~kept).repeat_interleave(self.block_shape[0], 0)[:rows]
+        return wide.repeat_interleave(self.block_shape[1], 1)[:, :cols]
+
+    def pattern(self) -> BlockPattern:
+        rows, cols = self.kept.nonzero().unbind(1)
+        return BlockPattern.from_blocks(rows, cols, tuple(self.linear.weight.shape), self.block_shape)
+
+
+class Pruner:
+    """Prunes blocks of :class:`torch.nn.Linear` layers while the model trains; at the end only the rest is stored.
+
+    Until then a layer stays dense. Its pruned blocks are exactly zero, and so are their gradient and the optimizer's
+    state, so they stay zero under every optimizer for which a weight of zero with gradients of zero is at rest (SGD,
+    momentum, weight decay, Adam). :meth:`finish` makes them :class:`SparseLinear` layers: values, gradient and state
+    move along, biases stay the same parameters.
+
+    Args:
+        model: any module, or a ``DistributedDataParallel`` around one: then rank 0's choice counts for all, and the
+            model must be wrapped anew after :meth:`finish`.
+        rules: shell-style name patterns to ``dict(density=..., block_shape=...)``, the density at the end, or to None
+            to leave a layer as it is; the first that matches counts.
+        schedule: how densities fall.
+        optimizer: a torch optimizer that holds the weights.
+        score: what blocks are kept by: ``"magnitude"``, their Frobenius norm, or ``"gradient"``, the sum of
+            (Σ gradient · weight)² over the steps since the last choice: the first-order change of the loss without it.
+        budget: ``"uniform"``, each layer by its rule; ``"erk"``, as many weights in all, more in layers with few;
+            ``"global"``, as many in all, one threshold on the score per entry.
+        cover: whether every block row and block column keeps a block, for which a layer may have to keep more. Without
+            it outputs may become constant and inputs unread.
+        finish_at_end: whether :meth:`step` calls :meth:`finish` at the end of the schedule.
+
+    Attributes:
+        steps: how many steps there have been.
+        finished: whether storage has shrunk.
+
+    Laws: the model with masks, and after :meth:`finish`, computes the same. Both train alike.
+
+    Raises:
+        ValueError: an argument is out of range, a rule matches no Linear, or a layer cannot be replaced without losing
+            something.
+        TypeError: an argument is of the wrong kind; a :class:`FusedOptimizer` is for layers that are sparse already.
+
+    Source: Zhu & Gupta 2017, arXiv 1710.01878, with blocks; the score by gradients: Molchanov et al. 2019,
+        arXiv 1906.10771.
+
+    Example:
+        >>> import efcn_sparse as es
+        >>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> rules = {"0": dict(density=0.25, block_shape=(16, 16))}
+        >>> pruner = es.Pruner(model, rules, es.CubicSchedule(begin=2, end=8), optimizer)
+        >>> for step in range(10):
+        ...     model(torch.randn(8, 64)).square().mean().backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        ...     optimizer.zero_grad()
+        >>> type(model[0]).__name__, pruner.densities
+        ('Linear', {'0': 0.25})
+        >>> pruner.finish()[0]
+        SparseLinear(in_features=64, out_features=128, block_shape=(16, 16), nnz_blocks=8, density=0.25, bias=True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Mapping[str, Mapping[str, Any] | None],
+        schedule: CubicSchedule,
+        optimizer: torch.optim.Optimizer,
+        *,
+        score: str = "magnitude",
+        budget: str = "uniform",
+        cover: bool = True,
+        finish_at_end: bool = False,
+    ) -> None:
+        if not isinstance(schedule, CubicSchedule):
+            raise TypeError(f"schedule must be a CubicSchedule, got {type(schedule).__name__}")
+        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, FusedOptimizer):
+            raise TypeError(f"optimizer must be a torch optimizer, not a fused one, got {type(optimizer).__name__}")
+        for name, value, known in (("score", score, SCORES), ("budget", budget, BUDGETS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        self._group: Any = None
+        self._wrapped = isinstance(model, DistributedDataParallel)
+        if isinstance(model, DistributedDataParallel):
+            self._group, model = model.process_group, model.module
+            if finish_at_end:
+                raise ValueError(
+                    "finish_at_end must be False with DistributedDataParallel, which must be wrapped around the model "
+                    "anew after finish(), got True"
+                )
+        chosen = chosen_linears(model, rules, "be pruned", "forward")
+        if not chosen:
+            raise ValueError(f"rules must choose at least one nn.Linear, got {dict(rules)!r}")
+        self._sizes: dict[str, LayerSize] = {}
+        blocks = {name: checked_pair("block_shape", rule["block_shape"], least=1) for name, (_, rule) in chosen.items()}
+        for name, (linear, rule) in chosen.items():
+            weight = linear.weight
+            check_has_numbers(f"{name}.weight", weight)
+            if type(weight.detach()) is not Tensor:
+                raise ValueError(f"{name}.weight must be a plain tensor, got {type(weight.detach()).__name__}")
+            state_like_weight(optimizer, name, weight)
+            height, width = blocks[name]
+            grid = (-(-weight.shape[0] // height), -(-weight.shape[1] // width))
+            shape = (weight.shape[0], weight.shape[1])
+            self._sizes[name] = LayerSize(shape, grid, height * width, float(rule["density"]))
+        self._layers = {name: _Masked(linear, blocks[name]) for name, (linear, _) in chosen.items()}
+        self._final = final_densities(budget, self._sizes)
+        self._model, self._schedule, self._optimizer = model, schedule, optimizer
+        self._score, self._budget, self._cover, self._at_end = score, budget, cover, finish_at_end
+        self.steps, self.finished = 0, False
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """The share of blocks that each layer keeps now."""
+        return {name: float(layer.kept.double().mean()) for name, layer in self._layers.items()}
+
+    def group_lasso(self) -> Tensor:
+        """:func:`efcn_sparse.pruning.group_lasso` of all layers together, to be added to the loss with a factor."""
+        return torch.stack([group_lasso(m.linear.weight, m.block_shape) for m in self._layers.values()]).sum()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count a step, after ``optimizer.step()`` and before ``zero_grad()``; prune if it is time.
+
+        All blocks are chosen before the first weight changes.
+
+        Raises:
+            RuntimeError: the score needs gradients, and a layer has none.
+            ValueError: a score is not finite, or the optimizer has state that cannot be masked.
+        """
+        if not self.finished and self.steps < self._schedule.end:
+            if self._score == "gradient":
+                self._gather_saliency()
+            if self._schedule.due(self.steps + 1):
+                self._apply(self._choice(self.steps + 1))
+                for layer in self._layers.values():
+                    layer.saliency.zero_()
+        self.steps += 1
+        if self._at_end and self.steps == self._schedule.end:
+            self.finish()
+
+    def finish(self) -> nn.Module:
+        """Replace the layers by :class:`SparseLinear` ones that store what is kept, in place; all or nothing.
+
+        The optimizer, and schedulers of its learning rate, go on with the values where they had the weights. A compiled
+        model is compiled again; one in ``DistributedDataParallel`` must be wrapped anew.
+
+        Returns:
+            The model, without ``DistributedDataParallel``.
+        """
+        if not self.finished:
+            patterns = {name: layer.pattern() for name, layer in self._layers.items()}
+            shrink(self._model, patterns, self._optimizer)
+            for layer in self._layers.values():
+                if layer.handle is not None:
+                    layer.handle.remove()
+                layer.gone = None
+            self.finished = True
+        return self._model
+
+    def _gather_saliency(self) -> None:
+        for name, layer in self._layers.items():
+            weight = layer.linear.weight
+            if weight.grad is None:
+                raise RuntimeError(
+                    f"{name}.weight must have a gradient: call pruner.step() before zero_grad(), got None"
+                )
+            layer.saliency += sums_of_blocks((weight.grad * weight).double(), layer.block_shape).square()
+
+    def _scores(self) -> dict[str, Tensor]:
+        """fp64 ``[block rows, block columns]`` by layer; -1 where a block is gone, which is the last to come back."""
+        scores = {}
+        for name, layer in self._layers.items():
+            if self._score == "gradient":
+                score = layer.saliency.clone()
+            else:
+                score = sums_of_blocks(layer.linear.weight.double().square(), layer.block_shape)
+            if self._wrapped:
+                dist.broadcast(score, dist.get_global_rank(self._group, 0), group=self._group)
+            scores[name] = score / self._sizes[name].area
+        for name, score in scores.items():
+            if not bool(score.isfinite().all()):
+                raise ValueError(f"{name}.weight must have finite scores, got NaN or infinity")
+            score.masked_fill_(~self._layers[name].kept, -1.0)
+        return scores
+
+    def _choice(self, step: int) -> dict[str, Tensor]:
+        scores = self._scores()
+        densities = {name: self._schedule.density(step, final) for name, final in self._final.items()}
+        every = scores if self._budget == "global" else None
+        counts = counts_by_layer(densities, self._sizes, every, self._cover)
+        chosen = {}
+        for name, score in scores.items():
+            kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+            kept[highest_blocks(score, counts[name], cover=self._cover)] = True
+            chosen[name] = kept.view(score.shape)
+        return chosen
+
+    def _apply(self, chosen: Mapping[str, Tensor]) -> None:
+        """Keep these blocks; weights, gradients and state of all others become zero."""
+        ready: list[tuple[_Masked, Tensor, Tensor, list[Tensor]]] = []
+        for name, layer in self._layers.items():
+            weight = layer.linear.weight
+            tensors = [weight, *state_like_weight(self._optimizer, name, weight).values()]
+            if weight.grad is not None:
+                tensors.append(weight.grad)
+            ready.append((layer, chosen[name], layer.entries_gone(chosen[name]), tensors))
+        for layer, kept, gone, tensors in ready:
+            layer.kept, layer.gone = kept, gone
+            for tensor in tensors:
+                tensor.masked_fill_(gone, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the state dicts of model and optimizer."""
+        return {
+            "steps": self.steps,
+            "finished": self.finished,
+            "kept": {name: layer.kept.clone() for name, layer in self._layers.items()},
+            "saliency": {name: layer.saliency.clone() for name, layer in self._layers.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, before model and optimizer load theirs.
+
+        If storage had shrunk, it shrinks here, so that the layers have the shapes of what they load.
+
+        Raises:
+            ValueError: the layers or their blocks are others, or storage has shrunk here and not there.
+        """
+        wanted = {name: layer.kept.shape for name, layer in self._layers.items()}
+        for part in ("kept", "saliency"):
+            found = {name: tensor.shape for name, tensor in state_dict[part].items()}
+            if found != wanted:
+                told = [{name: list(shape) for name, shape in shapes.items()} for shapes in (wanted, found)]
+                raise ValueError(f"state_dict must hold {part} of {told[0]}, got {told[1]}")
+        kept = {name: state_dict["kept"][name].to(layer.kept.device) for name, layer in self._layers.items()}
+        if self.finished:
+            same = all(torch.equal(kept[name], layer.kept) for name, layer in self._layers.items())
+            if not (same and state_dict["finished"]):
+                raise ValueError("state_dict must be of the same sparse layers after finish(), got others")
+        else:
+            self._apply(kept)
+        for name, layer in self._layers.items():
+            layer.saliency.copy_(state_dict["saliency"][name])
+        self.steps = int(state_dict["steps"])
+        if state_dict["finished"]:
+            self.finish()

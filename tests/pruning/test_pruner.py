@@ -1,0 +1,284 @@
+"""Pruning while training: what is zero, what is chosen, that shrinking changes nothing, and that resuming is exact."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import efcn_sparse as es
+from efcn_sparse.pruning import group_lasso
+
+RULES = {"head": None, "*": dict(density=0.25, block_shape=(8, 4))}
+SCHEDULE = es.CubicSchedule(begin=2, end=9, every=3)
+OPTIMIZERS: dict[str, Callable] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+    "adamw": lambda p: torch.optim.AdamW([{"params": list(p)}], lr=1e-2, amsgrad=True),
+}
+
+
+class Net(nn.Module):
+    """Ragged sides, a layer that is used twice under two names, one without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(30, 44, bias=False), nn.Linear(44, 44)
+        self.again, self.head = self.second, nn.Linear(44, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.again(self.second(self.first(x).tanh()).tanh()).tanh())
+
+
+def net() -> Net:
+    torch.manual_seed(3)
+    return Net().double()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, pruner: es.Pruner | None, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(16, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), torch.arange(16) % 5).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+        optimizer.step()
+        if pruner is not None:
+            pruner.step()
+
+
+def blocks_of(matrix: Tensor, block_shape: tuple[int, int]) -> list[list[Tensor]]:
+    """The oracle's view: slices, one by one."""
+    height, width = block_shape
+    return [
+        [matrix[i : i + height, j : j + width] for j in range(0, matrix.shape[1], width)]
+        for i in range(0, matrix.shape[0], height)
+    ]
+
+
+def zeros(matrix: Tensor) -> Tensor:
+    return torch.tensor([[bool((block == 0).all()) for block in row] for row in blocks_of(matrix, (8, 4))])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("score", ["magnitude", "gradient"])
+def test_masks_first_then_storage_shrinks_and_nothing_else_changes(name: str, score: str) -> None:
+    model = net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    pruner = es.Pruner(model, RULES, SCHEDULE, optimizer, score=score)
+    train(model, optimizer, pruner, range(2))
+    assert pruner.densities == {"first": 1.0, "second": 1.0}
+    train(model, optimizer, pruner, range(2, 12))
+    assert pruner.densities == pytest.approx({"first": 12 / 48, "second": 16 / 66}, abs=0.01)  # 6×8 and 6×11 blocks
+    for layer in (model.first, model.second):
+        gone = zeros(layer.weight)
+        assert 0.7 < gone.double().mean() < 0.8
+        assert not gone.all(0).any()  # no block row or column without one
+        assert not gone.all(1).any()
+        for tensor in (layer.weight.grad, *(t for t in optimizer.state[layer.weight].values() if t.dim())):
+            assert torch.equal(zeros(tensor), gone)
+
+    twin, twins = copy.deepcopy((model, optimizer))
+    for parameter, own in zip(model.parameters(), twin.parameters(), strict=True):
+        own.grad = parameter.grad.clone()
+    other = es.Pruner(twin, RULES, SCHEDULE, twins)
+    other.load_state_dict(pruner.state_dict())
+    bias, x = twin.second.bias, torch.randn(4, 30, dtype=torch.float64)
+    gradient, y = twin.first.weight.grad, twin(x)
+    assert other.finish() is twin
+    assert type(twin.first) is type(twin.second) is es.SparseLinear
+    assert twin.again is twin.second
+    assert twin.second.bias is bias
+    assert twin.first.values.shape == (12, 8, 4)
+    torch.testing.assert_close(twin(x), y, rtol=1e-12, atol=1e-12)
+    assert torch.equal(twin.first.pattern.to_dense(twin.first.values.grad), gradient)
+    train(model, optimizer, pruner, range(12, 17))
+    train(twin, twins, other, range(12, 17))
+    for masked, stored in ((model.first, twin.first), (model.second, twin.second), (model.head, twin.head)):
+        torch.testing.assert_close(stored.weight, masked.weight, rtol=1e-9, atol=1e-12)
+    held = {id(p) for group in twins.param_groups for p in group["params"]}
+    assert held == {id(p) for p in twin.parameters()}
+
+
+def strongest(weight: Tensor, count: int) -> set[tuple[int, int]]:
+    norms = {
+        (i, j): float(block.norm()) for i, row in enumerate(blocks_of(weight, (8, 4))) for j, block in enumerate(row)
+    }
+    return set(sorted(norms, key=lambda place: -norms[place])[:count])
+
+
+def test_the_strongest_blocks_stay_as_many_as_the_cubic_schedule_says() -> None:
+    model, rules = net(), {"first": dict(density=0.25, block_shape=(8, 4))}
+    pruner = es.Pruner(model, rules, SCHEDULE, torch.optim.SGD(model.parameters(), lr=0.0), cover=False)
+    for step in range(1, 12):
+        weight = model.first.weight.detach().clone()
+        pruner.step()
+        density = 0.25 + 0.75 * (1 - min(max(step - 2, 0), 7) / 7) ** 3
+        if step in (5, 8, 9):
+            kept = {tuple(place) for place in (~zeros(model.first.weight)).nonzero().tolist()}
+            assert kept == strongest(weight, round(density * 48))
+        else:
+            assert torch.equal(weight, model.first.weight)
+    assert pruner.densities == {"first": 0.25}
+
+
+def test_gradient_score() -> None:
+    """(Σ gradient · weight)² of each block, summed over the steps since the last choice."""
+    model = net()
+    schedule = es.CubicSchedule(begin=0, end=3, every=3)
+    pruner = es.Pruner(
+        model,
+        {"second": RULES["*"]},
+        schedule,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        score="gradient",
+        cover=False,
+    )
+    sums = torch.zeros(6, 11, dtype=torch.float64)
+    for _ in range(3):
+        model.second.weight.grad = torch.randn_like(model.second.weight)
+        rows = blocks_of((model.second.weight.grad * model.second.weight).detach(), (8, 4))
+        sums += torch.tensor([[float(block.sum()) ** 2 for block in row] for row in rows])
+        pruner.step()
+    expected = sums.flatten().argsort(descending=True)[:16].sort().values
+    assert torch.equal((~zeros(model.second.weight)).flatten().nonzero().squeeze(1), expected)
+    model.second.weight.grad = None
+    fresh = es.Pruner(model, RULES, schedule, torch.optim.SGD(model.parameters(), lr=0.0), score="gradient")
+    with pytest.raises(RuntimeError, match=r"first.weight must have a gradient: call pruner.step\(\) before zero_grad"):
+        fresh.step()
+
+
+@pytest.mark.parametrize("cover", [True, False])
+def test_one_threshold_for_all_layers(cover: bool) -> None:
+    model = net()
+    with torch.no_grad():
+        model.second.weight.mul_(0.1)
+    schedule = es.CubicSchedule(begin=0, end=1)
+    rules = {"first": dict(density=0.25, block_shape=(8, 4)), "second": dict(density=0.25, block_shape=(4, 4))}
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in rules}
+    pruner = es.Pruner(
+        model, rules, schedule, torch.optim.SGD(model.parameters(), lr=0.0), budget="global", cover=cover
+    )
+    pruner.step()
+    stored = {name: pruner.densities[name] * blocks for name, blocks in (("first", 48), ("second", 121))}
+    wanted = 12 * 32 + 30 * 16
+    assert wanted - 32 < stored["first"] * 32 + stored["second"] * 16 <= wanted
+    if cover:
+        assert stored["second"] == pytest.approx(11)  # the weak layer keeps what its rows and columns need
+    else:
+        assert stored["second"] == pytest.approx(1)
+        kept = zeros(model.first.weight).logical_not()
+        norms = torch.tensor([[float(block.norm()) for block in row] for row in blocks_of(before["first"], (8, 4))])
+        assert norms[kept].min() > norms[~kept].max()
+
+
+def test_erk_keeps_the_total_and_spares_the_small() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 256), nn.Linear(256, 512), nn.Linear(512, 8))
+    rules = {"*": dict(density=0.2, block_shape=(4, 4))}
+    pruner = es.Pruner(
+        model, rules, es.CubicSchedule(begin=0, end=1), torch.optim.SGD(model.parameters(), lr=0.0), budget="erk"
+    )
+    pruner.step()
+    sizes = [layer.weight.numel() for layer in model]
+    densities = list(pruner.densities.values())
+    assert sum(d * size for d, size in zip(densities, sizes, strict=True)) == pytest.approx(0.2 * sum(sizes), rel=0.01)
+    assert densities[3] == 1.0  # it would get more than there is
+    raw = [(layer.in_features + layer.out_features) / layer.weight.numel() for layer in model]
+    for a, b in itertools.pairwise(range(3)):
+        assert densities[a] / densities[b] == pytest.approx(raw[a] / raw[b], rel=0.02)
+
+
+@pytest.mark.parametrize("stop", [4, 10])
+def test_resume_is_exact(stop: int) -> None:
+    """Interrupted with masks, and after storage has shrunk."""
+
+    def made() -> tuple:
+        model = net()
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        return model, optimizer, es.Pruner(model, RULES, SCHEDULE, optimizer, score="gradient", finish_at_end=True)
+
+    whole = made()
+    train(*whole, range(stop))
+    saved = copy.deepcopy([part.state_dict() for part in whole])
+    train(*whole, range(stop, 14))
+    model, optimizer, pruner = again = made()
+    pruner.load_state_dict(saved[2])
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    assert pruner.finished == (stop == 10)
+    train(*again, range(stop, 14))
+    assert pruner.finished
+    for key, tensor in whole[0].state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+    assert pruner.steps == 14
+
+
+def test_what_cannot_follow_is_refused_before_anything_changes() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = es.Pruner(model, RULES, es.CubicSchedule(begin=0, end=2), optimizer)
+    train(model, optimizer, pruner, range(1))
+    before = copy.deepcopy(model.state_dict())
+    optimizer.state[model.second.weight]["rows"] = torch.zeros(44)
+    for change in (pruner.step, pruner.finish):
+        with pytest.raises(ValueError, match=r"shaped like second.weight \[44, 44\], got state 'rows' of shape \[44\]"):
+            change()
+    del optimizer.state[model.second.weight]["rows"]
+    with torch.no_grad():
+        model.second.weight[0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"second.weight must have finite scores, got NaN or infinity"):
+        pruner.step()
+    with torch.no_grad():
+        model.second.weight[0, 0] = before["second.weight"][0, 0]
+    assert type(model.first) is nn.Linear
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert pruner.steps == 1
+
+
+def test_group_lasso() -> None:
+    weight = torch.randn(11, 9, dtype=torch.float64)
+    weight[:8, :4] = 0.0
+    weight.requires_grad_()
+    found = group_lasso(weight, (8, 4))
+    found.backward()
+    found_gradient, weight.grad = weight.grad, None
+    expected = sum(block.norm() for row in blocks_of(weight, (8, 4)) for block in row if bool(block.any())) * 32**0.5
+    expected.backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_gradient, weight.grad)
+    model = net()
+    pruner = es.Pruner(model, RULES, SCHEDULE, torch.optim.SGD(model.parameters(), lr=0.1))
+    both = group_lasso(model.first.weight, (8, 4)) + group_lasso(model.second.weight, (8, 4))
+    torch.testing.assert_close(pruner.group_lasso(), both)
+
+
+class Shouting(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(rules={"third": RULES["*"]}), r"rules must each match an nn.Linear, got \['third'\]"),
+        (dict(rules={"first": dict(density=0.0, block_shape=(8, 4))}), r"rules must be dict\(density in \(0, 1\]"),
+        (dict(rules={"*": None}), "rules must choose at least one nn.Linear"),
+        (dict(score="size"), "score must be one of magnitude, gradient, got 'size'"),
+        (dict(budget="fair"), "budget must be one of uniform, erk, global, got 'fair'"),
+        (dict(schedule=10), "schedule must be a CubicSchedule, got int"),
+        (dict(optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))])), "optimizer must hold first.weight, got SGD"),
+        (dict(model=nn.Sequential(Shouting(8, 8)), rules={"0": RULES["*"]}), "'0' cannot be pruned: its class has a"),
+        (dict(model=nn.Linear(8, 8), rules={"": RULES["*"]}), "'' cannot be pruned: it is the model itself"),
+    ],
+)
+def test_refused(change: dict, message: str) -> None:
+    model = change.pop("model", None) or net()
+    arguments = dict(rules=RULES, schedule=SCHEDULE, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)) | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        es.Pruner(model, **arguments)
+
+
+def test_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="end must be an integer of at least 5, got 4"):
+        es.CubicSchedule(begin=5, end=4)
