@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ def claims(run: Run) -> list[Claim]:
     against_cnn = [final.against_cnn for final in done]
     if any(one.n for one in against_cnn):
         found.append(_beats(f"{name} ends above the CNN of the same epoch", against_cnn, done, everywhere=False))
+    lost = sum(final.diverged for final in finals(run) if final.arm == arm)
+    if lost:
+        found = [dataclasses.replace(one, told=f"{one.told} {lost} of its training runs diverged.") for one in found]
     deltas = [final.delta.mean for final in done if final.delta.n]
     if deltas:
         low, high = min(deltas), max(deltas)
@@ -65,7 +69,7 @@ def answer(run: Run) -> str:
     """The verdicts in one sentence; what is missing, where there are none."""
     found = claims(run)
     if not found:
-        return "No eFCN has come to its end yet, so there is no answer."
+        return "No eFCN has come to its end, so there is no answer."
     counts = [
         (sum(claim.verdict == verdict for claim in found), text)
         for verdict, text in ((AGREES, "agrees with the paper in"), (DISAGREES, "disagrees in"), (OPEN, "leaves open"))

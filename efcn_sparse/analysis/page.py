@@ -13,7 +13,7 @@ from typing import Any
 
 from efcn_sparse.analysis.claims import answer, claims
 from efcn_sparse.analysis.run_data import Run
-from efcn_sparse.analysis.sentences import findings, headline, progress, totals
+from efcn_sparse.analysis.sentences import divergences, findings, headline, progress, totals
 from efcn_sparse.analysis.statistics import finals
 from efcn_sparse.training.arms import ELCN, FCN, FULL
 from efcn_sparse.training.presets import PRESETS
@@ -80,7 +80,7 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
         headline=headline(run),
         findings=findings(run),
         progress=progress(run),
-        problems=run.problems,
+        problems=[*divergences(run), *run.problems],
         rows=_final_rows(run),
         supports=_support_rows(run),
         sections=sections,
@@ -114,7 +114,7 @@ def _final_rows(run: Run) -> list[dict[str, str]]:
             "time": "–" if final.relax_epoch is None else str(final.relax_epoch),
             "epoch": "–".join(str(epoch) for epoch in dict.fromkeys(final.epochs)) + ("" if final.complete else " *"),
             "test": final.test_accuracy.text(),
-            "n": str(final.test_accuracy.n),
+            "n": str(final.test_accuracy.n) + (f" ({final.diverged} diverged)" if final.diverged else ""),
             "against": _points(against.mean, against.std) if against.n else "–",
             "train": final.train_accuracy.text(),
             "loss": final.test_loss.text(),

@@ -41,6 +41,11 @@ class Trace:
     epochs: Ints
     columns: dict[str, Floats]
 
+    @property
+    def diverged(self) -> bool:
+        """Whether its training ended since its loss was no finite number any more."""
+        return not math.isfinite(self.columns["train_loss"][-1])
+
     def final(self, column: str) -> float:
         """The last number of ``column``."""
         return float(self.columns[column][-1])
@@ -152,4 +157,8 @@ def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> t
 
 def _trace(key: tuple[Arm, int, int | None, str], evaluations: list[Evaluation], columns: list[str]) -> Trace:
     named = {name: np.array([one.number(name) for one in evaluations], dtype=np.float64) for name in columns}
+    if "train_loss" in named:  # what a net that has diverged guesses is no accuracy
+        lost = ~np.isfinite(named["train_loss"])
+        for name in ("train_accuracy", "test_accuracy", "test_loss"):
+            named[name][lost] = np.nan
     return Trace(*key, epochs=np.array([one.epoch for one in evaluations], dtype=np.int64), columns=named)

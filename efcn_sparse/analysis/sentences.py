@@ -45,12 +45,13 @@ def findings(run: Run) -> list[str]:
 def progress(run: Run) -> list[str]:
     """How far the plan's training runs are: a sentence for each one that has begun; empty if all are done."""
     reached = {(t.arm, t.seed, t.relax_epoch): int(t.epochs[-1]) for t in run.traces}
+    lost = {(t.arm, t.seed, t.relax_epoch) for t in run.traces if t.diverged}
     waiting, unfinished = 0, []
     for stage in run.plan:
         epoch = reached.get((stage.arm, stage.seed, stage.relax_epoch))
         if epoch is None:
             waiting += 1
-        elif epoch < stage.last:
+        elif epoch < stage.last and (stage.arm, stage.seed, stage.relax_epoch) not in lost:
             time = "" if stage.relax_epoch is None else f", t_w = {stage.relax_epoch}"
             name = stage.arm.label
             unfinished.append(f"{name} (seed {stage.seed}{time}) has reached epoch {epoch} of {stage.last}.")
@@ -60,6 +61,19 @@ def progress(run: Run) -> list[str]:
     began = f"The run is not complete: {done} of {_count(len(run.plan), 'training run')} are finished, "
     more = [f"{len(unfinished) - SHOWN} more have begun."] if len(unfinished) > SHOWN else []
     return [f"{began}{waiting} have not begun.", *unfinished[:SHOWN], *more]
+
+
+def divergences(run: Run) -> list[str]:
+    """A sentence on the training runs that have diverged; empty if none has."""
+    lost = [trace for trace in run.traces if trace.diverged]
+    if not lost:
+        return []
+    names = [
+        f"{t.arm.label} (seed {t.seed}" + ("" if t.relax_epoch is None else f", t_w = {t.relax_epoch}")
+        + f", epoch {t.epochs[-1]}, learning rate {t.final('lr'):g})" for t in lost[:SHOWN]
+    ]  # fmt: skip
+    more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+    return [f"Diverged, and left out of all means: {', '.join(names)}{more}."]
 
 
 def totals(trace: Trace) -> float:

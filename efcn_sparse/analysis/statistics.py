@@ -53,7 +53,8 @@ class Final:
         epochs: the last epochs of the seeds, lowest and highest.
         stored: numbers in the support.
         leak, captured: means over the epochs (columns of metrics.csv): a single batch tells little.
-        complete: whether every seed of the plan has reached the end.
+        complete: whether every seed of the plan has reached the end, or has diverged.
+        diverged: how many seeds have diverged; the means are over the others.
         control: test accuracy of the CNN of the same seeds at the same epochs.
         against_cnn: test accuracy minus ``control``, seed by seed.
     """
@@ -62,6 +63,7 @@ class Final:
     relax_epoch: int | None
     epochs: tuple[int, int]
     complete: bool
+    diverged: int
     test_accuracy: Spread
     train_accuracy: Spread
     test_loss: Spread
@@ -89,14 +91,15 @@ def _final(run: Run, arm: Arm, relax_epoch: int | None) -> Final:
     differences = [trace.final("test_accuracy") - control for trace, control in zip(traces, controls, strict=True)]
     last = [int(trace.epochs[-1]) for trace in traces]
     planned = {stage.seed: stage.last for stage in run.plan if (stage.arm, stage.relax_epoch) == (arm, relax_epoch)}
-    complete = planned == {trace.seed: int(trace.epochs[-1]) for trace in traces}
+    complete = planned == {t.seed: planned.get(t.seed, -1) if t.diverged else int(t.epochs[-1]) for t in traces}
+    diverged = sum(trace.diverged for trace in traces)
     over_seeds = {
         name: spread([trace.final(name) for trace in traces])
         for name in ("test_accuracy", "train_accuracy", "test_loss", "delta", "stored")
     }
     over_seeds |= {name: spread([trace.mean(name) for trace in traces]) for name in ("leak", "captured")}
     return Final(
-        arm, relax_epoch, (min(last), max(last)), complete,
+        arm, relax_epoch, (min(last), max(last)), complete, diverged,
         control=spread(controls), against_cnn=spread(differences), **over_seeds,
     )  # fmt: skip
 

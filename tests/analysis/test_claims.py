@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from efcn_sparse.analysis.claims import AGREES, DISAGREES, OPEN, answer, claims, is_clear
 from efcn_sparse.analysis.run_data import Run, read_run
+from efcn_sparse.analysis.sentences import divergences, progress
 from efcn_sparse.analysis.statistics import spread
 from tests.analysis.synthetic import write_run
 
@@ -64,4 +66,21 @@ def test_one_seed_decides_nothing(run):
 def test_the_largest_support_stands_in_for_the_full_one(run):
     fewer = dataclasses.replace(run, traces=tuple(trace for trace in run.traces if trace.arm.name != "efcn-full"))
     assert claims(fewer) == []
-    assert answer(fewer) == "No eFCN has come to its end yet, so there is no answer."
+    assert answer(fewer) == "No eFCN has come to its end, so there is no answer."
+
+
+def test_nets_that_diverged_are_told_and_decide_nothing(run):
+    def lost(trace):
+        if trace.arm.name != "efcn-full" or trace.seed == 2:
+            return trace
+        loss, accuracy = trace.columns["train_loss"].copy(), trace.columns["test_accuracy"].copy()
+        loss[-1] = accuracy[-1] = np.nan
+        return dataclasses.replace(trace, columns={**trace.columns, "train_loss": loss, "test_accuracy": accuracy})
+
+    spoilt = dataclasses.replace(run, traces=tuple(map(lost, run.traces)))
+    found = claims(spoilt)
+    assert [claim.verdict for claim in found[:2]] == [OPEN, OPEN]
+    assert found[0].told.endswith("1 seed). 4 of its training runs diverged.")
+    assert progress(spoilt) == []
+    (told,) = divergences(spoilt)
+    assert told.startswith("Diverged, and left out of all means: eFCN full (seed 0, t_w = 0, epoch 6, learning rate")

@@ -128,7 +128,7 @@ def test_the_page_opens_with_the_question_the_answer_and_the_paper(whole, small)
         r".*Final test accuracy against the relax time"
     )
     assert re.search(in_order, text)
-    assert "No eFCN has come to its end yet, so there is no answer." in _page(small).text
+    assert "No eFCN has come to its end, so there is no answer." in _page(small).text
 
 
 def test_the_page_is_made_for_dark_and_narrow_screens(whole):

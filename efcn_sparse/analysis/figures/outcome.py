@@ -43,7 +43,8 @@ def _draw_final(run: Run, last: list[Final], narrow: bool) -> Drawing:
     handles = [_band(axes, run, final) for final in last if final.relax_epoch is None]
     control = _control_line(axes, run, last)
     handles += [control] if control is not None else []
-    for position, arm in enumerate(arm for arm in run.arms if run.relax_epochs([arm])):
+    relaxed = dict.fromkeys(final.arm for final in last if final.relax_epoch is not None)
+    for position, arm in enumerate(relaxed):
         handles.append(_arm_line(axes, run, [final for final in last if final.arm == arm], position, "test_accuracy"))
     axes.set_ylabel("final test accuracy")
     for against in beside:
