@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile, incoming_weights, receptive_field
 from efcn_sparse.analysis.run_data import Floats, Run
 from efcn_sparse.training.arms import ELCN, Arm
-from efcn_sparse.training.checkpoint import checkpoint_path
+from efcn_sparse.training.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
+from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.plan import Stage
 
 if TYPE_CHECKING:
@@ -82,9 +84,10 @@ def read_weights(run: Run) -> Weights:
     gaps: list[str] = []
     channels: dict[str, int] = {}
     unreadable: dict[str, list[str]] = {}
+    net = _Net(run)
     # The last relax time first: the best trained kernel chooses the channel that all moments then show.
-    for stage in sorted((s for s in planned if s.relax_epoch in times), key=lambda s: -(s.relax_epoch or 0)):
-        moments += _moments(run, stage, channels, gaps, unreadable)
+    for stage in sorted((s for s in planned if s.relax_epoch in times), key=lambda s: (s.arm.order, -s.first)):
+        moments += _moments(run, net, stage, channels, gaps, unreadable)
     for arm, errors in unreadable.items():
         gaps.append(f"Checkpoints of {arm} that could not be read: {len(errors)}. The first is {errors[0]}")
     return Weights(seed, times, tuple(moments), tuple(gaps))
@@ -107,11 +110,28 @@ def _chosen_times(run: Run, planned: list[Stage]) -> tuple[int, ...]:
     return tuple(times[pick] for pick in picks)
 
 
-def _moments(
-    run: Run, stage: Stage, channels: dict[str, int], gaps: list[str], unreadable: dict[str, list[str]]
-) -> Iterator[Moment]:
-    from efcn_sparse.training import load_arm
+class _Net:
+    """The net of a checkpoint; that of the one before is filled anew where it can be, since embedding takes long."""
 
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._kind: object = None
+        self._model: nn.Module = nn.Identity()
+
+    def load(self, stage: Stage, epoch: int) -> nn.Module:
+        path = checkpoint_path(self._run.path / "checkpoints", stage.name, epoch)
+        shapes = stored_block_shapes(path)
+        if self._kind != (stage.arm, shapes):
+            self._kind, self._model = None, nn.Identity()  # one at a time in memory
+            self._model = build_like(stage.arm, self._run.config.preset, stage.seed, shapes).eval()
+            self._kind = stage.arm, shapes
+        load_checkpoint(path, self._model)
+        return self._model
+
+
+def _moments(
+    run: Run, net: _Net, stage: Stage, channels: dict[str, int], gaps: list[str], unreadable: dict[str, list[str]]
+) -> Iterator[Moment]:
     names = {stage.kept[len(stage.kept) // 2]: "midway", stage.kept[-1]: "end", stage.kept[0]: "embedding"}
     name = stage.arm.label
     for epoch, there in zip(stage.kept, _there(run, stage), strict=True):
@@ -120,7 +140,7 @@ def _moments(
             gaps.append(f"No checkpoint of {name}, {place}.")
             continue
         try:
-            model = load_arm(run.path, stage.arm, stage.seed, stage.relax_epoch, epoch)
+            model = net.load(stage, epoch)
         except (OSError, ValueError, RuntimeError) as error:
             unreadable.setdefault(name, []).append(f"{place}: {error}")
             continue
