@@ -64,7 +64,7 @@ _FASHION = {
     "cnn_epochs": 60,
     "relax_epochs": 60,
     "relax_times": (0, 20, 60),
-    "lr": 0.1,
+    "lr": 0.05,
     "batch_size": 50,
     "train_limit": 1000,
 }
