@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from efcn_sparse.linear import state
+from efcn_sparse.linear.dense_weight import DenseWeight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.ops import spmm
+from efcn_sparse.ops.transforms import under_transforms
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -212,12 +214,13 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W as a dense matrix, made anew at each reading, differentiable.
+        """W as a dense matrix, made anew at each reading, differentiable; writing into it raises ``RuntimeError``.
 
-        For code that reads the weight of an :class:`torch.nn.Linear`, as :class:`torch.nn.MultiheadAttention` and the
-        fast path of :class:`torch.nn.TransformerEncoderLayer` do. Writing into it changes nothing.
+        For code that reads the weight of an :class:`torch.nn.Linear`, as :class:`torch.nn.MultiheadAttention` and
+        :class:`torch.nn.TransformerEncoderLayer` do.
         """
-        return self.pattern.to_dense(self.values)
+        weight = self.pattern.to_dense(self.values)
+        return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.product is None or not torch.is_grad_enabled():
