@@ -29,6 +29,7 @@ from efcn_sparse.growth import Growth as Growth
 from efcn_sparse.growth import adopt_patterns as adopt_patterns
 from efcn_sparse.growth import regrow as regrow
 from efcn_sparse.linear import SparseLinear as SparseLinear
+from efcn_sparse.linear import densify as densify
 from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.linear import sparsity as sparsity
 from efcn_sparse.measure.advise import advise as advise

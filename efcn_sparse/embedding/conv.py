@@ -269,7 +269,7 @@ class EmbeddedConv(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmbeddedConv:
         super()._apply(fn, recurse)
-        self.ties = self.ties.to(self.linear.values.device)
+        self.ties = self.ties.to(next(self.linear.parameters()).device)  # after densify it is an nn.Linear
         return self
 
 

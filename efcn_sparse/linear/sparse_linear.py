@@ -47,6 +47,9 @@ class SparseLinear(nn.Module):
     dicts), the layer refuses to compute, until :func:`efcn_sparse.adopt_patterns` takes it over; a layer that was
     made on the meta device and has no numbers yet takes it over by itself.
 
+    Initialize with :mod:`efcn_sparse.init`: ``torch.nn.init.kaiming_*`` and ``xavier_*`` take ``values`` for a
+    convolution's kernels and read a wrong fan-in. :class:`torch.optim.Muon` refuses parameters of three dimensions: give
+    it the matrices of the model, and ``values`` to AdamW.
     :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``;
     :func:`torch.func.functional_call` with values of one's own can stand in for it.
 
@@ -223,6 +226,15 @@ class SparseLinear(nn.Module):
         return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (
+            self._pattern.nnz_blocks == 0
+            and getattr(self, "_is_fsdp_managed_module", False)
+            and self.values.requires_grad
+        ):
+            raise ValueError(
+                f"{self._title}: pattern must store a block under fully_shard, which has no empty gradients, got none; "
+                "freeze values, or name them in ignored_params"
+            )
         if self.product is None or not torch.is_grad_enabled():
             return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
         return self.product(x)

@@ -1,4 +1,4 @@
-"""Swap named ``nn.Linear`` modules of any model for block-sparse ones."""
+"""Swap named ``nn.Linear`` modules of any model for block-sparse ones, and back."""
 
 from __future__ import annotations
 
@@ -71,6 +71,36 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], *,
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose sparse layers are :class:`torch.nn.Linear` with zeros off the support.
+
+    For what knows no block-sparse operations: ONNX, quantization, pruning tools. What was one layer under several
+    names stays one. An embedded convolution keeps its shape and has a Linear inside, and can no longer be measured.
+
+    Law: ``densify(model)(x) == model(x)``, up to the order of sums.
+
+    Raises:
+        NotImplementedError: a convolution is embedded with a low-rank part, which needs the pattern.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> net = es.sparsify(nn.Sequential(nn.Linear(64, 32)), {"0": dict(density=0.25, block_shape=(8, 8))})
+        >>> es.densify(net)
+        Sequential(
+          (0): Linear(in_features=64, out_features=32, bias=True)
+        )
+    """
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        if getattr(module, "low_rank", None) is not None:
+            raise NotImplementedError(
+                f"{name or type(module).__name__}: a low-rank part needs the pattern of its layer"
+            )
+        if isinstance(module, SparseLinear):
+            memo[id(module)] = module.to_linear()
+    return copy.deepcopy(model, memo)
 
 
 def _warn(

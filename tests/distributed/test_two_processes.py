@@ -74,5 +74,6 @@ def test_two_load_what_one_or_two_saved(ranks):
 def test_what_would_go_wrong_is_refused_on_every_rank(ranks):
     for rank in ranks:
         assert "4: the state dict's pattern must be" in rank["wrong pattern"]
+        assert "SparseLinear(4, 4): pattern must store a block under fully_shard" in rank["empty pattern"]
         assert rank["ddp fused"].startswith("RuntimeError: 0.linear: must not run inside DistributedDataParallel")
         assert "values must be a plain tensor for a fused optimizer, got DTensor" in rank["fsdp fused"]

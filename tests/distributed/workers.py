@@ -120,6 +120,9 @@ def _fully_sharded(rank: int, folder: Path) -> dict:
     set_model_state_dict(model, dict(other) if rank == 0 else {}, options=from_first)
     results["broadcast"] = get_model_state_dict(model, options=FULL)
 
+    nothing = es.SparseLinear(4, 4, es.BlockPattern.random((4, 4), (2, 2), 0.0))
+    alone = fully_shard(nn.Sequential(nothing, nn.Linear(4, 4)), mesh=mesh)
+    results["empty pattern"] = refusal(lambda: alone(torch.zeros(1, 4)))
     wrong = dict(other)
     wrong["4.col_indices"] = wrong["4.col_indices"].roll(1)
     results["wrong pattern"] = refusal(lambda: set_model_state_dict(model, wrong, options=FULL))

@@ -1,0 +1,52 @@
+"""``densify`` gives a model without a block-sparse operation that computes the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse as es
+from tests.table import pattern
+
+
+def _sparse(name: str) -> es.SparseLinear:
+    p = pattern(name)
+    return es.SparseLinear(p.shape[1], p.shape[0], p, dtype=torch.float64)
+
+
+def test_it_computes_the_same_and_exports_without_our_operators() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(_sparse("masked-ragged"), nn.Tanh(), nn.Linear(29, 5).double())
+    dense, x = es.densify(net), torch.randn(3, 43, dtype=torch.float64)
+    torch.testing.assert_close(dense(x), net(x))
+    assert [type(module) for module in dense] == [nn.Linear, nn.Tanh, nn.Linear]
+    assert isinstance(net[0], es.SparseLinear)
+    assert dense[2].weight is not net[2].weight
+    targets = [str(node.target) for node in torch.export.export(dense, (x,)).graph.nodes]
+    assert not [target for target in targets if "efcn_sparse" in target]
+    assert [str(n.target) for n in torch.export.export(net, (x,)).graph.nodes if "efcn_sparse" in str(n.target)]
+
+
+def test_what_is_shared_stays_shared() -> None:
+    layer = _sparse("square")
+    dense = es.densify(nn.ModuleDict({"a": layer, "b": layer}))
+    assert dense["a"] is dense["b"]
+    assert type(es.densify(layer)) is nn.Linear
+
+
+def test_an_embedded_net() -> None:
+    torch.manual_seed(0)
+    cnn = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    net = es.embed(cnn, x, support=es.Dilated(1))
+    dense = es.densify(net)
+    torch.testing.assert_close(dense(x), cnn(x))
+    torch.testing.assert_close(dense.float()(x.float()), cnn(x).float())
+    assert not any(isinstance(module, es.SparseLinear) for module in dense.modules())
+
+
+def test_a_low_rank_part_is_refused() -> None:
+    net = es.embed(nn.Sequential(nn.Conv2d(2, 2, 3)), torch.zeros(1, 2, 5, 5), support=es.LowRank(1))
+    with pytest.raises(NotImplementedError, match=r"^0: a low-rank part needs the pattern of its layer$"):
+        es.densify(net)
