@@ -48,8 +48,8 @@ class SparseLinear(nn.Module):
     made on the meta device and has no numbers yet takes it over by itself.
 
     Initialize with :mod:`efcn_sparse.init`: ``torch.nn.init.kaiming_*`` and ``xavier_*`` take ``values`` for a
-    convolution's kernels and read a wrong fan-in. :class:`torch.optim.Muon` refuses parameters of three dimensions: give
-    it the matrices of the model, and ``values`` to AdamW.
+    convolution's kernels and read a wrong fan-in. :class:`torch.optim.Muon` refuses parameters of three dimensions:
+    give it the matrices of the model, and ``values`` to AdamW.
     :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``;
     :func:`torch.func.functional_call` with values of one's own can stand in for it.
 
@@ -209,6 +209,14 @@ class SparseLinear(nn.Module):
             "adopt_patterns(model) takes the new pattern over, if the values were written with it"
         )
 
+    def _refuse_empty_under_fsdp(self) -> None:
+        values = self.values
+        if values.requires_grad and not hasattr(values, "of_pattern"):  # not the layer's own: FSDP has gathered them
+            raise ValueError(
+                f"{self._title}: pattern must store a block under fully_shard, which has no empty gradients, got none; "
+                "freeze values, or name them in ignored_params"
+            )
+
     @property
     def _title(self) -> str:
         return f"{type(self).__name__}({self.in_features}, {self.out_features})"
@@ -226,15 +234,8 @@ class SparseLinear(nn.Module):
         return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            self._pattern.nnz_blocks == 0
-            and getattr(self, "_is_fsdp_managed_module", False)
-            and self.values.requires_grad
-        ):
-            raise ValueError(
-                f"{self._title}: pattern must store a block under fully_shard, which has no empty gradients, got none; "
-                "freeze values, or name them in ignored_params"
-            )
+        if self._pattern.nnz_blocks == 0 and getattr(self, "_is_fsdp_managed_module", False):
+            self._refuse_empty_under_fsdp()
         if self.product is None or not torch.is_grad_enabled():
             return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
         return self.product(x)
