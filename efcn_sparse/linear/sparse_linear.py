@@ -14,7 +14,7 @@ from efcn_sparse.linear.dense_weight import DenseWeight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.ops import spmm
-from efcn_sparse.ops.transforms import under_transforms
+from efcn_sparse.ops.checks import under_transforms
 from efcn_sparse.pattern import BlockPattern
 
 
