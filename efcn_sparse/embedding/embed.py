@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.embedding.example_run import Example, check_same_output, copy_of, run_embedded
+from efcn_sparse.embedding.example_run import Example, copy_of, run_embedded
 from efcn_sparse.embedding.plan import check_memory
 from efcn_sparse.embedding.refusals import is_convolution, refuse
+from efcn_sparse.embedding.same_output import check_same_output
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.survey import survey
 
