@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from efcn_sparse.embedding.example_run import Example, Run, run
 from efcn_sparse.embedding.geometry import ConvGeometry
@@ -91,6 +92,9 @@ def survey(
         reason = refusal(plain[name]) or shared_parameter(model, conv)
         if reason is not None:
             raise refuse(name, conv, reason)
+    for name, module in model.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ValueError(f"model must have run once, got a {type(module).__name__} without numbers at {name!r}")
 
     runs = _runs(model, example, {name: conv for name, (conv, _) in choices.items()})
     functions = _functions(model, runs, rules, {own_names[0] for own_names in names.values()})
@@ -108,7 +112,7 @@ def survey(
             raise refuse(name, conv, "the example run does not call it", ", and leave_uncalled=True every such one")
     if not sites:
         raise ValueError(f"model must call a convolution to embed on the example, got a run without {list(choices)}")
-    return Survey(sites, runs, {own_names[-1]: kernel for own_names, kernel in functions.items()})
+    return Survey(sites, runs, {own_names[-1] or "model": kernel for own_names, kernel in functions.items()})
 
 
 def _nothing_to_embed(model: nn.Module, kept: list[str]) -> str:

@@ -231,6 +231,8 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no convolution": (lambda: es.embed(nn.Linear(2, 2), _X), ValueError,
                        "model must hold a convolution to embed such as an nn.Conv2d, got Linear "
                        "without one; sparsify makes linear layers block-sparse"),
+    "lazy": (lambda: es.embed(nn.Sequential(_NET, nn.LazyLinear(3)), _X), ValueError,
+             "model must have run once, got a LazyLinear without numbers at '1'"),
     "all left": (lambda: es.embed(_NET, _X, layers={"*": None}), ValueError,
                  "model must hold a convolution to embed, got Sequential with ['0'] left as is"),
     "example": (lambda: es.embed(_NET, "x"), TypeError,
