@@ -59,8 +59,8 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
         >>> from efcn_sparse.training import RelaxConfig
         >>> check_fits(RelaxConfig(preset="vanilla-cifar10", arms=("cnn", "efcn-full")), 600 << 20)
         Traceback (most recent call last):
-        ValueError: arms must fit into memory, got efcn-full at batch 250, which needs 871.9 MiB of the 600.0 MiB that
-        are available; what fits is efcn-full at batch 250, fused (597.9 MiB), or efcn-dilated9 at batch 250 (591.0 MiB)
+        ValueError: arms must fit into memory, got efcn-full at batch 250, which needs 872.0 MiB of the 600.0 MiB that
+        are available; what fits is efcn-full at batch 250, fused (598.0 MiB), or efcn-dilated9 at batch 250 (591.1 MiB)
         (EFCN_MEMORY_BUDGET=none skips this check)
     """
     there = _there(config) if available_bytes is None else available_bytes
