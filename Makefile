@@ -23,7 +23,7 @@ $(if $(filter no-headers,$(FACTS)),$(error $(FOUND) has no Python.h: install it 
 $(if $(shell command -v $(COMPILER)),,$(error A C++ compiler is missing ($(COMPILER)): install g++, or name one: CXX=g++-13 make))
 endef
 
-.PHONY: help demo test test-all bench lint format clean setup
+.PHONY: help demo test test-all bench docs lint format clean setup
 .DELETE_ON_ERROR:
 
 help:
@@ -49,6 +49,11 @@ test-all: lint $(VENV)/extension.stamp
 bench: setup
 	$(BIN)/efcn-sparse bench --results benchmarks/results
 
+## make docs      the documentation as a site, in site/index.html
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
+	@echo "The site is at $(CURDIR)/site/index.html"
+
 ## make lint      ruff, clang-format and mypy, changing nothing
 lint: $(VENV)/tools.stamp
 	$(BIN)/ruff check --quiet .
@@ -67,7 +72,7 @@ setup: $(VENV)/tools.stamp $(VENV)/extension.stamp
 
 ## make clean     remove what was built, but not runs/
 clean:
-	rm -rf $(VENV) build dist *.egg-info efcn_sparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info efcn_sparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/python.stamp:
 	$(REQUIREMENTS)
@@ -85,6 +90,11 @@ $(VENV)/packages.stamp: $(VENV)/python.stamp requirements-dev.txt pyproject.toml
 # What lints, tests and measures.
 $(VENV)/tools.stamp: $(VENV)/packages.stamp
 	EFCN_BUILD=none $(PIP) --no-build-isolation --requirement requirements-dev.txt --editable '.[dev]'
+	@touch $@
+
+# What builds the site; it reads the sources, and needs neither torch nor the extension.
+$(VENV)/docs.stamp: $(VENV)/python.stamp requirements-docs.txt
+	$(PIP) --requirement requirements-docs.txt
 	@touch $@
 
 # In place and not through pip, so that ninja compiles only what has changed.

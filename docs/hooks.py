@@ -1,0 +1,69 @@
+"""What mkdocs cannot do by itself: pages from outside docs/, sections of other files, links that leave docs/, docstrings."""
+
+import posixpath
+import re
+from pathlib import Path
+
+import griffe
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parent.parent
+# Files outside docs/ that are pages of the site: where they lie in the repository, and in the site.
+PAGES = {
+    "DESIGN.md": "design.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "README.md",
+    "benchmarks/README.md": "benchmarks/README.md",
+    **{f"benchmarks/results/{p.name}": f"benchmarks/results/{p.name}" for p in ROOT.glob("benchmarks/results/*.md")},
+}
+LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
+
+
+def on_files(files, config):
+    """Add the pages that lie outside docs/."""
+    for source, page in PAGES.items():
+        if source != "README.md":
+            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Put sections of other files where they are asked for, and make links right for the site."""
+    here = page.file.src_uri
+    source = {site: source for source, site in PAGES.items() if source != "README.md"}.get(here, f"docs/{here}")
+    markdown = _links(markdown, source, here)
+    return SECTION.sub(lambda found: _links(_section(found[1], found[2]), found[1], here) + "\n", markdown)
+
+
+class Docstrings(griffe.Extension):
+    """Write our docstrings as griffe reads them: no Sphinx roles, one word for examples, and laws in bold."""
+
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
+        """Rewrite the docstring of one object."""
+        if obj.docstring:
+            text = re.sub(r":(?:class|func|meth|mod|attr|obj):`~?", "`", obj.docstring.value)
+            text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^( *)(Laws?|Shapes?|Source):", r"\1**\2**:", text, flags=re.MULTILINE)
+
+
+def _section(source: str, title: str) -> str:
+    """What stands under a heading of a file, or before its first heading, up to the next one."""
+    parts = re.split(r"^## (.+)\n", (ROOT / source).read_text(), flags=re.MULTILINE)
+    sections = dict(zip(["Start", *parts[1::2]], [parts[0].split("\n", 1)[1], *parts[2::2]], strict=True))
+    return sections[title].strip("\n")
+
+
+def _links(markdown: str, source: str, here: str) -> str:
+    """Turn links relative to ``source`` in the repository into links relative to ``here`` in the site."""
+
+    def link(found: re.Match) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[3]))
+        page = PAGES.get(target) or (target[5:] if target.startswith("docs/") else None)
+        if page is None:  # not on the site
+            return found[2]
+        return f"{found[1]}[{found[2]}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{found[4] or ''})"
+
+    fenced = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("```") else LINK.sub(link, part) for part in fenced)
