@@ -1,4 +1,4 @@
-"""What mkdocs cannot do by itself: pages from outside docs/, sections of other files, links that leave docs/, docstrings."""
+"""What mkdocs cannot do alone: pages and sections from outside docs/, links that leave docs/, our docstrings."""
 
 import posixpath
 import re
