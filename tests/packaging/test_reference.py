@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import types
 
 import pytest
 
@@ -17,10 +18,11 @@ def entries(project):
 
 def _public(module):
     """What a module defines, or a package exports."""
-    home = module.__name__ if hasattr(module, "__path__") else f"{module.__name__}$"
+    is_package = hasattr(module, "__path__")
     for name in getattr(module, "__all__", None) or dir(module):
-        owner = getattr(getattr(module, name), "__module__", None) or module.__name__
-        if name[0] != "_" and re.match(home, owner) and type(getattr(module, name)) is not type(module):
+        owner = getattr(getattr(module, name), "__module__", None)  # None: a constant or a module
+        exported = is_package and owner is None and not isinstance(getattr(module, name), types.ModuleType)
+        if name[0] != "_" and (exported or f"{owner}.".startswith(f"{module.__name__}.")):
             yield name
 
 
