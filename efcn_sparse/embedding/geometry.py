@@ -72,7 +72,9 @@ class ConvGeometry:
                 f"got output size {list(self.output_size)}"
             )
         if self.transposed and self.conv.output_size != self.input_size:
-            raise ValueError(f"output_padding must be smaller than stride, got {list(self.output_padding)}")
+            raise ValueError(
+                f"output_padding must be smaller than stride or at most padding, got {list(self.output_padding)}"
+            )
 
     @classmethod
     def of(cls, conv: nn.Module, input_size: tuple[int, ...]) -> ConvGeometry:

@@ -109,6 +109,7 @@ CONVOLUTIONS = {
     "same as TensorFlow": lambda: SameAsTensorFlow(4, 6, (4, 3), stride=(1, 2), groups=2),
     "transposed": lambda: nn.ConvTranspose2d(4, 6, (3, 4), (2, 1), (1, 2), (1, 0), groups=2),
     "transposed, dilated": lambda: nn.ConvTranspose1d(4, 2, 3, 3, 4, 2, dilation=2),
+    "transposed, output padding of a stride": lambda: nn.ConvTranspose1d(4, 2, 3, 1, 2, 1, dilation=2),
     "transposed, 3d": lambda: nn.ConvTranspose3d(4, 2, 2, stride=2, bias=False),
     "nothing to pad": lambda: SameAsTensorFlow(4, 2, 2, stride=2, bias=False),
 }

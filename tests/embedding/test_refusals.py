@@ -144,7 +144,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "transposed": Row(lambda: nn.ConvTranspose2d(2, 2, 3, output_padding=1, dilation=2), "0", "ConvTranspose2d",
-                      "output_padding must be smaller than stride, got [1, 1]"),
+                      "output_padding must be smaller than stride or at most padding, got [1, 1]"),
     "transposed, own forward": Row(lambda: OwnTransposed(2, 2, 3), "0", "OwnTransposed", _OWN_FORWARD),
     "lazy": Row(lambda: nn.LazyConv2d(2, 3), "0", "LazyConv2d",
                 "a lazy module has no weight yet; run the model once first"),
