@@ -16,6 +16,8 @@ PAGES = {
     "README.md": "README.md",
     "benchmarks/README.md": "benchmarks/README.md",
     **{f"benchmarks/results/{p.name}": f"benchmarks/results/{p.name}" for p in ROOT.glob("benchmarks/results/*.md")},
+    **{f"examples/{p.name}": f"examples/{p.stem}.md" for p in ROOT.glob("examples/*.py")},
+    "examples": "examples/sparse_transformer.md",
 }
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
@@ -24,8 +26,9 @@ SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
 def on_files(files, config):
     """Add the pages that lie outside docs/."""
     for source, page in PAGES.items():
-        if source != "README.md":
-            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+        if (ROOT / source).is_file() and source != "README.md":
+            text = (ROOT / source).read_text()
+            files.append(File.generated(config, page, content=_program(source, text) if source[-3:] == ".py" else text))
     return files
 
 
@@ -38,14 +41,27 @@ def on_page_markdown(markdown, page, config, files):
 
 
 class Docstrings(griffe.Extension):
-    """Write our docstrings as griffe reads them: no Sphinx roles, one word for examples, and laws in bold."""
+    """Write docstrings as griffe reads them: no Sphinx roles, one name an item, "Examples", laws in bold."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Rewrite the docstring of one object."""
         if obj.docstring:
             text = re.sub(r":(?:class|func|meth|mod|attr|obj):`~?", "`", obj.docstring.value)
             text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
+            text = re.sub(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", _one_by_one, text, flags=re.MULTILINE)
             obj.docstring.value = re.sub(r"^( *)(Laws?|Shapes?|Source):", r"\1**\2**:", text, flags=re.MULTILINE)
+
+
+def _one_by_one(item: re.Match) -> str:
+    """Several arguments that share a description, each with it."""
+    return "\n".join(f"{item[1]}{name}: {item[3]}" for name in item[2].split(", "))
+
+
+def _program(source: str, text: str) -> str:
+    """A program as a page: its docstring as text, the rest as code."""
+    _, docstring, code = text.split('"""', 2)
+    title = Path(source).stem.replace("_", " ").capitalize()
+    return f"# {title}\n\n{docstring}\n`{source}`:\n\n```python\n{code.strip()}\n```\n"
 
 
 def _section(source: str, title: str) -> str:
