@@ -1,9 +1,11 @@
 """Pruning while training: what is zero, what is chosen, that shrinking changes nothing, and that resuming is exact."""
 
 import copy
+import doctest
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +175,19 @@ def test_one_threshold_for_all_layers(cover: bool) -> None:
         assert norms[kept].min() > norms[~kept].max()
 
 
+def test_blocks_of_different_sizes_compare_by_the_entry() -> None:
+    model = net()
+    with torch.no_grad():
+        model.first.weight.fill_(1.0)
+        model.second.weight.fill_(1.2)  # a block of it has half the entries, and so the smaller norm
+    rules = {"first": dict(density=0.5, block_shape=(8, 4)), "second": dict(density=0.5, block_shape=(4, 4))}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = es.Pruner(model, rules, es.CubicSchedule(begin=0, end=1), optimizer, budget="global", cover=False)
+    pruner.step()
+    assert pruner.densities["second"] > 0.8
+    assert pruner.densities["first"] < 0.1
+
+
 def test_erk_keeps_the_total_and_spares_the_small() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 256), nn.Linear(256, 512), nn.Linear(512, 8))
     rules = {"*": dict(density=0.2, block_shape=(4, 4))}
@@ -282,3 +297,10 @@ def test_refused(change: dict, message: str) -> None:
 def test_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="end must be an integer of at least 5, got 4"):
         es.CubicSchedule(begin=5, end=4)
+
+
+def test_the_page_is_true() -> None:
+    page = Path(__file__).parents[2] / "docs" / "pruning.md"
+    done = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert done.attempted > 10
+    assert done.failed == 0
