@@ -306,8 +306,7 @@ class SparseLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         self.check_pattern()
-        arrays = {id(self._buffers.get(part)) for part in state.PARTS}  # stay as they are, in to_empty() too
-        super()._apply(lambda tensor: tensor if id(tensor) in arrays else fn(tensor), recurse)
+        super()._apply(fn, recurse)  # index arrays too, so they are written anew
         self.pattern = self._pattern.to(self.values.device)
         return self
 

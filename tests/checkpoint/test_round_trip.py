@@ -150,3 +150,19 @@ def test_only_the_newest_checkpoint_stays(tmp_path: Path) -> None:
     load_sharded(other, tmp_path)
     _check_same(_layer("square", 2), other)
     assert len({path.name.split("-")[1] for path in tmp_path.glob("*.safetensors")}) == 1
+
+
+def test_checkpoints_of_version_0_1(tmp_path: Path) -> None:
+    """Index arrays were called ``pattern.crow_indices`` and so on, and left out where they were empty."""
+    for number, name in enumerate(("masked", "empty")):
+        one, other, unlike = _layer(name, 1), _layer(name, 2), _layer("square", 3)
+        state = one.state_dict()
+        for part in ("crow_indices", "col_indices", "mask_index", "masks"):
+            array = state.pop(f"0.{part}", torch.empty(0))
+            if array.numel():
+                state[f"0.pattern.{part}"] = array
+        save_sharded(state, tmp_path / str(number))
+        load_sharded(other, tmp_path / str(number))
+        _check_same(one, other)
+        with pytest.raises(ValueError, match="the state dict's pattern must be"):
+            load_sharded(unlike, tmp_path / str(number))

@@ -180,6 +180,27 @@ def test_ensembles() -> None:
         outputs([_net(1), _net(1), _net(2)])
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_ensemble_stacked_along_the_last_dimension_and_once_more(seed: int) -> None:
+    members = [_net(1)["b"], _net(1)["b"], _net(seed)["b"]]
+    x, base = torch.randn(3, 20, dtype=torch.float64), copy.deepcopy(members[0]).to("meta")
+    state = {
+        name: tensor.movedim(0, -1).unsqueeze(1)
+        for part in stack_module_state(members)
+        for name, tensor in part.items()
+    }
+
+    def outputs() -> Tensor:
+        call = vmap(lambda state: functional_call(base, state, (x,)), in_dims=-1)
+        return vmap(call, in_dims=1)(state)
+
+    if seed == 1:
+        torch.testing.assert_close(outputs(), torch.stack([member(x) for member in members])[None])
+    else:
+        with pytest.raises(ValueError, match="layer's pattern"):
+            outputs()
+
+
 class _Whole(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
