@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,10 @@ class SelectiveSGD(torch.optim.Optimizer):
         copies: str = "mean",
         layers: Mapping[str, Mapping[str, Part]] | None = None,
     ) -> None:
+        self._made_of = model, lr, dict(
+            momentum=momentum, weight_decay=weight_decay, tied=tied, untied=untied, off_local=off_local, copies=copies,
+            layers=layers,
+        )  # fmt: skip
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
@@ -127,6 +132,10 @@ class SelectiveSGD(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._step(parameter, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is that of the model's copy: copy both at once."""
+        return _made_again, (type(self), *self._made_of, self.state_dict())
+
     def _follow(self, name: str, layer: EmbeddedConv) -> None:
         """Take the layer's ties as they are now: blocks may have moved since the last step."""
         weight, bias, sums = layer.linear.values, layer.linear.bias, self.copies == "sum"
@@ -154,6 +163,14 @@ class SelectiveSGD(torch.optim.Optimizer):
         parameter.add_(direction, alpha=-lr)
         if shares is not None:
             shares.shrink(parameter, lr)
+
+
+def _made_again(
+    kind: type[SelectiveSGD], model: nn.Module, lr: float, settings: dict[str, Any], state: dict[str, Any]
+) -> SelectiveSGD:
+    optimizer = kind(model, lr, **settings)
+    optimizer.load_state_dict(state)
+    return optimizer
 
 
 def _choose(names: list[str], default: Parts, layers: Mapping[str, Mapping[str, Part]]) -> dict[str, Parts]:

@@ -14,6 +14,7 @@ from efcn_sparse.subspace.backends import resolve
 from efcn_sparse.subspace.plan import SubspacePlan, plan_of, plan_of_bias
 
 _CHUNK_ELEMENTS = 1 << 18
+_NOISE = 4.0  # a tied part of so many units of rounding of its copies is zero
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,10 @@ class Shares:
         values = self._view(parameter)
         part = self._penalized_tied
         if part is not None and part.beta is not None:
-            values.sub_(self._tied(parameter).sign_(), alpha=lr * part.rate * part.l1)
+            tied = self._tied(parameter)
+            # copies that cancel leave a mean of rounding errors, which has no sign
+            noise = self._tied(parameter.abs()).mul_(_NOISE * torch.finfo(parameter.dtype).eps)
+            values.sub_(tied.sign().mul_(tied.abs() > noise), alpha=lr * part.rate * part.l1)
         part = self._penalized_off_local
         if part is not None and part.beta is not None:
             for chunk, blocks in self._chunks(parameter):

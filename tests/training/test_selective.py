@@ -249,6 +249,42 @@ def test_away_from_zero_and_the_threshold_both_lassos_take_one_step():
         torch.testing.assert_close(one[far], two[far], atol=1e-16, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta", [0.0, 5.0])
+def test_a_tied_part_of_zero_has_no_sign_though_its_mean_has_rounding_errors(beta, dtype):
+    _, efcn = pair()
+    efcn.to(dtype)
+    layer = efcn[0]
+    with torch.no_grad():
+        layer.linear.values.copy_(torch.randn_like(layer.linear.values) * (layer.linear.values != 0))
+        tied = copy.deepcopy(efcn)
+        es.project(tied, onto="cnn")
+        layer.linear.values -= tied[0].linear.values
+    before = layer.linear.values.detach().clone()
+    optimizer = SelectiveSGD(efcn, 0.1, untied=FROZEN, off_local=FROZEN, tied=Part(l1=0.5, beta=beta))
+    for _ in range(3):
+        efcn.zero_grad()
+        efcn(torch.zeros(5, *SIZE, dtype=dtype)).square().mean().backward()
+        optimizer.step()
+    assert float((layer.linear.values - before).abs().max()) < 1e-5 * float(before.abs().max())
+    assert float(before.abs().max()) > 1
+
+
+def test_a_copy_of_net_and_optimizer_trains_alike():
+    _, efcn = pair()
+    optimizer = SelectiveSGD(efcn, 0.1, momentum=0.9, untied=Part(rate=0.5), layers={"2": dict(tied=FROZEN)})
+    step(efcn, optimizer, 0)
+    other, copied = copy.deepcopy((efcn, optimizer))
+    called = []
+    copied.register_step_post_hook(lambda *_: called.append(1))
+    for seed in (1, 2):
+        step(efcn, optimizer, seed)
+        step(other, copied, seed)
+    assert_close(efcn, other, atol=0)
+    assert called == [1, 1]
+    assert copied.parts == optimizer.parts
+
+
 @pytest.mark.parametrize("beta", [None, 0.0, 5.0])
 def test_exact_zeros_without_a_gradient_stay_exact(beta):
     _, efcn = pair()
