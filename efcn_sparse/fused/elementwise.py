@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -55,9 +56,27 @@ def _agrees(make: Callable[[list[nn.Parameter]], Optimizer]) -> bool:
 def _stepped(make: Callable[[list[nn.Parameter]], Optimizer], start: Tensor, gradients: Tensor, size: int) -> Tensor:
     parts = [nn.Parameter(part.clone()) for part in start.split(size)]
     optimizer = make(parts)
+    (group,) = optimizer.param_groups
     for gradient in gradients:
+        before, after = settings_of(group), []
         for part, own in zip(parts, gradient.split(size), strict=True):  # one after another, as slices are
+            restore_settings(group, before)
             part.grad = own.clone()
             optimizer.step()
             part.grad = None
+            after.append(settings_of(group))
+        if any(one != after[0] for one in after):
+            raise ValueError("what it keeps for all parameters depends on their gradients")
     return torch.cat([part.detach() for part in parts])
+
+
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """All of a parameter group but its parameters: settings, and what some optimizers count there."""
+    return {key: setting for key, setting in group.items() if key != "params"}
+
+
+def restore_settings(group: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Make ``settings`` all that a parameter group has beside its parameters."""
+    for key in group.keys() - settings.keys() - {"params"}:
+        del group[key]
+    group.update(settings)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.fused.elementwise import restore_settings, settings_of
 from efcn_sparse.fused.precision import MASTER, Master, Storage
 from efcn_sparse.fused.product import Gradient
 from efcn_sparse.fused.state import fresh_state, moved_blocks
@@ -78,7 +79,7 @@ class LayerUpdate:
     @torch.no_grad()
     def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
         """One step of the optimizer with ``scale`` (None: 1) times the gradient."""
-        self.optimizer.param_groups[0].update((k, v) for k, v in self.group.items() if k != "params")
+        group, settings = self.optimizer.param_groups[0], settings_of(self.group)
         written = self._layer.values._version != self._seen
         if isinstance(self._storage, Master) and (written or MASTER not in self.state):
             self._storage.refresh(self._layer.values.detach(), self.state)
@@ -86,11 +87,14 @@ class LayerUpdate:
             parameter, values, cut = self._parameters[i], self._cut.values[i], self._cut.slices[i]
             self._storage.take(parameter, values, cut, self.state)
             part = part.to(parameter.dtype)
+            restore_settings(group, settings)  # what it counts there too: each slice begins as the first
             parameter.grad = part if scale is None else part * scale.to(part.dtype)
             self.optimizer.step()
             parameter.grad = None
             self._storage.put(parameter, values)
             self._gather(parameter, cut)
+        if self._cut.slices:
+            self.group.update(settings_of(group))
         torch.autograd.graph.increment_version(self._layer.values)
         self._seen = self._layer.values._version
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import efcn_sparse as es
 from efcn_sparse.fused import layer_update, updating
@@ -315,6 +316,20 @@ def test_hooks_and_schedules_are_called(pair: Pair) -> None:
     pair.assert_same()
 
 
+def test_checkpoints_of_torch_distributed(pair: Pair) -> None:
+    net, optimizer = copy.deepcopy((pair.net, pair.optimizer))
+    pair.step(lambda net: net(pair.batch(1)).square().mean())
+    net.load_state_dict(pair.net.state_dict())
+    state = get_optimizer_state_dict(pair.net, pair.optimizer)
+    assert {"0.values", "2.values"} <= {name for group in state["param_groups"] for name in group["params"]}
+    set_optimizer_state_dict(net, optimizer, copy.deepcopy(state))
+    pair.step(lambda net: net(pair.batch(2)).square().mean())
+    with optimizer.updating():
+        net(pair.batch(2)).square().mean().backward()
+    optimizer.step()
+    assert_equal(values_of(net), values_of(pair.net))
+
+
 def test_what_is_no_longer_used_is_freed() -> None:
     pair = Pair("momentum")
     pair.step(lambda net: net(pair.batch(1)).square().mean())
@@ -410,19 +425,21 @@ class Normed(torch.optim.SGD):
         super().step()
 
 
-class Counting(torch.optim.SGD):
-    """A rate that falls with each call, as schedules inside optimizers do."""
+class Adaptive(torch.optim.SGD):
+    """Prodigy in short: a number for all parameters follows their gradients, here from the second step on."""
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         super().step()
-        self.param_groups[0]["lr"] *= 0.5
+        group = self.param_groups[0]
+        group["seen"] = group.get("seen", 0.0) + sum(float(p.grad.sum()) for p in group["params"] if p.grad is not None)
+        group["lr"] = 0.1 + 0.001 * group["seen"]
 
 
 BAD = {
     "LBFGS": lambda p: torch.optim.LBFGS(p),
     "Adafactor": lambda p: torch.optim.Adafactor(p),
     "Normed": lambda p: Normed(p, lr=0.1),
-    "Counting": lambda p: Counting(p, lr=0.1),
+    "Adaptive": lambda p: Adaptive(p, lr=0.1),
 }
 
 
@@ -432,6 +449,26 @@ def test_optimizers_that_are_not_elementwise_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^make must give an optimizer whose update .* got {name}: "):
         es.FusedOptimizer(net, BAD[name])
     assert net[0].product is None
+
+
+class Counting(torch.optim.SGD):
+    """A count in the parameter group, made in the first step, and a rate that falls with it."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            group["lr"] = 0.1 / group["step"]
+        super().step()
+
+
+def test_what_is_counted_in_the_group_counts_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1024)
+    monkeypatch.setitem(KINDS, "counting", (lambda p: Counting(p, lr=0.1, momentum=0.9), {}))
+    pair = Pair("counting")
+    for seed in range(3):
+        pair.step(lambda net, seed=seed: net(pair.batch(seed)).square().mean())
+    pair.assert_same()
+    assert [group["step"] for group in pair.optimizer.param_groups] == [3, 3, 3]
 
 
 def test_a_subclass_that_is_elementwise_is_taken() -> None:
