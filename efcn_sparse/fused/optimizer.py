@@ -144,6 +144,10 @@ class FusedOptimizer(Optimizer):
                 self.state[parameter] = state
             self._rest.state = self.state
         for update in self._updates.values():
+            self._name(update)
+
+    def _name(self, update: Update) -> None:
+        if update.state:
             self.state[update.group["params"][0]] = update.state
 
     # -- a step ------------------------------------------------------------------------------------------------
@@ -165,6 +169,7 @@ class FusedOptimizer(Optimizer):
         update = product.update
         if self._max_norm is None and not self._skip_nonfinite:
             update.step(gradient)
+            self._name(update)
         else:
             self._waiting.append((update, gradient))
 
@@ -208,6 +213,7 @@ class FusedOptimizer(Optimizer):
                         parameter.grad.mul_(scale.to(parameter.grad.dtype))
         for update, gradient in gradients:
             update.step(gradient, scale)
+            self._name(update)
         if self._rest is not None:
             self._rest.step()
         self._end_step()
@@ -298,6 +304,7 @@ class FusedOptimizer(Optimizer):
         for update in self._updates.values():
             if update.group["params"][0] is parameter:
                 update.take_state(state)
+                self._name(update)
                 return
         self.state[parameter] = dict(state)
 
@@ -313,6 +320,7 @@ class FusedOptimizer(Optimizer):
             values = update.group["params"][0]
             state = loaded[id(values)].items()  # as it was saved: torch has made copies in the dtype of the values
             update.take_state({k: v.to(values.device, copy=True) if isinstance(v, Tensor) else v for k, v in state})
+            self._name(update)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups, count = state["param_groups"], len(state["param_groups"]) - len(self._updates)

@@ -40,6 +40,8 @@ class Update(Protocol):
 
     keeps_cast: bool  # the 16-bit copy that autocast makes, from forward to backward
     has_slices: bool  # at the place of the values
+    group: dict[str, Any]  # the optimizer's parameter group, whose parameters are the values
+    state: dict[str, Any]  # what the optimizer keeps for them
 
     def step(self, gradient: Gradient, scale: Tensor | None = None) -> None:
         """One step with ``scale`` (None: 1) times the gradient."""
