@@ -1,4 +1,4 @@
-"""Every public name is on a page of the reference, and every entry there is what its heading says."""
+"""Every public name is on a page of the reference, and every page in the menu of the site."""
 
 import importlib
 import re
@@ -45,3 +45,10 @@ def test_every_public_name_is_there(entries, name):
 def test_every_entry_is_what_its_heading_says(entries):
     for heading, target in entries.items():
         assert _find(heading) is _find(target)
+
+
+def test_every_page_is_in_the_menu(project):
+    menu = (project / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = {path.relative_to(project / "docs").as_posix() for path in (project / "docs").rglob("*.md")}
+    pages |= {f"examples/{path.stem}.md" for path in (project / "examples").glob("*.py")}
+    assert {page for page in pages if not re.search(rf" {re.escape(page)}$", menu, re.MULTILINE)} == set()
