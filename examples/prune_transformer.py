@@ -88,7 +88,7 @@ def evaluate(model: GPT, text: Tensor) -> float:
     return statistics.fmean(loss_of(model, text, part).item() for part in starts.split(64) if len(part) == 64)
 
 
-def milliseconds(calls: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
+def milliseconds(calls: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
     """The median time of each call; they take turns, after a call each that does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -123,7 +123,8 @@ def main() -> None:
 
     sources = sorted(Path(es.__file__).parent.rglob("*.py"))
     text = torch.tensor(list(b"".join(path.read_bytes() for path in sources)))
-    text, unseen = text[: -len(text) // 10], text[-len(text) // 10 :][: 8 * 64 * CONTEXT]
+    text, unseen = text[: -len(text) // 10], text[-len(text) // 10 :]
+    unseen = unseen[: min(8, max(2, arguments.steps // 3)) * 64 * CONTEXT]  # less where it is only tried out
 
     torch.manual_seed(0)
     dense = GPT()
