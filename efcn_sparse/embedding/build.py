@@ -140,20 +140,19 @@ def _pixel_keys(
         first = index * side
         last = (first + side).clamp(max=math.prod(size) * channels) - 1
         slots = int((last // channels - first // channels).max()) + 1 if index.numel() else 0
-        pixels = [first // channels + slot for slot in range(slots)]
-        sides.append([(unravel(pixel, size), pixel <= last // channels) for pixel in pixels])
+        pixels = first // channels + torch.arange(slots)[:, None]  # [slots, n]
+        sides.append((unravel(pixels, size), pixels <= last // channels))
     key = (rows * block_shape[0] % geometry.out_channels) * geometry.in_channels
     key = key + cols * block_shape[1] % geometry.in_channels
     bound = geometry.out_channels * geometry.in_channels
-    for out_pixel, out_used in sides[0]:
-        for in_pixel, in_used in sides[1]:
-            tap = _taps(geometry, support, out_pixel, in_pixel)
-            if len(sides[0]) * len(sides[1]) > 1:
-                tap = tap.masked_fill(~(out_used & in_used), OUTSIDE)
+    (out_pixels, out_used), (in_pixels, in_used) = sides
+    for slot, used in enumerate(out_used):
+        taps = _taps(geometry, support, [coordinate[slot] for coordinate in out_pixels], in_pixels)
+        for tap in taps.masked_fill(~(used & in_used), OUTSIDE) + 2:
             if bound > 2**62 // radix:
                 distinct, key = torch.unique(key, return_inverse=True)
                 bound = distinct.numel()
-            key, bound = key * radix + (tap + 2), bound * radix
+            key, bound = key * radix + tap, bound * radix
     return key
 
 

@@ -248,7 +248,8 @@ def equivariance(layer: EmbeddedConv, x: Tensor) -> float:
         ahead, behind = list(inner), list(inner)
         ahead[dim], behind[dim] = slice(first + 1, last + 1), slice(first, last)
         shifted = layer(torch.roll(x, -geometry.stride[dim], 2 + dim))  # its wrapped part is outside what is compared
-        there, here = y[(..., *ahead)].double(), shifted[(..., *behind)].double()
+        where, before = (..., *ahead), (..., *behind)  # named, since mypy for Python 3.10 refuses the star in an index
+        there, here = y[where].double(), shifted[before].double()
         norm = float(there.norm())
         found.append(float((here - there).norm()) / norm if norm else math.nan)
     return sum(found) / len(found) if found else math.nan
