@@ -52,7 +52,7 @@ bench: setup
 ## make docs      the documentation as a site, in site/index.html
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
-	@echo "The site is at $(CURDIR)/site/index.html"
+	@echo "The site is at $(CURDIR)/site/index.html; its search needs a server: python3 -m http.server --directory site"
 
 ## make lint      ruff, clang-format and mypy, changing nothing
 lint: $(VENV)/tools.stamp

@@ -35,6 +35,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Put sections of other files where they are asked for, and make links right for the site."""
     here = page.file.src_uri
+    page.meta["search"] = {"boost": 4 if here.startswith("reference/") else 0.2 if here == "changelog.md" else 1}
     source = {site: source for source, site in PAGES.items() if source != "README.md"}.get(here, f"docs/{here}")
     markdown = _links(markdown, source, here)
     return SECTION.sub(lambda found: _links(_section(found[1], found[2]), found[1], here) + "\n", markdown)
