@@ -20,6 +20,7 @@ from efcn_sparse.measure.gpu_clock import Clock
 from tests.table import GPU, needs_triton
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(GPU, reason="a dry run is on the CPU")
 def test_a_dry_run_goes_through_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,7 @@ def test_compiled_models_train_alike(row: Row) -> None:
     _compiled_trains_alike(row.backend, row.device, "aot_eager")
 
 
+@pytest.mark.slow  # the C++ compiler runs; that it compiles at all is above
 def test_inductor_trains_alike() -> None:
     _compiled_trains_alike("auto", DEVICE, "inductor")
 
