@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from efcn_sparse.gradients import Factors, record_factors
 from efcn_sparse.growth.exchange import exchange_blocks, growing_layer, is_growable, state_of_blocks
@@ -52,7 +53,7 @@ class Growth:
         join: what to do with the factors of a layer's gradient first; ``es.distributed.join_factors`` where several
             processes average their gradients, so that they all choose the same blocks.
         copies: models whose layers have the names and patterns of ``model``'s and are to keep them so, such as
-            ``averaged.module``.
+            an :class:`torch.optim.swa_utils.AveragedModel` of it.
 
     Attributes:
         steps: how many steps there have been.
@@ -104,7 +105,8 @@ class Growth:
         if type(optimizer).__name__ in _CANNOT_FOLLOW:
             kind = type(optimizer).__name__
             raise ValueError(f"optimizer must keep a state for each value, which moves with its block, got {kind}")
-        self._layers, self._copies = _growing(model, layers), tuple(copies)
+        self._layers = _growing(model, layers)
+        self._copies = tuple(copy.module if isinstance(copy, AveragedModel) else copy for copy in copies)
         for layer in self._layers.values():
             state_of_blocks(optimizer, growing_layer(layer).linear.values)
         self._check_copies()

@@ -163,6 +163,11 @@ class SparseLinear(nn.Module):
         if isinstance(self.values, nn.Parameter):
             self.values.of_pattern = pattern.fingerprint  # type: ignore[attr-defined]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # a copy's arrays have new version counters, which would not tell that another pattern was written into them
+        self._seen = [(part, None, -1) for part, _, _ in self._seen]
+
     def check_pattern(self) -> None:
         """See that values and buffers are those of the pattern, and that it is where they are; it is called often.
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from efcn_sparse.pattern import BlockPattern
 
 PARTS = ("crow_indices", "col_indices", "mask_index", "masks")
-Seen = list[tuple[str, Tensor, int]]  # each buffer, and its version counter when it was last known to be right
+Seen = list[tuple[str, Tensor | None, int]]  # each buffer, and its version counter when it was last known to be right
 
 
 def index_keys(prefix: str) -> list[str]:

@@ -155,7 +155,7 @@ def test_averages_follow(ema: bool) -> None:
     """The average of the dense matrices, at the blocks that are there."""
     model = net()
     averaged = AveragedModel(model, **({"multi_avg_fn": get_ema_multi_avg_fn(0.5)} if ema else {}))
-    optimizer, growth = growing(model, copies=[averaged.module])
+    optimizer, growth = growing(model, copies=[averaged])
     dense, x = copy.deepcopy(model)[0].to_linear().weight.detach(), batch(9)
     for step in range(5):
         optimizer.zero_grad()

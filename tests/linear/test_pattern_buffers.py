@@ -124,6 +124,9 @@ def test_filled_with_another_pattern(road: str) -> None:
             "takes the new pattern over, if the values were written with it"
         )
     twin = copy.deepcopy(net)
+    for copied in (twin, pickle.loads(pickle.dumps(net))):
+        with pytest.raises(ValueError, match="layer's pattern"):
+            _run(copied)
     assert es.adopt_patterns(twin) == ["a", "b"]
     assert torch.equal(_run(twin), _run(source))
     net.load_state_dict(before)
