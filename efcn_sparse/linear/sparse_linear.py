@@ -179,7 +179,7 @@ class SparseLinear(nn.Module):
         if isinstance(values, torch.fx.Proxy):  # traced: what it stands for is not known here
             return
         for part, tensor, version in self._seen:
-            if own.get(part) is not tensor or (version >= 0 and tensor._version != version):
+            if tensor is None or own.get(part) is not tensor or (version >= 0 and tensor._version != version):
                 self._settle()
                 break
         owner = getattr(values, "of_pattern", None)
