@@ -238,8 +238,9 @@ class EmbeddedConv(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         geometry = self.geometry
         expected = (geometry.in_channels, *geometry.image_size)
-        batched = input.dim() == len(expected) + 1
-        if tuple(input.shape[1:] if batched else input.shape) != expected:
+        traced = isinstance(input, torch.fx.Proxy)  # of no known size: taken for a batch
+        batched = traced or input.dim() == len(expected) + 1
+        if not traced and tuple(input.shape[1:] if batched else input.shape) != expected:
             sizes = ", ".join(map(str, expected))
             raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
         x = input if batched else input.unsqueeze(0)

@@ -179,3 +179,12 @@ def test_no_convolution_has_such_a_padding() -> None:
     assert ConvGeometry.of(EmbeddedConv(transposed).to_conv(), (6,)) == transposed
     with pytest.raises(ValueError, match=r"^output_padding must be smaller than stride or at most padding, got \[1\]$"):
         ConvGeometry.of(torch.nn.ConvTranspose1d(2, 2, 3, output_padding=1, dilation=2), (6,))
+
+
+@pytest.mark.parametrize("support", [es.Dilated(1), es.LowRank(2)])
+def test_traced_symbolically(support: es.Local) -> None:
+    x = torch.randn(3, 2, 6, 6)
+    net = es.embed(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU()), x, support=support)
+    traced = torch.fx.symbolic_trace(net)
+    assert torch.equal(traced(x), net(x))
+    assert torch.equal(traced(x[:1]), net(x[:1]))
