@@ -2,7 +2,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
-#include "cpu/ops.h"
+#include "cpu/operations.h"
 #include "cpu/pack.h"
 
 TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {

@@ -1,11 +1,10 @@
 // SDDMM over blocks: the gradient of W. One task is one block row: its part of a is transposed once, and multiplied with
 // the columns of b that its blocks need; consecutive blocks are computed together.
-#include "ops.h"
+#include "operations.h"
 
 #include <vector>
 
 #include "pack.h"
-#include "schedule.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -42,11 +41,15 @@ class SampledProduct {
   }
 
   void run() {
-    share_tasks(walk_.rows, [&](auto&& next) {
-      Workspace space;
-      for (int64_t i = next(); i >= 0; i = next()) block_row(i, space);
-      Product<Operand>::release();
-    });
+    const int64_t blocks = walk_.starts[walk_.rows];
+    share_tasks(
+        walk_.rows,
+        [&](auto&& next) {
+          Workspace space;
+          for (int64_t i = next(); i >= 0; i = next()) block_row(i, space);
+          Product<Operand>::release();
+        },
+        threads_for(batch_ * blocks * walk_.out_side * walk_.in_side));
   }
 
  private:

@@ -1,11 +1,10 @@
 // SpMM over blocks. One task is a few block rows of the result, for some rows of the batch: the blocks of each are packed
 // into a panel B [K, n] once, and the panel is multiplied with the activations, segment by segment.
-#include "ops.h"
+#include "operations.h"
 
 #include <vector>
 
 #include "pack.h"
-#include "schedule.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -55,21 +54,25 @@ class Multiplication {
   }
 
   void run() {
-    const int64_t threads = at::get_num_threads(), batch = batch_;
+    const int64_t batch = batch_, blocks = walk_.starts[walk_.rows];
+    const int64_t threads = threads_for(batch * blocks * walk_.out_side * walk_.in_side);
     int64_t rows = std::min(kBatchRows, batch);
     while (rows > kMinBatchRows && walk_.rows * ((batch + rows - 1) / rows) < 4 * threads) rows /= 2;
     const int64_t groups = (batch + rows - 1) / rows;
     int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
     const int64_t strips = (walk_.rows + together - 1) / together;
-    share_tasks(strips * groups, [&](auto&& next) {
-      Workspace space;
-      for (int64_t task = next(); task >= 0; task = next()) {
-        const int64_t first = task / strips * rows, i = task % strips * together;
-        block_rows(i, std::min(walk_.rows, i + together), first, std::min(batch, first + rows), space);
-      }
-      Product<Operand>::release();
-    });
+    share_tasks(
+        strips * groups,
+        [&](auto&& next) {
+          Workspace space;
+          for (int64_t task = next(); task >= 0; task = next()) {
+            const int64_t first = task / strips * rows, i = task % strips * together;
+            block_rows(i, std::min(walk_.rows, i + together), first, std::min(batch, first + rows), space);
+          }
+          Product<Operand>::release();
+        },
+        threads);
   }
 
  private:

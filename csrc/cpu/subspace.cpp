@@ -8,7 +8,6 @@
 #include <array>
 #include <vector>
 
-#include "schedule.h"
 #include "subspace_plan.h"
 #include "subspace_tiles.h"
 

@@ -3,7 +3,7 @@
 
 #include <ATen/ATen.h>
 
-#include "structure.h"
+#include "walk.h"
 
 namespace efcn_sparse::cpu {
 

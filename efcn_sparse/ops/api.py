@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+import efcn_sparse.ops.contract  # noqa: F401  # defines the operators
 from efcn_sparse.ops.checks import (
+    are_usual,
+    autocast_is_on,
     check_alike,
     check_backend,
     check_features,
@@ -17,7 +20,10 @@ from efcn_sparse.ops.checks import (
     check_pattern,
     check_scaling,
 )
+from efcn_sparse.ops.select import resolve
 from efcn_sparse.pattern import BlockPattern
+
+_spmm = torch.ops.efcn_sparse.spmm.default
 
 
 def spmm(
@@ -67,6 +73,8 @@ def spmm(
             spmm, (x, values, bias, out), x, values, pattern,
             transpose=transpose, bias=bias, backend=backend, alpha=alpha, beta=beta, out=out,
         )  # fmt: skip
+    if out is None and alpha == 1.0 and beta == 0.0 and are_usual(x, values, bias, pattern, transpose):
+        return _spmm(x, values, bias, pattern.structure, pattern.shape, transpose, _chosen(backend, x))
     check_backend(backend)
     check_floating("x", x)
     check_floating("values", values)
@@ -83,7 +91,7 @@ def spmm(
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     if out is None:
         check_scaling(alpha, beta)
-        y = torch.ops.efcn_sparse.spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, backend)
+        y = _spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, _chosen(backend, x))
         return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
     check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
     y = out if out.dim() == 2 else out.view(rows.shape[0], out_features)
@@ -153,11 +161,20 @@ def sddmm(
     right = b if b.dim() == 2 else b.reshape(batch, pattern.shape[1])
     if out is None:
         check_scaling(alpha, beta)
+        backend = _chosen(backend, a)
         return torch.ops.efcn_sparse.sddmm(left, right, pattern.structure, pattern.shape, pattern.block_shape, backend)
     check_out(out, pattern.values_shape, {"a": a, "b": b}, may_be_fp32=True)
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
     _mark_written(out)
     return out
+
+
+def _chosen(backend: str, operand: Tensor) -> str:
+    """The backend that runs, by name; as it was given where only the operator will know, compiled or under autocast."""
+    if torch.compiler.is_compiling() or autocast_is_on(operand):
+        return backend
+    check_backend(backend)
+    return resolve(backend, operand.device, operand.dtype)
 
 
 def _mark_written(out: Tensor) -> None:

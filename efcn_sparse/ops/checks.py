@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,9 +50,12 @@ def check_alike(
 
 def _autocast_unites(tensor: Tensor, other: Tensor) -> bool:
     """Whether autocast gives both the same dtype: it is on for their device, and neither is fp64, which it leaves."""
+    return torch.float64 not in (tensor.dtype, other.dtype) and autocast_is_on(tensor)
+
+
+def autocast_is_on(tensor: Tensor) -> bool:
     device = tensor.device.type
-    castable = torch.float64 not in (tensor.dtype, other.dtype)
-    return castable and device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
@@ -102,16 +106,21 @@ def check_out(
         raise RuntimeError("out is written in place without gradient: call under torch.no_grad()")
 
 
+def look_at(tensors: Sequence[Tensor], shape: Sequence[int], block_shape: Sequence[int]) -> None:
+    """Check the arrays of a structure when they are first seen, and whenever they were written to."""
+    structure, sides, block = Structure.of(tensors), tuple(shape), tuple(block_shape)
+    structure.remembered(("checked", sides, block), lambda: check_structure(structure, sides, block))
+
+
 def checked_structure(tensors: Sequence[Tensor], shape: Sequence[int], values: Tensor, like: Tensor) -> Structure:
-    """``tensors`` by name, after a look at all of them when they are first seen and whenever they were written to."""
-    structure, sides = Structure.of(tensors), (tuple(shape), tuple(values.shape[1:]))
-    structure.remembered(("checked", *sides), lambda: check_structure(structure, *sides))
-    if values.shape[0] != structure.col_indices.shape[0]:
-        raise ValueError(f"values must hold {structure.col_indices.shape[0]} blocks, got {values.shape[0]}")
-    if structure.col_indices.device != like.device:
-        raise ValueError(
-            f"structure must be on the operands' device, {like.device}, got {structure.col_indices.device}"
-        )
+    """``tensors`` by name, checked, and fit for ``values`` and the operands."""
+    look_at(tensors, shape, values.shape[1:])
+    structure = Structure.of(tensors)
+    blocks, device = structure.col_indices.shape[0], structure.col_indices.device
+    if values.shape[0] != blocks:
+        raise ValueError(f"values must hold {blocks} blocks, got {values.shape[0]}")
+    if device != like.device:
+        raise ValueError(f"structure must be on the device of the operands, {like.device}, got {device}")
     return structure
 
 
@@ -122,6 +131,33 @@ def check_operand(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tenso
     if tensor.dtype != like.dtype or tensor.device != like.device:
         expected, got = f"{like.dtype} on {like.device}", f"{tensor.dtype} on {tensor.device}"
         raise TypeError(f"{name} must be {expected} as the other operands are, got {got}")
+
+
+def are_usual(x: Any, values: Any, bias: Any, pattern: Any, transpose: bool) -> bool:
+    """Whether the operands are what they mostly are, asked quickly; if not, they may be right all the same."""
+    if type(pattern) is not BlockPattern or type(x) is not Tensor or not isinstance(values, Tensor) or x.dim() != 2:
+        return False
+    if bias is not None and not isinstance(bias, Tensor):
+        return False
+    dtype, device = x.dtype, x.device
+    return (
+        dtype in _DTYPES
+        and dtype is values.dtype
+        and device == values.device == pattern.device
+        and x.layout is values.layout is torch.strided
+        and not x.is_nested
+        and x.shape[1] == pattern.shape[0 if transpose else 1]
+        and values.shape == pattern.values_shape
+        and (
+            bias is None
+            or (
+                bias.dtype is dtype
+                and bias.device == device
+                and bias.layout is torch.strided
+                and bias.shape == pattern.shape[1 if transpose else 0 :][:1]
+            )
+        )
+    )
 
 
 def under_transforms() -> bool:

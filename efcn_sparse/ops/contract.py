@@ -17,7 +17,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from efcn_sparse.ops.backends import BACKENDS
-from efcn_sparse.ops.checks import check_operand, checked_structure
+from efcn_sparse.ops.checks import check_operand, checked_structure, look_at
 from efcn_sparse.ops.select import resolve
 
 _LIBRARY = torch.library.Library("efcn_sparse", "DEF")
@@ -28,6 +28,7 @@ _SCHEMAS = (
     f"spmm_(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, {_PATTERN}, bool transpose, "
     "float alpha, float beta, str backend) -> ()",
     f"sddmm_(Tensor(a!) values, Tensor a, Tensor b, {_PATTERN}, float alpha, float beta, str backend) -> ()",
+    f"check_structure({_PATTERN}, SymInt[] block_shape) -> ()",
 )
 for _schema in _SCHEMAS:
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -84,6 +85,7 @@ def _sddmm(a, b, structure, shape, block_shape, backend) -> Tensor:
 
 for _name, _kernel in (("spmm", _spmm), ("sddmm", _sddmm), ("spmm_", _spmm_into), ("sddmm_", _sddmm_into)):
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+_LIBRARY.impl("check_structure", look_at, "CompositeExplicitAutograd")  # for csrc/contract.cpp
 
 
 @torch.library.register_fake("efcn_sparse::spmm", lib=_LIBRARY)

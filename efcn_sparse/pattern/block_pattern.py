@@ -38,6 +38,8 @@ class BlockPattern:
         block_shape: ``(block_rows, block_cols)``.
         grid: number of block rows and block columns.
         nnz_blocks: number of stored blocks.
+        values_shape: the shape of a ``values`` tensor of this pattern.
+        device: where the index arrays lie.
         crow_indices, col_indices: int32 ``[grid[0] + 1]`` and ``[nnz_blocks]``: the blocks row by row, named as in
             :func:`torch.sparse_bsr_tensor`.
         ccol_indices, row_indices: int32 ``[grid[1] + 1]`` and ``[nnz_blocks]``: the blocks column by column.
@@ -65,6 +67,8 @@ class BlockPattern:
     block_shape: tuple[int, int]
     grid: tuple[int, int]
     nnz_blocks: int
+    values_shape: tuple[int, int, int]
+    device: torch.device
     structure: Structure
     _named: tuple[tuple[int, ...], str] = (), ""  # versions of the arrays, and their fingerprint
 
@@ -121,7 +125,8 @@ class BlockPattern:
         self = object.__new__(cls)
         self.__dict__.update(
             shape=shape, block_shape=block_shape, grid=grid_of(shape, block_shape), structure=structure,
-            nnz_blocks=structure.col_indices.numel(),
+            nnz_blocks=structure.col_indices.numel(), device=structure.crow_indices.device,
+            values_shape=(structure.col_indices.numel(), *block_shape),
         )  # fmt: skip
         return self
 
@@ -258,20 +263,10 @@ class BlockPattern:
         return self.structure.masks.clone()
 
     @property
-    def device(self) -> torch.device:
-        """Where the index arrays lie."""
-        return self.structure.crow_indices.device
-
-    @property
     def density(self) -> float:
         """Stored blocks over all blocks; 0.0 for a matrix without blocks."""
         total = self.grid[0] * self.grid[1]
         return self.nnz_blocks / total if total else 0.0
-
-    @property
-    def values_shape(self) -> tuple[int, int, int]:
-        """The shape of a ``values`` tensor of this pattern."""
-        return (self.nnz_blocks, *self.block_shape)
 
     @property
     def is_ragged(self) -> bool:

@@ -1,4 +1,6 @@
-#include "segments.h"
+// C [M, N] (+)= sum over segments of A_s [M, K_s] B_s [K_s, N], in bfloat16: all products of a block row at once. The sums
+// stay in registers from the first to the last, where a product for each segment would load and store them.
+#include "product.h"
 
 #if defined(__x86_64__)
 #include <ATen/Version.h>

@@ -1,6 +1,7 @@
-#include "plain_product.h"
-
+// The dense product C [M, N] (+)= A [M, K] B [K, N] in plain loops.
 #include <algorithm>
+
+#include "product.h"
 
 namespace efcn_sparse::cpu {
 namespace {

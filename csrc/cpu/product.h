@@ -6,10 +6,28 @@
 #include <ATen/ATen.h>
 #include <ATen/native/CPUBlas.h>
 
-#include "plain_product.h"
-#include "segments.h"
-
 namespace efcn_sparse::cpu {
+
+// product_plain.cpp: plain loops, for fp64, and for fp32 where torch has no batch-reduce GEMM; it exports no other GEMM.
+void plain_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                   int64_t ldc, bool add);
+void plain_product(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
+                   double* c, int64_t ldc, bool add);
+
+// Consecutive columns of A, and the row of the panel where their part of B begins.
+template <typename Operand>
+struct Segment {
+  const Operand* a;
+  int64_t k, panel_row;
+};
+
+// `lda` is that of every A, `ldb` the panel's. K is even, and rows of the panel lie in pairs ("VNNI").
+using SumSegments = void (*)(int64_t m, int64_t n, const Segment<at::BFloat16>* segments, int64_t count, int64_t lda,
+                             const at::BFloat16* panel, int64_t ldb, float* c, int64_t ldc, bool add);
+
+// The kernel for this processor: AVX-512 with bfloat16 dot products. Null without them, and with AMX, where oneDNN's
+// product is faster.
+SumSegments segments_kernel();
 
 // What a product takes and sums in. Layout of B: rows of N, for bfloat16 rows of N pairs (k, k + 1) ("VNNI").
 template <typename Operand>
@@ -82,7 +100,7 @@ struct Product<double> {
   static void release() {}
 };
 
-// C [m, n] (+)= sum over segments of A [m, k] B [k, n], see segments.h.
+// C [m, n] (+)= sum over segments of A [m, k] B [k, n].
 template <typename Operand>
 void sum_segments(int64_t m, int64_t n, const Segment<Operand>* segments, int64_t count, int64_t lda,
                   const Operand* panel, int64_t ldb, typename Product<Operand>::Sum* c, int64_t ldc, bool add) {
