@@ -1,6 +1,10 @@
 // The operators efcn_sparse::spmm and sddmm for CPU tensors, with their derivatives: what ops/contract.py does for other
 // devices and backends, without Python, since a small layer computes for less time than one call of Python takes.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/library.h>
 
 #include <array>
@@ -245,7 +249,68 @@ Tensor sddmm_autograd(const Tensor& a, const Tensor& b, TensorList structure, In
   return sddmm_operator().call(a, b, structure, shape, block_shape, backend);
 }
 
+// -- a way in for what is usual -----------------------------------------------------------------------------------------
+
+// A plain CPU tensor; null for everything else, which the checks of ops/api.py can name.
+const Tensor* plain(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return nullptr;
+  const Tensor& tensor = THPVariable_Unpack(object);
+  return tensor.layout() == at::kStrided && tensor.device().is_cpu() && !tensor.is_nested() ? &tensor : nullptr;
+}
+
+bool is_pair(PyObject* object) { return PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2; }
+
+std::array<int64_t, 2> pair(PyObject* object) {
+  return {PyLong_AsLongLong(PyTuple_GET_ITEM(object, 0)), PyLong_AsLongLong(PyTuple_GET_ITEM(object, 1))};
+}
+
+bool matches(const Tensor& tensor, IntArrayRef sizes, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype && tensor.sizes() == sizes;
+}
+
+PyObject* usual(PyObject* const* arguments) {
+  const Tensor *x = plain(arguments[0]), *values = plain(arguments[1]);
+  PyObject *given_bias = arguments[2], *parts = arguments[3];
+  if (x == nullptr || values == nullptr || x->dim() != 2 || values->dim() != 3 || !is_pair(arguments[4]) ||
+      !is_pair(arguments[5]) || !PyTuple_Check(parts) || PyTuple_GET_SIZE(parts) != kParts ||
+      at::autocast::is_autocast_enabled(at::kCPU) || at::impl::torch_function_mode_enabled())
+    return nullptr;
+  const auto shape = pair(arguments[4]), block_shape = pair(arguments[5]);
+  const bool transpose = arguments[6] == Py_True;
+  const auto dtype = x->scalar_type();
+  if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf && dtype != at::kDouble) return nullptr;
+  std::array<Tensor, kParts> structure;
+  for (size_t i = 0; i < kParts; ++i) {
+    const Tensor* part = plain(PyTuple_GET_ITEM(parts, i));
+    if (part == nullptr) return nullptr;
+    structure[i] = *part;
+  }
+  MaybeTensor bias;
+  if (given_bias != Py_None) {
+    const Tensor* found = plain(given_bias);
+    if (found == nullptr || !matches(*found, {shape[transpose ? 1 : 0]}, dtype)) return nullptr;
+    bias = *found;
+  }
+  if (!matches(*values, {structure[1].numel(), block_shape[0], block_shape[1]}, dtype) ||
+      x->size(1) != shape[transpose ? 0 : 1])
+    return nullptr;
+  Tensor y;
+  {
+    pybind11::gil_scoped_release released;
+    y = spmm_operator().call(*x, *values, bias, structure, shape, transpose, "cpu");
+  }
+  return THPVariable_Wrap(std::move(y));
+}
+
 }  // namespace
+
+PyObject* usual_spmm(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7, "usual_spmm takes 7 arguments, got ", count);
+  PyObject* result = usual(arguments);
+  return result == nullptr && PyErr_Occurred() == nullptr ? Py_NewRef(Py_None) : result;
+  END_HANDLE_TH_ERRORS
+}
 
 TORCH_LIBRARY_IMPL(efcn_sparse, CPU, m) {
   m.impl("spmm", &spmm);

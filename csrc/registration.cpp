@@ -17,10 +17,21 @@ TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
   m.impl("sddmm", &efcn_sparse::cpu::sddmm);
 }
 
-// Importing efcn_sparse._C loads this library, which registers the operators above; the module holds constants alone.
+namespace efcn_sparse {
+PyObject* usual_spmm(PyObject*, PyObject* const* arguments, Py_ssize_t count);  // contract.cpp
+}
+
+// Importing efcn_sparse._C loads this library, which registers the operators above; the module holds constants and a
+// quick way to one of them.
 PyMODINIT_FUNC PyInit__C() {
+  static PyMethodDef methods[] = {
+      {"usual_spmm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(efcn_sparse::usual_spmm)),
+       METH_FASTCALL,
+       "usual_spmm(x, values, bias, structure, shape, block_shape, transpose): the operator on plain CPU tensors that "
+       "fit, or None."},
+      {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   for (const auto& [name, number] :
        std::initializer_list<std::pair<const char*, int64_t>>{{"GATHER_SIDE", efcn_sparse::cpu::kGatherSide},

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ def extension_status() -> ExtensionStatus:
     except (ImportError, OSError) as error:
         return ExtensionStatus(False, f"it does not load ({error}); rebuild it against the installed torch", "")
     return ExtensionStatus(True, "", str(module.__file__))
+
+
+@functools.cache
+def compiled() -> Any:
+    """The compiled module; ask :func:`extension_status` first whether it is there."""
+    return importlib.import_module("efcn_sparse._C")
 
 
 def extension_is_off() -> bool:

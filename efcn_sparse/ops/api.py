@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 import efcn_sparse.ops.contract  # noqa: F401  # defines the operators
+from efcn_sparse.extension import compiled
 from efcn_sparse.ops.checks import (
-    are_usual,
     autocast_is_on,
     check_alike,
     check_backend,
@@ -73,8 +74,10 @@ def spmm(
             spmm, (x, values, bias, out), x, values, pattern,
             transpose=transpose, bias=bias, backend=backend, alpha=alpha, beta=beta, out=out,
         )  # fmt: skip
-    if out is None and alpha == 1.0 and beta == 0.0 and are_usual(x, values, bias, pattern, transpose):
-        return _spmm(x, values, bias, pattern.structure, pattern.shape, transpose, _chosen(backend, x))
+    if out is None and alpha == 1.0 and beta == 0.0 and not torch.compiler.is_compiling():
+        y = _usual_spmm(x, values, bias, pattern, transpose, backend)
+        if y is not None:
+            return y
     check_backend(backend)
     check_floating("x", x)
     check_floating("values", values)
@@ -167,6 +170,17 @@ def sddmm(
     torch.ops.efcn_sparse.sddmm_(out, left, right, pattern.structure, pattern.shape, alpha, beta, backend)
     _mark_written(out)
     return out
+
+
+def _usual_spmm(x: Any, values: Any, bias: Any, pattern: Any, transpose: bool, backend: Any) -> Tensor | None:
+    """The product of plain CPU tensors that fit, by one call of the extension; None where checks have to say more."""
+    if type(pattern) is not BlockPattern or type(backend) is not str or not isinstance(x, Tensor):
+        return None
+    if resolve(backend, x.device, x.dtype) != "cpu":
+        return None
+    return compiled().usual_spmm(
+        x, values, bias, pattern.structure, pattern.shape, pattern.block_shape, bool(transpose)
+    )
 
 
 def _chosen(backend: str, operand: Tensor) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,33 +130,6 @@ def check_operand(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tenso
     if tensor.dtype != like.dtype or tensor.device != like.device:
         expected, got = f"{like.dtype} on {like.device}", f"{tensor.dtype} on {tensor.device}"
         raise TypeError(f"{name} must be {expected} as the other operands are, got {got}")
-
-
-def are_usual(x: Any, values: Any, bias: Any, pattern: Any, transpose: bool) -> bool:
-    """Whether the operands are what they mostly are, asked quickly; if not, they may be right all the same."""
-    if type(pattern) is not BlockPattern or type(x) is not Tensor or not isinstance(values, Tensor) or x.dim() != 2:
-        return False
-    if bias is not None and not isinstance(bias, Tensor):
-        return False
-    dtype, device = x.dtype, x.device
-    return (
-        dtype in _DTYPES
-        and dtype is values.dtype
-        and device == values.device == pattern.device
-        and x.layout is values.layout is torch.strided
-        and not x.is_nested
-        and x.shape[1] == pattern.shape[0 if transpose else 1]
-        and values.shape == pattern.values_shape
-        and (
-            bias is None
-            or (
-                bias.dtype is dtype
-                and bias.device == device
-                and bias.layout is torch.strided
-                and bias.shape == pattern.shape[1 if transpose else 0 :][:1]
-            )
-        )
-    )
 
 
 def under_transforms() -> bool:
