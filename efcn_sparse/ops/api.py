@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 import efcn_sparse.ops.contract  # noqa: F401  # defines the operators
 from efcn_sparse.extension import compiled
 from efcn_sparse.ops.checks import (
+    DTYPES,
     autocast_is_on,
     check_alike,
     check_backend,
@@ -176,7 +177,7 @@ def _usual_spmm(x: Any, values: Any, bias: Any, pattern: Any, transpose: bool, b
     """The product of plain CPU tensors that fit, by one call of the extension; None where checks have to say more."""
     if type(pattern) is not BlockPattern or type(backend) is not str or not isinstance(x, Tensor):
         return None
-    if resolve(backend, x.device, x.dtype) != "cpu":
+    if x.dtype not in DTYPES or resolve(backend, x.device, x.dtype) != "cpu":
         return None
     return compiled().usual_spmm(
         x, values, bias, pattern.structure, pattern.shape, pattern.block_shape, bool(transpose)

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from efcn_sparse.pattern import BlockPattern, Structure
 from efcn_sparse.pattern.checks import check_structure
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 _AUTOCAST_DEVICES = ("cpu", "cuda")  # asking torch which there are would break a graph of torch.compile
 
 
@@ -21,7 +21,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
     if tensor.is_nested or tensor.layout != torch.strided:
         kind = "a nested tensor" if tensor.is_nested else tensor.layout
         raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
 
 

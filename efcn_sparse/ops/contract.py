@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from efcn_sparse.ops.backends import BACKENDS
 from efcn_sparse.ops.checks import check_operand, checked_structure, look_at
@@ -133,7 +134,7 @@ def _within_jvp(*operands: Tensor) -> Iterator[list[Tensor]]:
         yield [torch._VF._unpack_dual(operand, level=0)[0] for operand in operands]
 
 
-class _Spmm(torch.autograd.Function):
+class _Spmm(_SingleLevelFunction):
     @staticmethod
     def forward(x, values, bias, structure, shape, transpose, backend, modes):
         with torch._C._AutoDispatchBelowAutograd(), _restored(modes):
@@ -175,7 +176,7 @@ class _Spmm(torch.autograd.Function):
             return sum(parts[1:], parts[0])
 
 
-class _Sddmm(torch.autograd.Function):
+class _Sddmm(_SingleLevelFunction):
     @staticmethod
     def forward(a, b, structure, shape, block_shape, backend, modes):
         with torch._C._AutoDispatchBelowAutograd(), _restored(modes):
@@ -211,15 +212,14 @@ class _Sddmm(torch.autograd.Function):
             return sum(parts[1:], parts[0])
 
 
-def _register_derivatives(name: str, function: type[torch.autograd.Function]) -> None:
-    """Past ``Function.apply`` of Python: it would hand on to torch.func, which has dispatched to us already."""
-    apply: Any = getattr(super(torch.autograd.Function, function), "apply")  # noqa: B009
+def _register_derivatives(name: str, function: Any) -> None:
+    """Of the kind that torch.func makes for one of its levels: it has dispatched to us already, level by level."""
 
     def kernel(*arguments):
         if not torch._C._are_functorch_transforms_active():
-            return apply(*arguments, None)
+            return function.apply(*arguments, None)
         with enable_single_level_autograd_function():
-            return apply(*arguments, (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()))
+            return function.apply(*arguments, (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()))
 
     _LIBRARY.impl(name, kernel, "Autograd")
 
