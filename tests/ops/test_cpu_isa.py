@@ -17,10 +17,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(not extension_status().available, reason=extension_status().reason or "the extension is there")
 @pytest.mark.parametrize(
-    "setting", ["ONEDNN_MAX_CPU_ISA=AVX2", "ONEDNN_MAX_CPU_ISA=AVX512_CORE", "ATEN_CPU_CAPABILITY=avx2"]
+    "settings",
+    [
+        "ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2",
+        pytest.param("ONEDNN_MAX_CPU_ISA=AVX2", marks=pytest.mark.slow),
+        pytest.param("ONEDNN_MAX_CPU_ISA=AVX512_CORE", marks=pytest.mark.slow),
+    ],
 )
-def test_accuracy_on_older_instruction_sets(setting: str) -> None:
-    environment = {**os.environ, "EFCN_TEST_DEVICE": "cpu"} | dict([setting.split("=")])
+def test_accuracy_on_older_instruction_sets(settings: str) -> None:
+    chosen_set = dict(setting.split("=") for setting in settings.split())
+    environment = {**os.environ, "EFCN_TEST_DEVICE": "cpu"} | chosen_set
     chosen = "(product or large) and (cpu-float32 or cpu-bfloat16)"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     files = [str(ROOT / "tests" / "ops" / "test_accuracy.py")]

@@ -30,7 +30,7 @@ def test_updates_in_the_product_are_counted():
     assert counter.get_total_flops() == 2 * 3 * 64
 
 
-@pytest.mark.parametrize("first", ["efcn_sparse", "torch.utils.flop_counter"])
+@pytest.mark.parametrize("first", ["efcn_sparse", pytest.param("torch.utils.flop_counter", marks=pytest.mark.slow)])
 def test_either_may_be_imported_first(first):
     program = (
         f"import sys, {first}, efcn_sparse as es, torch\n"
