@@ -15,12 +15,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="measure the kernels and a training step on this machine",
         description="Measure SpMM, SDDMM and a VanillaCNN training step against their rivals, as ratios in one "
-        "process. Takes minutes, and wants a machine that does nothing else.",
+        "process, and locally connected layers, each rival in its own. Takes minutes, and wants a machine that does "
+        "nothing else.",
     )
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds")
     shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
-    parser.add_argument("--suite", choices=["all", "ops", "vanilla"], default="all", help="which part (default: all)")
+    parser.add_argument(
+        "--suite", choices=["all", "ops", "vanilla", "local"], default="all", help="which part (default: all)"
+    )
+    parser.add_argument(
+        "--flax-python", default=sys.executable, metavar="PYTHON", help="one that has Flax (default: this one)"
+    )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
     parser.add_argument(
@@ -36,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
-    from efcn_sparse.measure import ops, report, vanilla
+    from efcn_sparse.measure import locally_connected, ops, report, vanilla
     from efcn_sparse.measure.timing import in_turn, threads_set_to
 
     shapes = "quick" if args.quick else "tiny" if args.tiny else "full"
     rounds = {"full": 11, "quick": 5, "tiny": 2}[shapes]
     tables: dict[str, list[dict[str, Any]]] = {}
+    versions: dict[str, str] = {}
     with threads_set_to(args.threads):
         if args.suite in ("all", "ops"):
             cases = list(ops.cases(shapes))
@@ -50,11 +57,15 @@ def run(args: argparse.Namespace) -> int:
                 print(f"ops: {case}", file=sys.stderr, flush=True)
                 calls, density = ops.contestants(case)
                 rows.append(ops.row(case, in_turn(calls, rounds), density))
+        batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
         if args.suite in ("all", "vanilla"):
             print("vanilla: training steps, then the peak memory of each", file=sys.stderr, flush=True)
-            batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
             tables[f"VanillaCNN, batch {batch}"] = vanilla.rows(batch, rounds, args.threads)
+        if args.suite in ("all", "local"):
+            title = f"Locally connected layers of VanillaCNN, forward and backward, batch {batch}"
+            tables[title], versions = locally_connected.rows(batch, rounds, args.threads, args.flax_python)
     results = report.results(f"Kernels and a training step, shapes {shapes}", args.threads, tables)
+    results["machine"]["versions"] |= versions
     print(report.markdown(results), end="")
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efcn_sparse.cli.main import main
-from efcn_sparse.measure import memory, ops, report, timing, vanilla
+from efcn_sparse.measure import locally_connected, memory, ops, report, timing, vanilla
 from efcn_sparse.measure.ops import OPS, OpsCase
 
 
@@ -73,6 +73,25 @@ def test_variants_compute_the_same_and_a_wrong_gradient_is_not_timed(monkeypatch
     monkeypatch.setattr(vanilla, "make_trainer", with_wrong_gradients)
     with pytest.raises(AssertionError, match=r"the gradient of 0\.linear"):
         vanilla.checked_trainers(batch=2)
+
+
+def test_locally_connected_rivals_agree_and_flax_may_be_absent(capsys, monkeypatch, tmp_path):
+    layer = locally_connected.Layer(3, 16, 6, 3, 2, 1)
+    monkeypatch.setattr(locally_connected, "VANILLA", (layer,))
+    nowhere = str(tmp_path / "python")
+    (row, total), versions = locally_connected.rows(batch=2, rounds=1, threads=1, flax_python=nowhere)
+    assert versions == {}
+    assert row["layer"] == "3→16, 3×3, stride 2, on 6×6"
+    assert min(row["ms"], row["unfold + bmm, ms"], row["unfold + bmm / ours"]) > 0
+    assert row["Flax ConvLocal, ms"] is total["Flax ConvLocal / ours"] is None
+    assert total["ms"] == row["ms"]
+    assert "without Flax ConvLocal" in capsys.readouterr().err
+    monkeypatch.setattr(locally_connected, "_TOLERANCE", 0.0)
+    with (
+        pytest.raises(AssertionError, match=r"unfold \+ bmm must agree in y of 3→16"),
+        locally_connected.processes(layer, 2, 1, nowhere),
+    ):
+        pass
 
 
 def test_peak_memory_sees_what_a_step_holds(monkeypatch):
