@@ -45,7 +45,7 @@ class Process:
     """One rival; a call makes it run forward and backward once.
 
     Attributes:
-        ready: what it said first: the ``digest`` of its results, its ``peak`` in bytes or None, ``versions`` of packages.
+        ready: what it said first: ``digest`` of its results, ``peak`` in bytes or None, ``versions`` of packages.
 
     Raises:
         RuntimeError: it ended, with what it wrote to stderr.
