@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,6 @@ from efcn_sparse.analysis.statistics import Final, Spread, finals, spread
 from efcn_sparse.training.arms import ELCN, FCN, FULL, Arm
 
 CLOSE = 0.5  # the paper has no threshold: below this, three quarters of ‖W‖² are local
-# two-sided 95% quantiles of Student's t for 2, 3, ... seeds
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 AGREES, DISAGREES, OPEN = "agrees", "disagrees", "not decided"
 
@@ -124,7 +121,4 @@ def is_clear(difference: Spread) -> bool:
         >>> is_clear(spread([0.2, 0.21])), is_clear(spread([0.01, 0.02])), is_clear(spread([0.5]))
         (True, False, False)
     """
-    if difference.n < 2:
-        return False
-    quantile = _T[difference.n - 2] if difference.n - 2 < len(_T) else 2.23
-    return abs(difference.mean) > quantile * difference.std / math.sqrt(difference.n)
+    return abs(difference.mean) > difference.half_width

@@ -11,6 +11,9 @@ import numpy as np
 from efcn_sparse.analysis.run_data import Floats, Ints, Run, Trace
 from efcn_sparse.training.arms import CNN, Arm
 
+# two-sided 95% quantiles of Student's t for 2, 3, ... seeds
+_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -24,6 +27,18 @@ class Spread:
     mean: float
     std: float
     n: int
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95% confidence interval of the mean, by Student's t; nan for one seed.
+
+        Example:
+            >>> round(spread([0.25, 0.75]).half_width, 3)
+            3.178
+        """
+        if self.n < 2:
+            return math.nan
+        return (_T[self.n - 2] if self.n - 2 < len(_T) else 2.23) * self.std / math.sqrt(self.n)
 
     def text(self, digits: int = 3) -> str:
         """``mean ± std``, without the spread where there is one seed.

@@ -12,6 +12,7 @@ from typing import NoReturn
 COMMANDS = {
     "relax": "train CNNs, embed them, train on: the relax protocol",
     "report": "figures and one HTML page of a run directory",
+    "landscape": "losses and curvature between the nets of a run",
     "doctor": "what embedding a model would store, without building it",
     "bench": "the rates of the kernels on this machine",
     "tune": "time tiles of the GPU kernels and write the best to a tuning file",

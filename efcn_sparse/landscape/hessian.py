@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.landscape.modes import evaluation_mode
-from efcn_sparse.landscape.parts import PARTS, layers_with_weights, part_of
+from efcn_sparse.landscape.parts import check_part, dimension_of, layers_with_weights, part_of
 
 
 class Trace(NamedTuple):
@@ -102,6 +102,33 @@ class Hessian:
                     one.add_(product, alpha=1 / len(self._data))
         return total if part is None else self._within(total, part)
 
+    def along(self, direction: dict[str, Tensor], part: str | None = None) -> float:
+        """The curvature ⟨d, H d⟩ / ⟨d, d⟩ in one direction, or in that of its ``part``; NaN for a direction of zeros.
+
+        Its mean over random directions is the trace divided by :meth:`dimension`: what is below that is flat.
+
+        Args:
+            direction: d by name, as :meth:`product` takes it.
+        """
+        if part is not None:
+            direction = self._within(direction, part)
+        product = self.product(direction, part)
+        square, curved = (
+            sum(float((direction[name].double() * other[name].double()).sum()) for name in direction)
+            for other in (direction, product)
+        )
+        return curved / square if square else math.nan
+
+    def dimension(self, part: str | None = None) -> int:
+        """In how many independent directions the weights of ``part``, or all trainable parameters, can move."""
+        if part is None:
+            return self.size
+        return sum(
+            dimension_of(layer, part)
+            for layer in layers_with_weights(self._model).values()
+            if layer.linear.values.requires_grad
+        )
+
     def top(self, k: int = 1, *, part: str | None = None, tol: float = 1e-6, seed: int = 0) -> list[float]:
         """The ``k`` eigenvalues that are largest in magnitude, largest first, by SciPy's ``eigsh`` (Lanczos).
 
@@ -188,8 +215,7 @@ class Hessian:
         return torch.cat([vector[name].reshape(-1) for name in self.parameters])
 
     def _within(self, vector: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-        if part not in PARTS:
-            raise ValueError(f"part must be one of {', '.join(PARTS)}, or None for all, got {part!r}")
+        check_part(part)
         layers = {layer.linear.values: layer for layer in layers_with_weights(self._model).values()}
         return {
             name: part_of(layers[value], vector[name], part) if value in layers else torch.zeros_like(vector[name])

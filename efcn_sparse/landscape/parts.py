@@ -27,13 +27,26 @@ def part_of(layer: EmbeddedConv, values: Tensor, part: str) -> Tensor:
 
     Law: the three parts are orthogonal and add up to ``values``.
     """
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    check_part(part)
     local = _projected(layer, values, tie=False)
     if part == "off_local":
         return _in_support(layer, values) - local
     tied = _projected(layer, values, tie=True)
     return tied if part == "tied" else local - tied
+
+
+def dimension_of(layer: EmbeddedConv, part: str) -> int:
+    """In how many independent directions the weights of ``part`` can move: the trace of its projection."""
+    check_part(part)
+    counts = layer.ties.counts
+    local, kernel = int(counts.sum()), int((counts > 0).sum())
+    return {"tied": kernel, "untied": local - kernel, "off_local": layer.linear.pattern.nnz - local}[part]
+
+
+def check_part(part: str) -> None:
+    """Refuse the name of no part."""
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
 
 
 def _projected(layer: EmbeddedConv, values: Tensor, *, tie: bool) -> Tensor:

@@ -47,11 +47,19 @@ class Path:
         (error barrier), with the straight line in place of the mean, as ends may differ.
         """
         first, last = self.losses[0], self.losses[-1]
-        rises = [
-            loss - ((1 - position) * first + position * last)
-            for position, loss in zip(self.positions, self.losses, strict=True)
-        ]
-        return math.nan if any(math.isnan(rise) for rise in rises) else max(0.0, *rises)
+        return self._above([(1 - position) * first + position * last for position in self.positions])
+
+    @property
+    def rise(self) -> float:
+        """How far the loss rises above both ends; 0.0 where it never does: then nothing separates the two.
+
+        A loss that falls all the way, but late, has a ``barrier`` and no rise.
+        """
+        return self._above([max(self.losses[0], self.losses[-1])] * len(self.losses))
+
+    def _above(self, line: Sequence[float]) -> float:
+        above = [loss - level for loss, level in zip(self.losses, line, strict=True)]
+        return math.nan if any(math.isnan(one) for one in above) else max(0.0, *above)
 
 
 def path(

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from efcn_sparse.analysis.landscape import FILE, MOMENTS, Found, Item, Settings, write_found
 from efcn_sparse.embedding import EmbeddedConv
-from efcn_sparse.training.arms import CONTROL
+from efcn_sparse.training.arms import CONTROL, ELCN
 from efcn_sparse.training.checkpoint import checkpoint_path, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.metrics import LAYERS, METRICS
@@ -60,6 +61,27 @@ def write_run(
     _write(path / "metrics.csv", METRICS, metrics)
     _write(path / "layers.csv", LAYERS, layers)
     return path
+
+
+def write_landscape(path: Path, config: RelaxConfig) -> None:
+    """A landscape.json of which one path has a loss that is not finite."""
+    found = []
+    for stage in stages(config):
+        if stage.relax_epoch is None or not stage.arm.embedded:
+            continue
+        ends = (stage.relax_epoch, stage.last)
+        for what, height in (("left", 0.1), ("cnn", 0.5)):
+            losses = [0.5, 0.4 + height / (1 + stage.relax_epoch), 0.1]
+            if not found:
+                losses[1] = math.inf
+            numbers = {"positions": [0.0, 0.5, 1.0], "train_loss": losses, "test_loss": losses}
+            found.append(Found(Item(what, "linear", stage.arm, stage.seed, stage.relax_epoch, ends), numbers))
+        curved = {"dimension": 1000, "top": 3.0, "trace": 5.0, "trace_error": 0.5, "along": -0.1}
+        parts = ("all", "tied", "untied") if stage.arm == ELCN else ("all", "tied", "untied", "off_local")
+        for what in MOMENTS:
+            item = Item(what, "curvature", stage.arm, stage.seed, stage.relax_epoch, ends)
+            found.append(Found(item, dict.fromkeys(parts, curved)))
+    write_found(path / FILE, Settings(), found)
 
 
 def _write(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:

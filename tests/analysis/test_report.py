@@ -19,13 +19,13 @@ from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.figures import canvas
 from efcn_sparse.cli.main import main
 from efcn_sparse.training.metrics import SUPPORT
-from tests.analysis.synthetic import write_run
+from tests.analysis.synthetic import write_landscape, write_run
 
 FIGURES = [
     "final-accuracy", "final-accuracy-narrow", "curves-accuracy", "curves-loss", "deviation-summary",
     "deviation-elcn", "deviation-efcn-dilated2", "deviation-efcn-full", "gradient-outside", "stored-weights",
     "weights-efcn-dilated2", "weights-efcn-full", "distance-norm",
-    "distance-rms",
+    "distance-rms", "landscape-paths-left", "landscape-paths-cnn", "landscape-barrier", "landscape-curvature",
 ]  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def whole(tmp_path_factory, config):
     run = write_run(tmp_path_factory.mktemp("runs") / "whole <i> & run", config)
     environment = {"cpu": "<script>alert('&')</script>", "cores": 2}
     (run / "environment.json").write_text(json.dumps(environment))
+    write_landscape(run, config)
     assert write_report(run) == run / "report.html"
     return run
 
@@ -129,6 +130,13 @@ def test_the_page_opens_with_the_question_the_answer_and_the_paper(whole, small)
     )
     assert re.search(in_order, text)
     assert "No eFCN has come to its end, so there is no answer." in _page(small).text
+
+
+def test_losses_that_are_not_finite_and_a_landscape_that_is_missing_are_told(whole, small):
+    text = _page(whole).text
+    assert text.count("On 1 of 24 paths a loss is not finite") == 1
+    assert "efcn-sparse landscape" not in text
+    assert "efcn-sparse landscape with this folder does it" in _page(small).text
 
 
 def test_the_page_is_made_for_dark_and_narrow_screens(whole):

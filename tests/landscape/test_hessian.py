@@ -72,6 +72,11 @@ def test_products_eigenvalues_and_traces_are_those_of_the_dense_matrix(net):
         expected = torch.linalg.eigvalsh(projected)
         expected = expected[expected.abs().argsort(descending=True)][:3]
         assert torch.allclose(torch.tensor(found.top(3, part=part), dtype=torch.float64), expected, rtol=1e-6)
+        part_of_it = direction if part is None else projector @ direction
+        expected = part_of_it @ dense @ part_of_it / part_of_it.square().sum()
+        assert found.along(found._split(direction), part) == pytest.approx(float(expected), rel=1e-9)
+        size = found.size if part is None else round(float(projector.trace()))
+        assert found.dimension(part) == size
         trace = found.trace(30, part=part)
         assert abs(trace.value - float(projected.trace())) < 4 * trace.standard_error + 1e-9
 

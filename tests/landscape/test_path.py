@@ -89,6 +89,10 @@ def test_the_barrier_is_the_rise_above_the_line_between_the_ends():
     one = nn.Linear(2, 2)
     found = es.landscape.path(one, one, lambda net: next(losses), points=[0, 0.25, 0.5, 1])
     assert math.isclose(found.barrier, 4.0 - 1.5)
+    assert math.isclose(found.rise, 4.0 - 3.0)
+    falls_late = iter([3.0, 2.9, 1.0])
+    found = es.landscape.path(one, one, lambda net: next(falls_late), points=3)
+    assert (found.barrier, found.rise) == (pytest.approx(0.9), 0.0)
 
 
 @pytest.mark.parametrize(("value", "barrier"), [(math.inf, math.inf), (math.nan, math.nan)])

@@ -1,0 +1,82 @@
+"""Barriers and curvatures of a landscape.json, over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from efcn_sparse.analysis.landscape import ALL, Found
+from efcn_sparse.analysis.statistics import Spread, spread
+from efcn_sparse.landscape.parts import PARTS
+from efcn_sparse.training.arms import CNN, Arm
+
+LOSSES = ("train_loss", "test_loss")
+_MEASURED: dict[str, Callable[[dict[str, float]], float]] = {
+    "top": lambda numbers: numbers["top"],
+    "mean": lambda numbers: numbers["trace"] / numbers["dimension"],
+    "along": lambda numbers: numbers["along"],
+}
+
+
+def barrier(found: Sequence[Found], arm: Arm, what: str, relax_epoch: int, loss: str, kind: str = "linear") -> Spread:
+    """How far ``train_loss`` or ``test_loss`` rises above the line between the ends on one kind of path."""
+    return spread([one.along(loss).barrier for one in of(found, arm, what, relax_epoch, kind)])
+
+
+def rise(found: Sequence[Found], arm: Arm, what: str, relax_epoch: int, loss: str, kind: str = "linear") -> Spread:
+    """How far it rises above both ends."""
+    return spread([one.along(loss).rise for one in of(found, arm, what, relax_epoch, kind)])
+
+
+def curvature(found: Sequence[Found], arm: Arm, moment: str, relax_epoch: int, part: str, measured: str) -> Spread:
+    """Of a part: the largest eigenvalue, ``top``, their ``mean``, or that ``along`` its way to the end."""
+    rows = [one.numbers[part] for one in of(found, arm, moment, relax_epoch, "curvature") if part in one.numbers]
+    return spread([_MEASURED[measured](row) for row in rows])
+
+
+def of(found: Sequence[Found], arm: Arm, what: str, relax_epoch: int, kind: str) -> list[Found]:
+    """What was measured of an arm and a relax time, one for each seed."""
+    wanted = (arm, what, relax_epoch, kind)
+    return [one for one in found if (one.item.arm, one.item.what, one.item.relax_epoch, one.item.kind) == wanted]
+
+
+def arms_and_times(found: Sequence[Found]) -> list[tuple[Arm, int]]:
+    """The embedded arms and relax times that were measured, in order."""
+    keys = {(one.item.arm, one.item.relax_epoch) for one in found if one.item.arm != CNN}
+    return sorted(keys, key=lambda key: (key[0].order, key[1]))
+
+
+def tables(found: Sequence[Found]) -> str:
+    """What happens to the training loss on linear paths, then curvatures at the start.
+
+    Means over seeds, and halves of their 95% confidence intervals.
+    """
+    barriers = [["linear paths to the end", "seeds"]]
+    barriers[0] += [
+        f"{measured.__name__} from {start}" for start in ("t_w", "the CNN's end") for measured in (barrier, rise)
+    ]
+    curvatures = [["curvature at the start", "of", "largest", "mean", "on its way"]]
+    for arm, time in arms_and_times(found):
+        name = f"{arm} t_w={time}"
+        spreads = [
+            measured(found, arm, what, time, "train_loss") for what in ("left", "cnn") for measured in (barrier, rise)
+        ]
+        barriers.append([name, str(spreads[0].n), *map(_text, spreads)])
+        for part in (ALL, *PARTS):
+            at_start = [curvature(found, arm, "start", time, part, measured) for measured in _MEASURED]
+            if at_start[0].n:
+                curvatures.append([name, part, *map(_text, at_start)])
+    return "\n\n".join(_aligned(rows) for rows in (barriers, curvatures) if len(rows) > 1)
+
+
+def _text(found: Spread) -> str:
+    if not found.n:
+        return "–"
+    return f"{found.mean:.3g}" + (f" ± {found.half_width:.2g}" if math.isfinite(found.half_width) else "")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
