@@ -32,7 +32,8 @@ class FusedOptimizer(Optimizer):
     Outside of :meth:`updating` it is an optimizer like any other: a backward pass moves nothing and adds to
     ``values.grad``, and :meth:`step` uses that. So ``torch.autograd.grad``, gradients accumulated over several backward
     passes, a ``GradScaler`` and clipping by :func:`torch.nn.utils.clip_grad_norm_` work there as they do unfused, for
-    the memory of the gradients. What was accumulated outside counts in the next update inside.
+    the memory of the gradients. What was accumulated outside counts in the next update inside. There ``max_norm``
+    clips, and a ``GradScaler`` is given to :meth:`updating`.
 
     Args:
         model: any module; it must be on its device, and in its dtype, already.
@@ -71,7 +72,7 @@ class FusedOptimizer(Optimizer):
         RuntimeError: (in forward) values moved since this was made, or the model runs inside
             ``DistributedDataParallel``, which could not average the gradients; (in backward) a layer got two gradients
             inside :meth:`updating` without a step between them; (in ``step``) a ``GradScaler`` has scaled what was
-            updated inside.
+            updated inside, and was not given to :meth:`updating`.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -85,6 +86,8 @@ class FusedOptimizer(Optimizer):
         >>> layer.values.grad is None, torch.equal(layer.values, before)
         (True, False)
     """
+
+    grad_scale: Tensor | None  # there while GradScaler.step calls step; None if unscale_ was called before
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class FusedOptimizer(Optimizer):
         self._max_norm, self._skip_nonfinite = max_norm, skip_nonfinite
         self._workspace, self.skipped = Workspace(), 0
         self._armed = self._told = False
+        self._scaler: torch.amp.GradScaler | None = None
         self._waiting: list[tuple[Update, Gradient]] = []
         layers = _layers_of(model)
         self._updates: dict[str, LayerUpdate | InsideUpdate] = {
@@ -153,11 +157,37 @@ class FusedOptimizer(Optimizer):
     # -- a step ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def updating(self) -> Iterator[None]:
-        """Backward passes inside update the values; :meth:`step` comes after, and once for each such pass."""
+    def updating(self, *, grad_scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
+        """Backward passes inside update the values; :meth:`step` comes after, and once for each such pass.
+
+        Args:
+            grad_scaler: the scaler of the loss whose backward pass runs inside; ``grad_scaler.step(optimizer)`` is then
+                the step. The updates happen there, as with ``max_norm``, since the scaler skips the whole step if any
+                gradient is infinite or NaN. Without it a scaled loss moves the values by the scaled gradient, which
+                nobody can see before ``grad_scaler.step`` raises.
+
+        Raises:
+            ValueError: ``grad_scaler`` with steps inside the product, or with float16 values that have no masters.
+            TypeError: it is none.
+            RuntimeError: this is entered inside itself, or with another scaler than what waits for :meth:`step`.
+
+        Example:
+            >>> import torch, efcn_sparse as es
+            >>> layer = es.SparseLinear(64, 64, density=0.5, block_shape=(8, 8))
+            >>> optimizer = es.FusedOptimizer(layer, lambda p: torch.optim.SGD(p, lr=0.1))
+            >>> scaler = torch.amp.GradScaler("cpu")
+            >>> loss = layer(torch.randn(4, 64)).square().mean()
+            >>> with optimizer.updating(grad_scaler=scaler):
+            ...     scaler.scale(loss).backward()
+            >>> scaler.step(optimizer)
+            >>> scaler.update()
+        """
         if self._armed:
             raise RuntimeError("updating() must not be entered inside itself")
-        self._armed = True
+        scaler = self._checked(grad_scaler)
+        if self._waiting and scaler is not self._scaler:
+            raise RuntimeError("updating() must have the same grad_scaler until step(), got another one")
+        self._scaler, self._armed = scaler, True
         try:
             yield
         finally:
@@ -165,9 +195,27 @@ class FusedOptimizer(Optimizer):
             for product in self._products.values():
                 product.forget()
 
+    def _checked(self, scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | None:
+        if scaler is None:
+            return None
+        if not isinstance(scaler, torch.amp.GradScaler):
+            raise TypeError(f"grad_scaler must be a torch.amp.GradScaler or None, got {type(scaler).__name__}")
+        if not scaler.is_enabled():
+            return None
+        settings = self._arguments[2]
+        if settings["inside"]:
+            raise ValueError("grad_scaler must be None for steps inside, which know no gradient, got a GradScaler")
+        for product in self._products.values():
+            if product.layer.values.dtype == torch.float16 and settings["precision"] == "native":
+                raise ValueError(
+                    f"{product.name}: values must not be float16 with a grad_scaler, which cannot unscale their "
+                    "gradient; keep them in float32 under autocast, or use precision='master'"
+                )
+        return scaler
+
     def _take(self, product: UpdatingProduct, gradient: Gradient) -> None:
         update = product.update
-        if self._max_norm is None and not self._skip_nonfinite:
+        if self._max_norm is None and not self._skip_nonfinite and self._scaler is None:
             update.step(gradient)
             self._name(update)
         else:
@@ -175,7 +223,7 @@ class FusedOptimizer(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        # asked by GradScaler.step: only if so does it leave a mark, grad_scale, that step() can refuse
+        # asked by GradScaler.step: only if so it leaves the whole step to us, and a mark, grad_scale
         return any(product.done for product in self._products.values())
 
     @torch.no_grad()
@@ -188,31 +236,39 @@ class FusedOptimizer(Optimizer):
         Returns:
             What ``closure`` gave; None without it.
         """
-        if hasattr(self, "grad_scale"):
+        scaler = self._scaler if self._step_supports_amp_scaling else None
+        if scaler is None and hasattr(self, "grad_scale"):
             raise RuntimeError(
                 "updates inside updating() must not be scaled by a GradScaler, and have been: they moved the weights "
-                "by the scaled gradient. Begin again from a checkpoint, with the backward pass outside of updating()"
+                "by the scaled gradient. Begin again from a checkpoint, with updating(grad_scaler=scaler)"
             )
+        if scaler is not None and not hasattr(self, "grad_scale"):
+            raise RuntimeError("step must be called by grad_scaler.step(optimizer) after updating(grad_scaler=...)")
         loss = None
         if closure is not None:
             with torch.enable_grad(), self.updating():
                 loss = closure()
-        gradients = [*self._waiting, *self._held()]
+        unscaled = None if scaler is None else self._unscale(scaler)
+        gradients = [*((*waiting, unscaled) for waiting in self._waiting), *((*held, None) for held in self._held())]
         rest = [p for group in (self._rest.param_groups if self._rest else ()) for p in group["params"]]
-        scale = None
-        if self._max_norm is not None or self._skip_nonfinite:
+        clip = None
+        if self._max_norm is not None or self._skip_nonfinite or scaler is not None:
             norm = self._norm(gradients, rest)
-            if self._skip_nonfinite and not bool(norm.isfinite()):
+            finite = bool(norm.isfinite()) if self._skip_nonfinite or scaler is not None else True
+            if scaler is not None:  # for scaler.update()
+                found: dict[Any, Tensor] = scaler._found_inf_per_device(self)
+                found[norm.device] = (~norm.isfinite()).float()
+            if not finite:
                 self.skipped += 1
                 self._end_step()
                 return loss
             if self._max_norm is not None:
-                scale = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
+                clip = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
                 for parameter in rest:
                     if parameter.grad is not None:
-                        parameter.grad.mul_(scale.to(parameter.grad.dtype))
-        for update, gradient in gradients:
-            update.step(gradient, scale)
+                        parameter.grad.mul_(clip.to(parameter.grad.dtype))
+        for update, gradient, scale in gradients:
+            update.step(gradient, scale if clip is None else clip if scale is None else clip * scale)
             self._name(update)
         if self._rest is not None:
             self._rest.step()
@@ -242,8 +298,17 @@ class FusedOptimizer(Optimizer):
             )
         return found
 
-    def _norm(self, gradients: list[tuple[Update, Gradient]], rest: list[nn.Parameter]) -> Tensor:
-        squares = [update.squared_norm(gradient) for update, gradient in gradients]
+    def _unscale(self, scaler: torch.amp.GradScaler) -> Tensor:
+        """The factor that takes the scale back; what is in ``grad`` has had it already after this."""
+        if self.grad_scale is not None:  # nobody has called scaler.unscale_
+            scaler.unscale_(self)
+        return torch.tensor(1.0 / scaler.get_scale(), dtype=torch.float32)
+
+    def _norm(self, gradients: list[tuple[Update, Gradient, Tensor | None]], rest: list[nn.Parameter]) -> Tensor:
+        squares = []
+        for update, gradient, scale in gradients:
+            square = update.squared_norm(gradient)
+            squares.append(square if scale is None else square * float(scale) ** 2)
         squares += [p.grad.double().square().sum() for p in rest if p.grad is not None]
         if not squares:
             return torch.zeros((), dtype=torch.float64)

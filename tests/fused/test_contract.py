@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -342,29 +343,64 @@ def test_what_is_no_longer_used_is_freed() -> None:
 # -- with others -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("armed", [False, True])
 @pytest.mark.parametrize("kind", ["momentum", "adamw", "inside", "max_norm"])
 @pytest.mark.filterwarnings("ignore:FusedOptimizer")
-def test_a_gradient_scaler_works_outside_and_is_refused_inside(kind: str) -> None:
+def test_a_gradient_scaler_is_exact(kind: str, armed: bool) -> None:
     pair = Pair(kind, torch.float32)
+    scalers = []
     for net, optimizer in ((pair.net, pair.optimizer), (pair.twin, pair.unfused)):
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        for step in range(4):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        scalers.append(scaler)
+        inside = armed and net is pair.net
+        for step in range(5):
             optimizer.zero_grad()
             loss = net(pair.batch(step)).square().mean() * (float("inf") if step == 1 else 1.0)
-            scaler.scale(loss).backward()
-            if net is pair.twin and "max_norm" in pair.settings:
+            before = [parameter.detach().clone() for parameter in net.parameters()]
+            if inside and kind == "inside":
+                with pytest.raises(ValueError, match=r"^grad_scaler must be None for steps inside"):
+                    optimizer.updating(grad_scaler=scaler).__enter__()
+            with optimizer.updating(grad_scaler=scaler) if inside and kind != "inside" else contextlib.nullcontext():
+                scaler.scale(loss).backward()
+            if step == 2 or (net is pair.twin and "max_norm" in pair.settings):
                 scaler.unscale_(optimizer)
+            if net is pair.twin and "max_norm" in pair.settings:
                 nn.utils.clip_grad_norm_(net.parameters(), pair.settings["max_norm"])
+            for parameter, then in zip(net.parameters(), before, strict=True):
+                assert torch.equal(parameter, then)
             scaler.step(optimizer)
             scaler.update()
+    assert scalers[0].get_scale() == scalers[1].get_scale() == 1024.0  # halved once, doubled once
     for mine, theirs in zip(pair.net.parameters(), pair.twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_scaler_that_is_not_given_is_refused(pair: Pair) -> None:
     scaler = torch.amp.GradScaler("cpu")
-    pair.optimizer.zero_grad()
     with pair.optimizer.updating():
         scaler.scale(pair.net(pair.batch(9)).square().mean()).backward()
     with pytest.raises(RuntimeError, match=r"^updates inside updating\(\) must not be scaled by a GradScaler"):
         scaler.step(pair.optimizer)
+
+
+def test_a_step_that_the_gradient_scaler_does_not_take_is_refused() -> None:
+    pair = Pair("adamw", torch.float32)
+    with pytest.raises(TypeError, match=r"^grad_scaler must be a torch\.amp.GradScaler or None, got float"):
+        pair.optimizer.updating(grad_scaler=1024.0).__enter__()  # type: ignore[arg-type]  # the point
+    scaler = torch.amp.GradScaler("cpu")
+    before = pair.net[0].values.detach().clone()
+    with pair.optimizer.updating(grad_scaler=scaler):
+        scaler.scale(pair.net(pair.batch(0)).square().mean()).backward()
+    with pytest.raises(RuntimeError, match=r"^step must be called by grad_scaler.step\(optimizer\)"):
+        pair.optimizer.step()
+    with pytest.raises(RuntimeError, match=r"^updating\(\) must have the same grad_scaler until step"):
+        pair.optimizer.updating().__enter__()
+    assert torch.equal(pair.net[0].values, before)
+    pair.optimizer.zero_grad()
+    with pair.optimizer.updating(grad_scaler=torch.amp.GradScaler("cpu", enabled=False)):  # as none
+        pair.net(pair.batch(0)).square().mean().backward()
+    pair.optimizer.step()
+    assert not torch.equal(pair.net[0].values, before)
 
 
 def test_parameters_that_come_later_are_stepped(pair: Pair) -> None:
