@@ -50,7 +50,7 @@ bench: setup
 	$(BIN)/efcn-sparse bench --results benchmarks/results
 
 ## make docs      the documentation as a site, in site/index.html
-docs: $(VENV)/docs.stamp
+docs: setup
 	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
 	@echo "The site is at $(CURDIR)/site/index.html; its search needs a server: python3 -m http.server --directory site"
 
@@ -90,11 +90,6 @@ $(VENV)/packages.stamp: $(VENV)/python.stamp requirements-dev.txt pyproject.toml
 # What lints, tests and measures.
 $(VENV)/tools.stamp: $(VENV)/packages.stamp
 	EFCN_BUILD=none $(PIP) --no-build-isolation --requirement requirements-dev.txt --editable '.[dev]'
-	@touch $@
-
-# What builds the site; it reads the sources, and needs neither torch nor the extension.
-$(VENV)/docs.stamp: $(VENV)/python.stamp requirements-docs.txt
-	$(PIP) --requirement requirements-docs.txt
 	@touch $@
 
 # In place and not through pip, so that ninja compiles only what has changed.

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import griffe
+import tutorials
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
@@ -16,8 +17,7 @@ PAGES = {
     "README.md": "README.md",
     "benchmarks/README.md": "benchmarks/README.md",
     **{f"benchmarks/results/{p.name}": f"benchmarks/results/{p.name}" for p in ROOT.glob("benchmarks/results/*.md")},
-    **{f"examples/{p.name}": f"examples/{p.stem}.md" for p in ROOT.glob("examples/*.py")},
-    "examples": "examples/sparse_transformer.md",
+    **{f"docs/tutorials/{p.name}": f"tutorials/{p.stem}.md" for p in tutorials.SCRIPTS},
 }
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
@@ -26,9 +26,12 @@ SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
 def on_files(files, config):
     """Add the pages that lie outside docs/."""
     for source, page in PAGES.items():
-        if (ROOT / source).is_file() and source != "README.md":
-            text = (ROOT / source).read_text()
-            files.append(File.generated(config, page, content=_program(source, text) if source[-3:] == ".py" else text))
+        if source.endswith(".py"):
+            page = tutorials.page(ROOT / source)
+            for made in page.parent.glob(f"{page.stem}*"):
+                files.append(File.generated(config, f"tutorials/{made.name}", abs_src_path=str(made)))
+        elif source != "README.md":
+            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     return files
 
 
@@ -56,13 +59,6 @@ class Docstrings(griffe.Extension):
 def _one_by_one(item: re.Match) -> str:
     """Several arguments that share a description, each with it."""
     return "\n".join(f"{item[1]}{name}: {item[3]}" for name in item[2].split(", "))
-
-
-def _program(source: str, text: str) -> str:
-    """A program as a page: its docstring as text, the rest as code."""
-    _, docstring, code = text.split('"""', 2)
-    title = Path(source).stem.replace("_", " ").capitalize()
-    return f"# {title}\n\n{docstring}\n`{source}`:\n\n```python\n{code.strip()}\n```\n"
 
 
 def _section(source: str, title: str) -> str:

@@ -50,5 +50,5 @@ def test_every_entry_is_what_its_heading_says(entries):
 def test_every_page_is_in_the_menu(project):
     menu = (project / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     pages = {path.relative_to(project / "docs").as_posix() for path in (project / "docs").rglob("*.md")}
-    pages |= {f"examples/{path.stem}.md" for path in (project / "examples").glob("*.py")}
+    pages |= {f"tutorials/{path.stem}.md" for path in (project / "docs" / "tutorials").glob("*.py")}
     assert {page for page in pages if not re.search(rf" {re.escape(page)}$", menu, re.MULTILINE)} == set()
