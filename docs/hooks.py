@@ -4,8 +4,8 @@ import posixpath
 import re
 from pathlib import Path
 
+import execute
 import griffe
-import tutorials
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +17,7 @@ PAGES = {
     "README.md": "README.md",
     "benchmarks/README.md": "benchmarks/README.md",
     **{f"benchmarks/results/{p.name}": f"benchmarks/results/{p.name}" for p in ROOT.glob("benchmarks/results/*.md")},
-    **{f"docs/tutorials/{p.name}": f"tutorials/{p.stem}.md" for p in tutorials.SCRIPTS},
+    **{f"docs/tutorials/{p.name}": f"tutorials/{p.stem}.md" for p in execute.SCRIPTS},
 }
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
@@ -27,7 +27,7 @@ def on_files(files, config):
     """Add the pages that lie outside docs/."""
     for source, page in PAGES.items():
         if source.endswith(".py"):
-            page = tutorials.page(ROOT / source)
+            page = execute.page(ROOT / source)
             for made in page.parent.glob(f"{page.stem}*"):
                 files.append(File.generated(config, f"tutorials/{made.name}", abs_src_path=str(made)))
         elif source != "README.md":

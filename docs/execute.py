@@ -1,6 +1,6 @@
 """Tutorials as pages: scripts with prose (jupytext, py:percent) are executed, and shown with what they print and draw.
 
-``python docs/tutorials.py NAME`` executes one and says where its page lies.
+``python docs/execute.py NAME`` executes one and says where its page lies.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ def page(script: Path) -> Path:
     """The page of a script, executed now unless neither it nor the library has changed since it was."""
     page = FOLDER / f"{script.stem}.md"
     if not page.is_file() or not page.read_text().endswith(_stamp(script)):
-        execute(script)
+        run(script)
     return page
 
 
-def execute(script: Path) -> Path:
+def run(script: Path) -> Path:
     """Run a script in a kernel of its own; write its page, figures and notebook. A cell that raises ends it."""
     import jinja2
     import jupytext
@@ -82,4 +82,4 @@ def _stamp(script: Path) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        print(execute(ROOT / "docs" / "tutorials" / f"{name}.py"))
+        print(run(ROOT / "docs" / "tutorials" / f"{name}.py"))
