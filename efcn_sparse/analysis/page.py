@@ -66,13 +66,14 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
     """The page of ``run`` as HTML; every text from the run is escaped."""
     from jinja2 import Environment, StrictUndefined
 
+    preset = PRESETS.get(run.config.preset)
     source = resources.files("efcn_sparse.analysis").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(
         name=run.path.resolve().name,
-        preset=run.config.preset,
-        data=PRESETS[run.config.preset].data,
-        net=PRESETS[run.config.preset].net,
+        preset=run.config.preset or "a task of its own",
+        data=preset.data if preset else "the data of the task",
+        net=preset.net if preset else "the CNN of the task",
         limits=_limits(run),
         has=_has(run),
         answer=answer(run),

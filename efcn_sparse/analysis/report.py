@@ -20,19 +20,21 @@ from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights
 from efcn_sparse.checkpoint.atomic import own_folder, write_text_atomically
 from efcn_sparse.training.extras import require
+from efcn_sparse.training.task import Task
 
 _NOTHING_YET = "Nothing has been evaluated yet, so there is nothing to draw."
 _NO_LANDSCAPE = "Paths and curvature have not been measured; efcn-sparse landscape with this folder does it."
 _PAGE_PIXELS_PER_INCH = 100
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, task: Task | None = None) -> Path:
     """Write RUN/figures (PNG and SVG) and RUN/report.html, one file that opens from disk without a network.
 
     A run that is not complete gets a report of what there is, which says what is missing.
 
     Args:
         run_dir: the folder that ``efcn-sparse relax`` wrote.
+        task: of the run, if it is not a preset's; without it the page has no weights.
 
     Returns:
         The path of the page.
@@ -49,7 +51,7 @@ def write_report(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     require("jinja2", package="Jinja2", extra="plot", needed_for="a report")
     with drawing_style():
-        weights = read_weights(run)
+        weights = read_weights(run, task)
         folder = own_folder(run.path / "figures")
         sections = [_section(folder, *parts) for parts in _contents(run, weights)]
     page = run.path / "report.html"

@@ -14,8 +14,9 @@ from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile
 from efcn_sparse.analysis.run_data import Floats, Run
 from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
-from efcn_sparse.training.nets import build_like
+from efcn_sparse.training.nets import build_like, task_of_run
 from efcn_sparse.training.plan import Stage
+from efcn_sparse.training.task import Task
 
 if TYPE_CHECKING:
     from efcn_sparse.embedding import EmbeddedConv
@@ -67,7 +68,7 @@ class Weights:
         return next((m for m in self.moments if (m.arm, m.relax_epoch, m.when) == wanted), None)
 
 
-def read_weights(run: Run) -> Weights:
+def read_weights(run: Run, task: Task | None = None) -> Weights:
     """Read the eFCN checkpoints of the first seed that has any, at the first, the middle and the last relax time.
 
     One checkpoint is in memory at a time. What is missing or cannot be read becomes an entry of ``gaps``.
@@ -84,7 +85,10 @@ def read_weights(run: Run) -> Weights:
     gaps: list[str] = []
     channels: dict[str, int] = {}
     unreadable: dict[str, list[str]] = {}
-    net = _Net(run)
+    try:
+        net = _Net(run, task_of_run(run.config, task))
+    except ValueError as error:
+        return Weights(seed, (), (), (f"No weights are shown: {error}.",))
     # The last relax time first: the best trained kernel chooses the channel that all moments then show.
     for stage in sorted((s for s in planned if s.relax_epoch in times), key=lambda s: (s.arm.order, -s.first)):
         moments += _moments(run, net, stage, channels, gaps, unreadable)
@@ -113,8 +117,8 @@ def _chosen_times(run: Run, planned: list[Stage]) -> tuple[int, ...]:
 class _Net:
     """The net of a checkpoint; that of the one before is filled anew where it can be, since embedding takes long."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, task: Task) -> None:
+        self._run, self._task = run, task
         self._kind: object = None
         self._model: nn.Module = nn.Identity()
 
@@ -123,7 +127,7 @@ class _Net:
         shapes = stored_block_shapes(path)
         if self._kind != (stage.arm, shapes):
             self._kind, self._model = None, nn.Identity()  # one at a time in memory
-            self._model = build_like(stage.arm, self._run.config.preset, stage.seed, shapes).eval()
+            self._model = build_like(stage.arm, self._task, stage.seed, shapes).eval()
             self._kind = stage.arm, shapes
         load_checkpoint(path, self._model)
         return self._model

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import re
 import statistics
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from efcn_sparse.training import PRESETS, RelaxConfig, run_relax
+from efcn_sparse.training import PRESETS, Event, RelaxConfig, Task, run_relax
 from efcn_sparse.training.arms import FORMS
 from efcn_sparse.training.extras import require
 from efcn_sparse.training.metrics import METRICS, read_evaluations
@@ -19,8 +22,12 @@ from efcn_sparse.training.relax import unfinished
 from efcn_sparse.training.relaxing import RELAXING
 from efcn_sparse.training.run_directory import refuse_other
 from efcn_sparse.training.selective import COPIES
+from efcn_sparse.training.source import Source
+from efcn_sparse.training.watch import Callback
+from efcn_sparse.training.workers import Processes, dask_workers
 
 _MOST_SEEDS = 1000
+_MOST_WORKERS = 999
 _OPTIONS = {  # as the command line calls the fields of RelaxConfig
     **{field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(RelaxConfig)},
     "cnn_epochs": "--epochs", "parts": "--part", "run_dir": "--run-dir",
@@ -37,8 +44,9 @@ def add_parser(subparsers: Any) -> None:
         "times, it keeps what is done. "
         "What is left out comes from the preset.",
     )
-    parser.add_argument("--preset", required=True, choices=tuple(PRESETS), help="architecture, data and settings")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/PRESET)")
+    parser.add_argument("task", nargs="?", metavar="TASK", help="my_file.py:name or package.module:name of a Task")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="architecture, data and settings, in place of TASK")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write (default: runs/PRESET, runs/task)")
     parser.add_argument("--data", metavar="DIR|NAME", help="folder of parquet files or images, or a Hub name")
     parser.add_argument("--download", action="store_true", help="fetch --data from the Hugging Face Hub")
     parser.add_argument("--seeds", type=_seeds, metavar="N", help="run the seeds 0 to N-1")
@@ -76,6 +84,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--test-limit", type=int, metavar="N", help="use only the first N test images")
     parser.add_argument("--device", help="torch device (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
+    workers = parser.add_mutually_exclusive_group()
+    workers.add_argument("--workers", type=_count, metavar="N", help="train in N processes, of one thread each")
+    workers.add_argument("--dask", metavar="ADDRESS", help="train on the workers of this Dask scheduler")
+    parser.add_argument("--tensorboard", action="store_true", help="write RUN_DIR/tensorboard as well")
     parser.add_argument(
         "--repair", action="store_true", help="train again what a damaged metrics.csv or layers.csv has lost"
     )
@@ -87,13 +99,21 @@ def run(args: argparse.Namespace) -> int:
     """Run the protocol, print its outcome and write the report."""
     fields = {field.name for field in dataclasses.fields(RelaxConfig)} - {"preset"}
     given = {name: value for name, value in vars(args).items() if name in fields and value is not None}
+    if (args.task is None) == (args.preset is None):
+        raise ValueError("TASK or --preset must be given, and not both")
     try:
-        config = RelaxConfig.from_preset(args.preset, **given)
-        run_dir = Path("runs") / args.preset if args.run_dir is None else args.run_dir
+        config = RelaxConfig.from_preset(args.preset, **given) if args.preset else RelaxConfig(**given)
+        source = Source(target=args.task or "", download=args.download)
+        task = source.load(config)
+        run_dir = Path("runs") / (args.preset or "task") if args.run_dir is None else args.run_dir
         refuse_other(run_dir, config)
-        idle = not args.repair and not unfinished(config, run_dir)
+        idle = not args.repair and not unfinished(config, run_dir, task)
         if not idle:
-            run_relax(config, run_dir, download=args.download, repair=args.repair)
+            with _executor(args) as executor, _tensorboard(args, run_dir) as callbacks:
+                run_relax(
+                    args.task or args.preset, config, run_dir, executor=executor, callbacks=callbacks,
+                    download=args.download, repair=args.repair,
+                )  # fmt: skip
     except ValueError as error:
         raise ValueError(_in_options(str(error))) from error
     print(outcome(run_dir))
@@ -101,8 +121,37 @@ def run(args: argparse.Namespace) -> int:
     if idle:
         print(f"nothing to do: all of its {len(stages(config))} training runs are finished")
     if not args.no_report:
-        _report(run_dir)
+        _report(run_dir, task)
     return 0
+
+
+def _executor(args: argparse.Namespace) -> contextlib.AbstractContextManager[Executor | None]:
+    if args.workers:
+        return Processes(args.workers)
+    return dask_workers(args.dask) if args.dask else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _tensorboard(args: argparse.Namespace, run_dir: Path) -> Iterator[list[Callback]]:
+    """A callback that writes each stage as a run of its own."""
+    if not args.tensorboard:
+        yield []
+        return
+    board = require("torch.utils.tensorboard", package="tensorboard", extra="tensorboard", needed_for="--tensorboard")
+    with contextlib.ExitStack() as opened:
+        writers: dict[str, Any] = {}
+
+        def write(event: Event) -> None:
+            if event.kind == "start":
+                writer = board.SummaryWriter(str(run_dir / "tensorboard" / event.stage))
+                writers[event.stage] = opened.enter_context(contextlib.closing(writer))
+            elif event.kind == "epoch":
+                for name, value in event.values.items():
+                    writers[event.stage].add_scalar(name, value, event.epoch)
+            else:
+                writers.pop(event.stage).close()
+
+        yield [write]
 
 
 def outcome(run_dir: Path) -> str:
@@ -132,7 +181,7 @@ def _spread(accuracies: dict[int, float] | None) -> str:
     return text + (f" ({lost} diverged)" if lost else "")
 
 
-def _report(run_dir: Path) -> None:
+def _report(run_dir: Path, task: Task) -> None:
     try:
         for module, package in (("matplotlib", "matplotlib"), ("jinja2", "Jinja2")):
             require(module, package=package, extra="plot", needed_for="a report")
@@ -145,7 +194,7 @@ def _report(run_dir: Path) -> None:
         return
     from efcn_sparse.analysis import write_report
 
-    print(f"report: {write_report(run_dir)}")
+    print(f"report: {write_report(run_dir, task)}")
 
 
 def _in_options(message: str) -> str:
@@ -154,6 +203,12 @@ def _in_options(message: str) -> str:
     if at_start and at_start[2] in _OPTIONS:
         message = (at_start[1] or "") + _OPTIONS[at_start[2]] + message[at_start.end(2) :]
     return re.sub(r"(?<![\w/.])[a-z]+_[a-z_]+(?![\w/.])", lambda found: _OPTIONS.get(found[0], found[0]), message)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"must be how many processes, from 1 to {_MOST_WORKERS}, got {text!r}")
+    return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

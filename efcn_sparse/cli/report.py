@@ -15,12 +15,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Works on a run that is still going on, and says what is missing.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that efcn-sparse relax wrote")
+    parser.add_argument("--task", metavar="TASK", help="my_file.py:name of the run's task, if it is not a preset's")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the path of its page."""
     from efcn_sparse.analysis import write_report
+    from efcn_sparse.training.source import load_task
 
-    print(write_report(args.run_dir))
+    print(write_report(args.run_dir, load_task(args.task) if args.task else None))
     return 0

@@ -1,12 +1,11 @@
-"""Models that commands are asked about: by name, or as ``package.module:function``."""
+"""Models that commands are asked about: by name, as ``package.module:function``, or as ``my_file.py:function``."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
+
+from efcn_sparse.importing import imported
 
 INPUTS = {"vanilla": "3,32,32", "alexnet": "3,32,32", "resnet18": "3,224,224", "resnet50": "3,224,224"}
 
@@ -35,18 +34,10 @@ def factory_of(name: str, argument: str = "MODEL") -> Callable[[], Any]:
 
     if name in MODELS:
         return MODELS[name]
-    module, colon, function = name.partition(":")
+    module, colon, function = name.rpartition(":")
     if not (module and colon and function):
         raise ValueError(f"{argument} must be one of {', '.join(MODELS)} or package.module:function, got {name!r}")
-    sys.path.insert(0, os.getcwd())  # so that a file of one's own is found, as with python -m
-    try:
-        found: Any = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{argument} must name something that can be imported, got {name!r}: {error}") from error
-    finally:
-        sys.path.pop(0)
+    found = imported(name, argument)
     if not callable(found):
         raise ValueError(f"{argument} must name a callable, got {name!r}, a {type(found).__name__}")
     return found

@@ -10,3 +10,5 @@ from efcn_sparse.training.presets import PRESETS as PRESETS
 from efcn_sparse.training.relax import run_relax as run_relax
 from efcn_sparse.training.selective import SelectiveSGD as SelectiveSGD
 from efcn_sparse.training.shares import Part as Part
+from efcn_sparse.training.task import Task as Task
+from efcn_sparse.training.watch import Event as Event

@@ -144,6 +144,14 @@ def _low_rank_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters()
 
 
+def check_carried(optimizer: Optimizer) -> None:
+    """Raise ``ValueError`` unless the state of a CNN's optimizer can be carried over."""
+    try:
+        _check_optimizers(optimizer, optimizer)
+    except TypeError as error:
+        raise ValueError(f"carry_momentum must be False with this optimizer: {error}") from None
+
+
 def _check_optimizers(source: Optimizer, target: Optimizer) -> None:
     inner = target.inner if isinstance(target, FusedOptimizer) else [target]
     families = set()

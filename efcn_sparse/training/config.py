@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class RelaxConfig:
     Source: d'Ascoli, Sagun, Biroli, Bruna, "Finding the Needle in the Haystack with Convolutions", NeurIPS 2019.
 
     Args:
-        preset: the architecture and the data, a key of ``PRESETS``.
+        preset: the architecture and the data, a key of ``PRESETS``; empty for a :class:`Task` of one's own.
         seeds: one whole experiment for each; a seed decides the initial weights, the order of the data, dropout, and
             for ``digits`` also the split and the positions.
         arms: any of ``cnn``, ``fcn``, ``elcn``, ``efcn-dilated<radius>``, ``efcn-grown<budget>``,
@@ -87,7 +87,7 @@ class RelaxConfig:
         ValueError: lr must be positive, got -1
     """
 
-    preset: str
+    preset: str = ""
     seeds: tuple[int, ...] = (0,)
     arms: tuple[str, ...] = ("cnn", "fcn", "elcn", "efcn-dilated2", "efcn-full")
     cnn_epochs: int = 150
@@ -115,7 +115,7 @@ class RelaxConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.preset, str) or self.preset not in PRESETS:
+        if not isinstance(self.preset, str) or self.preset not in ("", *PRESETS):
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name, (least, most) in _COUNTS.items():
             if getattr(self, name) is not None or name not in _OPTIONAL:
@@ -135,6 +135,8 @@ class RelaxConfig:
         self._check_relaxing()
         self._check_arms()
         self._check_places()
+        if self.preset:
+            self.check_task(PRESETS[self.preset].convolutions)
 
     def _check_rates(self) -> None:
         for name in ("lr", "relaxed_lr", "fcn_lr"):
@@ -153,8 +155,6 @@ class RelaxConfig:
         for name in ("fused", "carry_momentum"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.carry_momentum and not self.momentum:
-            raise ValueError("carry_momentum must be False without momentum, got True")
 
     def _check_relaxing(self) -> None:
         if self.relaxing not in tuple(RELAXING):
@@ -162,7 +162,6 @@ class RelaxConfig:
         if self.copies not in tuple(COPIES):
             raise ValueError(f"copies must be one of {', '.join(COPIES)}, got {self.copies!r}")
         self._set("parts", tuple(str(PartEntry.parse(text)) for text in _sequence("parts", self.parts)))
-        parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
         if self.fused and self.selective:
             raise ValueError(
                 "fused must be False with relaxing, parts or copies, got True: the tied part of a step needs the "
@@ -179,8 +178,23 @@ class RelaxConfig:
         runs = len(self.seeds) * len(self.relax_times) * len(arms)
         if runs > _RUNS:
             raise ValueError(f"seeds, relax_times and arms must make at most {_RUNS} training runs, got {runs}")
+
+    def check_task(self, convolutions: Sequence[str], own_optimizer: bool = False) -> None:
+        """Raise ``ValueError`` if settings do not fit a task with these convolutions."""
+        if own_optimizer:
+            for name, given in {"momentum": self.momentum, "weight_decay": self.weight_decay}.items():
+                if given:
+                    raise ValueError(f"{name} must be 0 beside the task's own optimizer, got {given}")
+            if self.selective:
+                raise ValueError(
+                    "relaxing, parts and copies must be left out beside the task's own optimizer: they are settings of "
+                    "SelectiveSGD"
+                )
+        elif self.carry_momentum and not self.momentum:
+            raise ValueError("carry_momentum must be False without momentum, got True")
+        parts = parts_of_layers(convolutions, self.relaxing, self.parts, self.weight_decay)
+        arms = map(Arm.parse, self.arms)
         low_rank = [arm for arm in arms if arm.support is not None and arm.support.low_rank]
-        parts = parts_of_layers(PRESETS[self.preset].convolutions, self.relaxing, self.parts, self.weight_decay)
         plain = Part(weight_decay=self.weight_decay)
         if low_rank and any(one.off_local != plain for one in parts.values()):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from efcn_sparse.training.extras import require
 from efcn_sparse.training.idx import load_idx_images
 from efcn_sparse.training.images import Images, derived_seed
 from efcn_sparse.training.presets import PRESETS
+from efcn_sparse.training.task import Task
 
 
 def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> Images:
@@ -57,10 +59,25 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
     return images.limited(config.train_limit, config.test_limit).to(config.device)
 
 
-def depends_on_seed(config: RelaxConfig) -> bool:
-    """Whether :func:`load_data` gives other images for another seed."""
+def preset_task(config: RelaxConfig, *, download: bool = False) -> Task:
+    """The task of ``config.preset``. Images are loaded when they are first asked for; those of one seed are kept."""
     preset = PRESETS[config.preset]
-    return not preset.hub_name and preset.idx_folder is None
+    depends_on_seed = not preset.hub_name and preset.idx_folder is None
+
+    @functools.lru_cache(maxsize=1)
+    def images(seed: int) -> Images:
+        return load_data(config, seed, download=download)
+
+    def of(seed: int) -> Images:
+        return images(seed if depends_on_seed else 0)
+
+    return Task(
+        build=functools.partial(preset.build, preset.classes),
+        train=lambda seed: (of(seed).train_x, of(seed).train_y),
+        test=lambda seed: (of(seed).test_x, of(seed).test_y),
+        input_shape=preset.image_shape,
+        preset=config.preset,
+    )
 
 
 CANVAS = 20

@@ -1,19 +1,26 @@
-"""One epoch of plain SGD, and the evaluation of loss and accuracy after it."""
+"""One epoch of training, and the evaluation of loss and accuracy after it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
-from efcn_sparse.training.images import Images, derived_seed, order_of_epoch
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.examples import Examples, blaming
+from efcn_sparse.training.images import derived_seed, order_of_epoch
+from efcn_sparse.training.task import Task
 
 EVALUATION_BATCH = 2000
 TRAIN_EVALUATED = 10_000
@@ -21,18 +28,47 @@ TRAIN_EVALUATED = 10_000
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A task with the examples of one seed: what a net is trained on."""
+
+    task: Task
+    train: Examples
+    test: Examples
+
+    @classmethod
+    def of(cls, task: Task, config: RelaxConfig, seed: int) -> Lesson:
+        """The examples of ``seed``, as ``config`` limits them, for its device."""
+        train = task.examples("train", seed, limit=config.train_limit, device=config.device)
+        return cls(task, train, task.examples("test", seed, limit=config.test_limit, device=config.device))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        with self.task.blaming("build"):
+            output = model(x)
+        with self.task.blaming("loss"):
+            loss = self.task.loss(output, y)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss must give a scalar tensor, got {got}")
+        return loss
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: Optimizer,
-    images: Images,
+    lesson: Lesson,
     *,
     batch_size: int,
     seed: int,
     epoch: int,
+    scheduler: LRScheduler | None = None,
     watch: Callable[[nn.Module], contextlib.AbstractContextManager[T]] | None = None,
     growth: Growth | None = None,
 ) -> T | None:
-    """Show every training image once, in the order of ``(seed, epoch)``; the last batch may be smaller.
+    """Show every training example once, in the order of ``(seed, epoch)``; the last batch may be smaller.
+
+    What is drawn at random in an epoch follows from ``(seed, epoch)`` alone, so nothing of it has to be kept.
 
     Args:
         watch: makes what is entered around forward and backward of one step, that of the last whole batch: the gradient
@@ -43,53 +79,79 @@ def train_epoch(
         What ``watch`` gave; None without it.
     """
     model.train()
+    task = lesson.task
     torch.manual_seed(derived_seed("dropout", seed, epoch))
-    order = order_of_epoch(seed, epoch, len(images.train_x)).to(images.train_x.device)
-    watched = max(0, len(order) // batch_size - 1)
+    generator = torch.Generator("cpu").manual_seed(derived_seed("augment", seed, epoch))
+    chunks = order_of_epoch(seed, epoch, len(lesson.train)).split(batch_size)
+    watched = max(0, len(lesson.train) // batch_size - 1)
     seen: T | None = None
-    for step, chosen in enumerate(order.split(batch_size)):
+    for step, (x, y) in enumerate(lesson.train.batches(chunks, derived_seed("loader", seed, epoch))):
+        if task.augment is not None:
+            x, y = _augmented(task.augment, x, y, generator)
         with contextlib.ExitStack() as around:
             if watch is not None and step == watched:
                 seen = around.enter_context(watch(model))
             if growth is not None:
                 around.enter_context(growth.watch())
-            loss = functional.cross_entropy(model(_rows(images.train_x, chosen)), images.train_y[chosen])
+            loss = lesson.loss(model, x, y)
             optimizer.zero_grad()
             around.enter_context(updating(optimizer))
             loss.backward()
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         if growth is not None:
             growth.step()
     return seen
 
 
-def measure(model: nn.Module, images: Images) -> dict[str, float]:
-    """Mean cross-entropy and accuracy in evaluation mode, on the test images and on up to 10,000 training images."""
-    train = evaluate(model, images.train_x[:TRAIN_EVALUATED], images.train_y[:TRAIN_EVALUATED])
-    test = evaluate(model, images.test_x, images.test_y)
-    return {"train_loss": train[0], "train_accuracy": train[1], "test_loss": test[0], "test_accuracy": test[1]}
+def _augmented(augment: Callable[..., Any], x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    with blaming("augment"):
+        batch = augment(x, y, generator)
+    if not isinstance(batch, tuple) or len(batch) != 2 or not all(isinstance(one, Tensor) for one in batch):
+        raise ValueError(f"augment must give the tensors x and y of a batch, got {type(batch).__name__}")
+    if len(batch[0]) != len(batch[1]):
+        raise ValueError(f"augment must give x and y of one length, got {len(batch[0])} and {len(batch[1])}")
+    return batch
+
+
+def measure(model: nn.Module, lesson: Lesson) -> dict[str, float]:
+    """Mean loss and metrics in evaluation mode, on the test examples and on up to 10,000 training examples."""
+    train, test = evaluate(model, lesson, "train", TRAIN_EVALUATED), evaluate(model, lesson, "test")
+    named = {f"train_{name}": value for name, value in train.items()}
+    return named | {f"test_{name}": value for name, value in test.items()}
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """``(mean cross-entropy, accuracy in [0, 1])`` of ``model`` in evaluation mode; its mode is restored.
+def evaluate(model: nn.Module, lesson: Lesson, field: str, most: int | None = None) -> dict[str, float]:
+    """The mean ``loss``, ``accuracy`` and other metrics of ``model`` in evaluation mode; its mode is restored.
 
     Args:
-        x: ``[N, C, H, W]``.
-        y: int64 ``[N]``.
+        field: ``train`` or ``test``.
+        most: how many examples are used at most.
     """
+    task, examples = lesson.task, getattr(lesson, field)
+    count = len(examples) if most is None else min(most, len(examples))
+    chunks = [slice(at, min(at + EVALUATION_BATCH, count)) for at in range(0, count, EVALUATION_BATCH)]
+    exact = task.loss is functional.cross_entropy
+    summed = functools.partial(functional.cross_entropy, reduction="sum") if exact else None
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=x.device)
-    right = torch.zeros((), dtype=torch.int64, device=x.device)
-    for part, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-        logits = model(part)
-        loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-        right += (logits.argmax(1) == labels).sum()
+    sums: dict[str, Tensor] = {}
+    for x, y in examples.batches(chunks, derived_seed("evaluate")):
+        with task.blaming("build"):
+            output = model(x)
+        with task.blaming("loss"):
+            loss = summed(output, y).double() if summed else task.loss(output, y).double() * len(x)
+        with task.blaming("metrics"):
+            found = {name: torch.as_tensor(value) for name, value in task.metrics(output, y).items()}
+            if "accuracy" not in found or "loss" in found:
+                raise ValueError(f"it must give accuracy, and no loss, got {', '.join(found) or 'nothing'}")
+            parts = {name: value.double().sum() * (len(x) / value.numel()) for name, value in found.items()}
+        for name, part in {"loss": loss, **parts}.items():
+            sums[name] = sums[name] + part if name in sums else part
     model.train(was_training)
-    return float(loss) / len(y), float(right) / len(y)
-
-
-def _rows(x: Tensor, chosen: Tensor) -> Tensor:
-    # indexing the channels-last storage as rows keeps the batch channels-last without a second copy
-    return x.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)
+    means = {name: float(total) / count for name, total in sums.items()}
+    if any(math.isnan(value) for name, value in means.items() if name != "loss") and math.isfinite(means["loss"]):
+        raise ValueError(f"metrics must give numbers where the loss is finite, got {means}")
+    return means

@@ -1,4 +1,4 @@
-"""metrics.csv and layers.csv: appended as training goes, checked against the checkpoints when a run goes on."""
+"""metrics.csv and layers.csv, to which each stage's own files are added; checked against the checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -22,7 +23,9 @@ METRICS = (
 )  # fmt: skip
 LAYERS = ("arm", "seed", "relax_epoch", "epoch", "layer", *WEIGHTS, *SUPPORT)
 
+STAGES = "stages"  # the folder of the stages' own files
 KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
+_OWN = re.compile(r"(?:train|test)_(?!loss$|accuracy$)\w+")  # metrics of a task's own
 _MOST = 2**31  # of seeds and epochs in a file
 _MOST_TOLD = 60  # characters of a wrong cell, in messages
 
@@ -46,24 +49,44 @@ class Evaluation(NamedTuple):
         """The name of the stage that it belongs to."""
         return stage_name(self.arm, self.seed, self.relax_epoch)
 
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """The stage, the epoch and the layer."""
+        return self.stage, self.epoch, self.layer
+
     def number(self, column: str) -> float:
         """What stands in a column; nan where it is empty or missing."""
         text = self.cells.get(column)
         return float(text) if text else math.nan
 
 
-def read_evaluations(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[str]]:
-    """The rows of a file, in their order, and a sentence for each line that is none.
+def part_path(run_dir: Path, stage: str, name: str) -> Path:
+    """Where a stage writes its rows of ``name`` while it is trained: ``<run_dir>/stages/<stage>.metrics.csv``."""
+    return run_dir / STAGES / f"{stage}.{name}"
 
-    The file of an older run may lack the columns ``SUPPORT``. What follows the last line break, which a kill may have
-    torn, is one of the lines that are none.
+
+def read_evaluations(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[str]]:
+    """The rows of a run's file and of its stages' parts, in their order, and a sentence for each line that is none.
+
+    The file of an older run may lack the columns ``SUPPORT``; that of a task with metrics of its own has more. What
+    follows the last line break, which a kill may have torn, is one of the lines that are none, but not in a part, which
+    is being written.
 
     Raises:
         ValueError: the file has other columns.
     """
-    if not path.is_file():
+    # Parts first: a row moves from there to the file, and is removed only then.
+    parts = [row for part in sorted(path.parent.glob(f"{STAGES}/*.{path.name}")) for row in _read(part, columns)[0]]
+    rows, wrong = _read(path, columns)
+    there = {row.key for row in rows}
+    return rows + [row for row in parts if row.key not in there], wrong
+
+
+def _read(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[str]]:
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
         return [], []
-    text = path.read_bytes().decode("utf-8", errors="replace")
     whole, torn = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
     reader = csv.reader(io.StringIO(whole, newline=""))
     rows, wrong = list[Evaluation](), list[str]()
@@ -80,9 +103,10 @@ def read_evaluations(path: Path, columns: Sequence[str]) -> tuple[list[Evaluatio
             wrong.append(f"{path} line {reader.line_num} {error}")
             continue
         header = cells
-        if tuple(header) not in (tuple(columns), tuple(name for name in columns if name not in SUPPORT)):
-            got = " ".join(",".join(header).split())[:300]
-            raise ValueError(f"{path} must have the columns {','.join(columns)}, got {got}")
+        known, got = ([name for name in names if not _OWN.fullmatch(name)] for names in (columns, header))
+        if got not in (known, [name for name in known if name not in SUPPORT]):
+            told = " ".join(",".join(header).split())[:300]
+            raise ValueError(f"{path} must have the columns {','.join(columns)}, got {told}")
     if torn:
         wrong.append(f"{path} {TORN}")
     return rows, wrong
@@ -119,22 +143,22 @@ class MetricsFile:
 
     Args:
         path: the file; it is made if it is not there.
+        columns: of the file; one that it lacks is empty in its rows.
         epochs: the epoch of the latest checkpoint of each stage that has one. Rows past it, rows of other stages
             and a torn last line are what a kill left, and are removed.
-
-    A file of an older run, which lacks the columns ``SUPPORT``, gets them; they are empty in its rows.
 
     Raises:
         ValueError: the file has other columns, or is a symbolic link.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], epochs: Mapping[str, int]) -> None:
-        self._columns = tuple(columns)
+        self._path, self._columns = path, tuple(columns)
         rows, _ = read_evaluations(path, columns)
         kept = [row for row in rows if row.epoch <= epochs.get(row.stage, -1) or is_stillborn(row)]
-        text = _as_csv([self._columns, *([row.cells.get(name, "") for name in self._columns] for row in kept)])
+        self._there = {row.key for row in kept}
         descriptor = open_to_append(path)
         try:
+            text = self._text(kept)
             if path.read_bytes() != text.encode():
                 write_text_atomically(path, text)
                 os.close(descriptor)
@@ -149,6 +173,15 @@ class MetricsFile:
         self._file.write(_as_csv([[_cell(row.get(name)) for name in self._columns] for row in rows]))
         self._file.flush()
 
+    def absorb(self, part: Path) -> None:
+        """Add the rows of a stage's own file, those that are not there yet, force them to the disk and remove it."""
+        rows = [row for row in _read(part, self._columns)[0] if row.key not in self._there]
+        self._there |= {row.key for row in rows}
+        self._file.write(_as_csv([[row.cells.get(name, "") for name in self._columns] for row in rows]))
+        self._file.flush()
+        self.sync()
+        part.unlink(missing_ok=True)
+
     def sync(self) -> None:
         """Force the rows to the disk; a checkpoint that covers them is written only after this."""
         os.fsync(self._file.fileno())
@@ -156,6 +189,17 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def sort(self, stages: Sequence[str]) -> None:
+        """Bring the rows into the order in which one process after the other would have written them."""
+        order = {stage: place for place, stage in enumerate(stages)}
+        rows, _ = _read(self._path, self._columns)
+        ordered = sorted(rows, key=lambda row: (order.get(row.stage, -1), row.epoch))
+        if ordered != rows:
+            write_text_atomically(self._path, self._text(ordered))
+
+    def _text(self, rows: Iterable[Evaluation]) -> str:
+        return _as_csv([self._columns, *([row.cells.get(name, "") for name in self._columns] for row in rows)])
 
 
 def is_stillborn(row: Evaluation) -> bool:
@@ -184,7 +228,7 @@ def gaps(
         latest: the epoch of the latest checkpoint of each stage that has one.
         names: of the layers that every embedded net has.
     """
-    there = {(row.stage, row.epoch, row.layer) for rows in (metrics, layers) for row in rows}
+    there = {row.key for rows in (metrics, layers) for row in rows}
     found: dict[str, list[int]] = {}
     for stage in plan:
         wanted = ("", *(names if stage.arm.embedded else ()))

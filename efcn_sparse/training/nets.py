@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from efcn_sparse.embedding import EmbeddedConv, Full, Support, embed
 from efcn_sparse.training.arms import FCN, Arm
 from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, stored_block_shapes
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.data import preset_task
 from efcn_sparse.training.images import derived_seed
 from efcn_sparse.training.plan import stage_name, stages
-from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.run_directory import read_config
+from efcn_sparse.training.task import Task
 
 BlockShapes = Mapping[str, tuple[int, int]]
 
 
-def build_cnn(preset: str, seed: int) -> nn.Module:
-    """The preset's CNN with the initial weights that ``seed`` gives."""
-    chosen = PRESETS[preset]
-    with _drawing("cnn", seed):
-        cnn = chosen.build(chosen.classes)
-    return cnn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
+def build_fcn(task: Task, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
     """The standard FCN: the CNN's widths, every convolution a full matrix, initialized like :class:`torch.nn.Linear`.
 
     An entry that would read zero padding does not exist, so the fan-in of every unit is the whole input.
     """
-    model = _embed(build_cnn(preset, seed), preset, Full(), block_shapes)
-    with _drawing("fcn", seed):
+    model = _embed(task.fresh(seed), task, Full(), block_shapes)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(derived_seed("fcn", seed))
         for module in model.modules():
             if isinstance(module, EmbeddedConv):
                 module.linear.reset_parameters()
@@ -43,12 +37,12 @@ def build_fcn(preset: str, seed: int, block_shapes: BlockShapes | None = None) -
     return model
 
 
-def embed_as(arm: Arm, cnn: nn.Module, preset: str, block_shapes: BlockShapes | None = None) -> nn.Module:
+def embed_as(arm: Arm, cnn: nn.Module, task: Task, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A copy of ``cnn`` embedded with the support of ``arm``; ``cnn`` itself if the arm is a CNN."""
-    return cnn if arm.support is None else _embed(cnn, preset, arm.support, block_shapes)
+    return cnn if arm.support is None else _embed(cnn, task, arm.support, block_shapes)
 
 
-def build_like(arm: Arm, preset: str, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
+def build_like(arm: Arm, task: Task, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A net of ``arm``'s architecture; for arms that start from a CNN, from its initial weights.
 
     Args:
@@ -56,30 +50,24 @@ def build_like(arm: Arm, preset: str, seed: int, block_shapes: BlockShapes | Non
             None chooses them by cost.
     """
     if arm == FCN:
-        return build_fcn(preset, seed, block_shapes)
-    return embed_as(arm, build_cnn(preset, seed), preset, block_shapes)
+        return build_fcn(task, seed, block_shapes)
+    return embed_as(arm, task.fresh(seed), task, block_shapes)
 
 
-@contextlib.contextmanager
-def _drawing(purpose: str, seed: int) -> Iterator[None]:
-    """On the CPU whatever the default device is; the caller's generators, those of GPUs too, stay as they are."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(derived_seed(purpose, seed))  # torch.manual_seed reseeds every GPU as well
-        yield
-
-
-def _embed(cnn: nn.Module, preset: str, support: Support, block_shapes: BlockShapes | None) -> nn.Module:
+def _embed(cnn: nn.Module, task: Task, support: Support, block_shapes: BlockShapes | None) -> nn.Module:
     layers = {name: dict(support=support, block_shape=shape) for name, shape in (block_shapes or {}).items()}
-    return embed(cnn, example_input(preset), support=support, layers=layers)
+    return embed(cnn, task.example, support=support, layers=layers)
 
 
-def example_input(preset: str) -> Tensor:
-    """Two images' worth of noise, always the same, of the preset's shape."""
-    shape = (2, *PRESETS[preset].image_shape)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(derived_seed("example")), device="cpu")
-
-
-def load_arm(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | None, epoch: int) -> nn.Module:
+def load_arm(
+    run_dir: str | Path,
+    arm: Arm | str,
+    seed: int,
+    relax_epoch: int | None,
+    epoch: int,
+    *,
+    task: Task | None = None,
+) -> nn.Module:
     """The net of one arm as it was after ``epoch``, in evaluation mode and on the CPU.
 
     Block shapes are those of the checkpoint, so runs of versions that chose others can be loaded.
@@ -91,9 +79,11 @@ def load_arm(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | 
         seed: one of the run's seeds.
         relax_epoch: the epoch at which the CNN was embedded; None for ``cnn`` and ``fcn``.
         epoch: one of :func:`kept_epochs`.
+        task: of the run, if it is not a preset's.
 
     Raises:
-        ValueError: ``run_dir`` is no run, the run has no such arm, seed and relax epoch, or the checkpoint is damaged.
+        ValueError: ``run_dir`` is no run, ``task`` is missing, the run has no such arm, seed and relax epoch, or the
+            checkpoint is damaged.
         FileNotFoundError: there is no checkpoint of that epoch; the message tells which there are.
     """
     config = read_config(run_dir)
@@ -105,9 +95,22 @@ def load_arm(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | 
     if not path.is_file():
         kept = kept_epochs(run_dir, arm, seed, relax_epoch)
         raise FileNotFoundError(f"{name} must have a checkpoint of epoch {epoch}, got those of {kept} in {run_dir}")
-    model = build_like(Arm.parse(str(arm)), config.preset, seed, stored_block_shapes(path))
+    model = build_like(Arm.parse(str(arm)), task_of_run(config, task), seed, stored_block_shapes(path))
     load_checkpoint(path, model)
     return model.eval()
+
+
+def task_of_run(config: RelaxConfig, task: Task | None) -> Task:
+    """The task of a run: its preset's, or the one that is given.
+
+    Raises:
+        ValueError: the run is of a task of somebody's own, and none is given. Nothing is imported that a file names.
+    """
+    if config.preset:
+        return preset_task(config)
+    if task is None:
+        raise ValueError("task must be given for a run of a task of one's own, got None")
+    return task
 
 
 def kept_epochs(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | None) -> list[int]:

@@ -1,29 +1,44 @@
-"""The optimizer of a stage."""
+"""The optimizer of a stage, and the schedule of its learning rate."""
 
 from __future__ import annotations
 
 import glob
+import warnings
 
 from torch import nn
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.fused import FusedOptimizer
+from efcn_sparse.fused.layer_update import MakeOptimizer
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.presets import PRESETS
+from efcn_sparse.training.plan import Stage
 from efcn_sparse.training.relaxing import parts_of_layers
 from efcn_sparse.training.selective import SelectiveSGD
+from efcn_sparse.training.task import Task
 
 
-def optimizer_of(config: RelaxConfig, arm: Arm, lr: float, model: nn.Module) -> Optimizer:
-    """The optimizer that ``config`` gives an arm: selective for embedded nets where it asks for that."""
+def optimizer_of(config: RelaxConfig, task: Task, arm: Arm, lr: float, model: nn.Module) -> Optimizer:
+    """The optimizer that ``config`` and ``task`` give an arm: selective for embedded nets where ``config`` asks."""
     momentum, decay = config.momentum, config.weight_decay
-    if not (config.selective and arm.embedded):
+    if config.selective and arm.embedded:
+        parts = parts_of_layers(task.convolutions, config.relaxing, config.parts, decay)
+        layers = {glob.escape(name): vars(one) for name, one in parts.items()}
+        return SelectiveSGD(model, lr, momentum=momentum, weight_decay=decay, copies=config.copies, layers=layers)
+    own = task.optimizer
+    if own is None:
         return make_optimizer(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
-    parts = parts_of_layers(PRESETS[config.preset].convolutions, config.relaxing, config.parts, decay)
-    layers = {glob.escape(name): vars(one) for name, one in parts.items()}
-    return SelectiveSGD(model, lr, momentum=momentum, weight_decay=decay, copies=config.copies, layers=layers)
+
+    def make(parameters: list[nn.Parameter]) -> Optimizer:
+        with task.blaming("optimizer"):
+            made = own(parameters, lr)
+        if not isinstance(made, Optimizer):
+            raise ValueError(f"optimizer must give a torch.optim.Optimizer, got {type(made).__name__}")
+        return made
+
+    return _fused(model, make, config.fused)
 
 
 def make_optimizer(
@@ -37,6 +52,28 @@ def make_optimizer(
     def sgd(parameters: list[nn.Parameter]) -> SGD:
         return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
+    return _fused(model, sgd, fused)
+
+
+def _fused(model: nn.Module, make: MakeOptimizer, fused: bool) -> Optimizer:
     if fused and any(isinstance(module, SparseLinear) for module in model.modules()):
-        return FusedOptimizer(model, sgd)
-    return sgd(list(model.parameters()))
+        return FusedOptimizer(model, make)
+    return make(list(model.parameters()))
+
+
+def scheduler_of(task: Task, optimizer: Optimizer, stage: Stage, per_epoch: int, epoch: int) -> LRScheduler | None:
+    """The scheduler of a stage as it is after ``epoch``; it is stepped so far, whatever state it keeps.
+
+    Args:
+        per_epoch: how many steps an epoch has.
+    """
+    if task.schedule is None:
+        return None
+    with warnings.catch_warnings(), task.blaming("schedule"):
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        scheduler = task.schedule(optimizer, max(1, per_epoch * (stage.last - stage.first)))
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"it must give a torch.optim.lr_scheduler.LRScheduler, got {type(scheduler).__name__}")
+        for _ in range(per_epoch * (epoch - stage.first)):
+            scheduler.step()
+    return scheduler

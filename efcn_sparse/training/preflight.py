@@ -14,8 +14,9 @@ from efcn_sparse.planning.budget import Step, StepPlanner
 from efcn_sparse.sizes import parse_size, size_text
 from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.data import preset_task
 from efcn_sparse.training.epoch import EVALUATION_BATCH
-from efcn_sparse.training.presets import PRESETS
+from efcn_sparse.training.task import Task
 
 BUDGET = "EFCN_MEMORY_BUDGET"
 
@@ -43,7 +44,9 @@ def check_device(name: str) -> None:
         raise ValueError(f"device must be one that is here, such as 'cpu', got {name!r}: {reason}") from None
 
 
-def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
+def check_fits(
+    config: RelaxConfig, available_bytes: int | None = None, *, task: Task | None = None, at_once: int = 1
+) -> None:
     """Raise ``ValueError`` if a net of ``config`` needs more memory than there is, with what comes nearest and fits.
 
     What is needed is predicted as in :func:`efcn_sparse.planning.predict_step`: the peak of a step, of a growth or of
@@ -54,6 +57,8 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
         config: the run; nothing of it is built.
         available_bytes: what there is. None: what ``EFCN_MEMORY_BUDGET`` says (a size such as ``100GiB``, or ``none``
             for no check), or else what the machine, its control groups or the GPU have left.
+        task: what is trained; None: the preset's.
+        at_once: how many nets are trained at the same time, which share what there is.
 
     Example:
         >>> from efcn_sparse.training import RelaxConfig
@@ -66,7 +71,8 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
     there = _there(config) if available_bytes is None else available_bytes
     if there is None:
         return
-    needs = _Needs(config)
+    there //= at_once
+    needs = _Needs(config, task or preset_task(config))
     arms = sorted(map(Arm.parse, config.arms), key=needs.weight_bytes)
     nets = [_Net(arm, config.batch_size, config.fused) for arm in arms]
     # the others hold the same activations and fewer weights, but for layers that are held twice while blocks move
@@ -83,7 +89,7 @@ def check_fits(config: RelaxConfig, available_bytes: int | None = None) -> None:
 
 def needed_bytes(config: RelaxConfig) -> dict[str, int]:
     """What each arm of ``config`` needs at least, as :func:`check_fits` sees it."""
-    needs = _Needs(config)
+    needs = _Needs(config, preset_task(config))
     return {arm: needs(_Net(Arm.parse(arm), config.batch_size, config.fused)) for arm in config.arms}
 
 
@@ -97,11 +103,8 @@ def _there(config: RelaxConfig) -> int | None:
 class _Needs:
     """Bytes that a net of the run needs."""
 
-    def __init__(self, config: RelaxConfig) -> None:
-        preset = PRESETS[config.preset]
-        with torch.device("meta"):
-            model, example = preset.build(preset.classes), torch.empty(1, *preset.image_shape)
-        self.planner = StepPlanner(model, example)
+    def __init__(self, config: RelaxConfig, task: Task) -> None:
+        self.planner = StepPlanner(task.fresh(0), task.example[:1])
         self._optimizer = "momentum" if config.momentum else "sgd"
         self._most_images = config.train_limit
         self._selective = config.selective

@@ -1,94 +1,116 @@
-"""What a run writes to while it trains: its metrics, its checkpoints, and the screen."""
+"""What one stage writes to while it trains: its rows, its checkpoints and its log."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import math
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import nn
 from torch.optim import Optimizer
 
+from efcn_sparse.checkpoint.atomic import open_to_append
 from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
-from efcn_sparse.training.metrics import MetricsFile
+from efcn_sparse.training.metrics import LAYERS, MetricsFile, Row, part_path
 from efcn_sparse.training.plan import Stage
 
 
-@dataclass
 class Record:
-    """What a run writes to while it trains.
+    """What one stage writes to while it trains; nobody else may write there meanwhile.
+
+    Args:
+        run_dir: of the run; it has the folders ``checkpoints`` and ``stages``.
+        columns: of metrics.csv.
+        notify: called after each row of metrics.csv.
 
     Attributes:
-        diverged: the stages whose loss is no finite number any more, and since which epoch.
+        kept: the epochs of the checkpoints that the stage had when this was made.
+        diverged: whether the loss is no finite number any more.
+
+    Raises:
+        BlockingIOError: another process trains the stage.
     """
 
-    metrics: MetricsFile
-    layers: MetricsFile
-    progress: Progress
-    checkpoints: Path
-    diverged: dict[str, int]
+    def __init__(self, run_dir: Path, stage: Stage, columns: Sequence[str], notify: Callable[[], None]) -> None:
+        self.stage, self.checkpoints, self._notify = stage, run_dir / "checkpoints", notify
+        self.diverged = False
+        with contextlib.ExitStack() as opened:
+            self._log = opened.enter_context(stage_log(run_dir, stage.name))
+            self.kept = epochs_on_disk(self.checkpoints).get(stage.name, [])
+            latest = {stage.name: self.kept[-1]} if self.kept else {}
+            files = (("metrics.csv", columns), ("layers.csv", LAYERS))
+            self._metrics, self._layers = (
+                opened.enter_context(contextlib.closing(MetricsFile(part_path(run_dir, stage.name, name), of, latest)))
+                for name, of in files
+            )
+            self._opened = opened.pop_all()
 
-    def save(self, stage: Stage, model: nn.Module, optimizer: Optimizer, epoch: int) -> None:
+    def close(self) -> None:
+        """Close the files, and let others train the stage."""
+        self._opened.close()
+
+    def append(self, row: Row, layers: Sequence[Row]) -> None:
+        """Add the row of an epoch to metrics.csv, and those of its layers to layers.csv."""
+        if layers:
+            self._layers.append(layers)
+        self._metrics.append([row])
+        self.diverged = not math.isfinite(float(row["train_loss"]))  # type: ignore[arg-type]
+        self.tell(f"epoch {row['epoch']}, {told(row)}")
+        self._notify()
+
+    def tell(self, line: str) -> None:
+        """Add a line to the log."""
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        self._log.flush()
+
+    def sync(self) -> None:
+        """Force the rows to the disk."""
+        self._metrics.sync()
+        self._layers.sync()
+
+    def save(self, model: nn.Module, optimizer: Optimizer, epoch: int) -> None:
         """Write a checkpoint, and remove those of the stage that served only for going on.
 
         The order on the disk is: rows, then the checkpoint that covers them, then the removal of the one before. So a
         checkpoint never lacks its rows, and rows past it are what a kill left.
         """
-        self.metrics.sync()
-        self.layers.sync()
-        save_checkpoint(checkpoint_path(self.checkpoints, stage.name, epoch), model, optimizer)
-        self.forget(stage)
+        self.sync()
+        save_checkpoint(checkpoint_path(self.checkpoints, self.stage.name, epoch), model, optimizer)
+        self.forget()
 
-    def forget(self, stage: Stage) -> None:
-        """Remove the checkpoints of a stage that are not to be kept, except the latest."""
-        for epoch in epochs_on_disk(self.checkpoints)[stage.name][:-1]:
-            if epoch not in stage.kept:
-                checkpoint_path(self.checkpoints, stage.name, epoch).unlink()
+    def forget(self) -> None:
+        """Remove the checkpoints of the stage that are not to be kept, except the latest."""
+        for epoch in epochs_on_disk(self.checkpoints)[self.stage.name][:-1]:
+            if epoch not in self.stage.kept:
+                checkpoint_path(self.checkpoints, self.stage.name, epoch).unlink()
 
 
-class Progress:
-    """Counts epochs over all stages and shows accuracy and δ: a bar on a terminal, elsewhere a plain line per stage.
+@contextlib.contextmanager
+def stage_log(run_dir: Path, stage: str) -> Iterator[TextIO]:
+    """The log of a stage, which only one process holds at a time; the lock is gone with the process.
 
-    Args:
-        epochs: how many epochs there are to train in all; ``done`` of them are behind us.
-        quiet: show nothing at all.
+    Raises:
+        BlockingIOError: another process holds it.
     """
-
-    def __init__(self, epochs: int, done: int, *, quiet: bool = False) -> None:
-        self._quiet, self._bar = quiet, None if quiet else _bar(epochs, done)
-
-    def show(self, stage: Stage, row: Mapping[str, Any], *, advance: int, last: bool) -> None:
-        """``row`` of metrics.csv, ``advance`` epochs after the one before; ``last`` of its stage or not."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(_measured(row), refresh=False)
-            self._bar.set_description_str(f"{stage.name} epoch {row['epoch']}/{stage.last}", refresh=False)
-            self._bar.update(advance)
-        elif last and not self._quiet:
-            print(f"{stage.name}: epoch {row['epoch']}, {_measured(row)}", flush=True)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
+    descriptor = open_to_append(part_path(run_dir, stage, "log"))
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{stage} in run_dir {run_dir} is being trained by another process") from None
+        yield file
 
 
-def _measured(row: Mapping[str, Any]) -> str:
-    if math.isnan(row["test_accuracy"]):
+def told(row: Mapping[str, Any]) -> str:
+    """What a row of metrics.csv says, in words."""
+    if math.isnan(float(row["test_accuracy"])):
         return "not embedded, since its CNN has diverged"
-    if not math.isfinite(row["train_loss"]):
-        return f"diverged at learning rate {row['lr']:g}"
+    if not math.isfinite(float(row["train_loss"])):
+        return f"diverged at learning rate {float(row['lr']):g}"
     accuracy = f"test accuracy {100 * float(row['test_accuracy']):.1f}%"
     return accuracy if row.get("delta") in (None, "") else f"{accuracy}, δ {float(row['delta']):.3f}"
-
-
-def _bar(epochs: int, done: int) -> Any:
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        return None
-    return tqdm(total=epochs, initial=done, unit="epoch", dynamic_ncols=True, disable=None)

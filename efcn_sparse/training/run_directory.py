@@ -18,6 +18,7 @@ import torch
 from efcn_sparse.checkpoint.atomic import SUFFIX, open_to_append, own_folder, read_json, write_text_atomically
 from efcn_sparse.extension import extension_status
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.metrics import STAGES
 
 _log = logging.getLogger("efcn_sparse.training")
 _LOCK = ".lock"
@@ -66,15 +67,19 @@ class RunDirectory:
         except BlockingIOError:
             raise BlockingIOError(f"run_dir {self.path} is in use by another process") from None
         refuse_other(self.path, self.config)  # again: somebody may have begun a run before we had the lock
-        own_folder(self.checkpoints)
-        for torn in (*self.path.glob("*" + SUFFIX), *self.checkpoints.glob("*" + SUFFIX)):
-            torn.unlink()
+        for folder in (self.path, own_folder(self.checkpoints), own_folder(self.path / STAGES)):
+            for torn in folder.glob("*" + SUFFIX):
+                torn.unlink()
         if not (self.path / "config.json").is_file() or read_config(self.path) != self.config:
             write_text_atomically(self.path / "config.json", self.config.to_json())
 
-    def note_environment(self) -> None:
-        """Write environment.json, or warn where it tells of another machine or other versions than these."""
-        here = environment(self.config.device)
+    def note_environment(self, threads: int | None = None) -> None:
+        """Write environment.json, or warn where it tells of another machine or other versions than these.
+
+        Args:
+            threads: of torch in the run; None: as they are.
+        """
+        here = environment(self.config.device) | ({} if threads is None else {"threads": threads})
         path = self.path / "environment.json"
         if not path.is_file():
             write_text_atomically(path, json.dumps(here, indent=2) + "\n")
@@ -115,7 +120,7 @@ def refuse_other(path: Path, config: RelaxConfig) -> None:
             raise ValueError(f"run_dir {path} holds a run with another configuration: {told}")
     elif path.is_dir():
         others = sorted(entry.name for entry in path.iterdir() if entry.name not in (_LOCK, "config.json" + SUFFIX))
-        if others and others != ["checkpoints"]:
+        if set(others) - {"checkpoints", STAGES}:
             raise ValueError(f"run_dir must be empty or a run directory, got {path} with {', '.join(others[:3])}")
 
 

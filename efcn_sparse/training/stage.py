@@ -1,96 +1,158 @@
-"""One training run from its first or its latest checkpoint to its last epoch."""
+"""One training run from its first or its latest checkpoint to its last epoch, wherever it runs."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
 from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import measure, train_epoch
-from efcn_sparse.training.images import Images
+from efcn_sparse.training.epoch import Lesson, measure, train_epoch
 from efcn_sparse.training.metrics import WEIGHTS, Row
+from efcn_sparse.training.optimizer import scheduler_of
 from efcn_sparse.training.plan import Stage
 from efcn_sparse.training.record import Record
-from efcn_sparse.training.start import begin, make_growth, name_of_cnn, resume
+from efcn_sparse.training.source import Lessons, Source
+from efcn_sparse.training.start import begin, make_growth, resume
+
+_ONE_AT_A_TIME = threading.Lock()  # torch has one generator and one number of threads for all threads of Python
 
 
-def run_stage(config: RelaxConfig, stage: Stage, images: Images, record: Record, checkpoint_seconds: float) -> None:
-    """Train ``stage`` to its end, with an evaluation after every epoch.
+@dataclass(frozen=True)
+class Job:
+    """A stage that is to be trained, as it can be sent to another process or machine.
+
+    Attributes:
+        source: where the task comes from.
+        run_dir: of the run, on a disk that all workers share.
+        columns: of metrics.csv.
+        stillborn: the CNN has diverged by the relax time, so that there is nothing to embed.
+        remade: epochs of which the CNN, which has come further, is to have a checkpoint once more.
+        threads: of torch; None leaves them as they are.
+        checkpoint_seconds: how much work a kill may cost at most, beside the epoch that it strikes.
+    """
+
+    source: Source
+    config: RelaxConfig
+    run_dir: Path
+    stage: Stage
+    columns: tuple[str, ...]
+    stillborn: bool
+    remade: tuple[int, ...]
+    threads: int | None
+    checkpoint_seconds: float
+
+
+def train_stage(job: Job, lessons: Lessons | None = None, notify: Callable[[], None] = lambda: None) -> None:
+    """Train the stage of ``job`` to its end; stages that are done are only given the checkpoints that they lack.
+
+    Everything it needs is in ``job`` and in the run directory, and everything it makes is there.
+
+    Args:
+        lessons: what the source gives; None: it is made here.
+        notify: called after each row.
+    """
+    with _ONE_AT_A_TIME, settled(job.config.device, job.threads):
+        record = Record(job.run_dir, job.stage, job.columns, notify)
+        with contextlib.closing(record):
+            try:
+                if job.stillborn:
+                    _give_up(job.stage, record)
+                    return
+                lessons = lessons or Lessons.of(job.source, job.config)
+                if not record.kept or record.kept[-1] < job.stage.last:
+                    _run(job, lessons.of_seed(job.stage.seed), record)
+                _remake_snapshots(job, lessons, record)
+                record.tell("done")
+            except BaseException:
+                record.tell(f"stopped\n{traceback.format_exc()}")
+                raise
+
+
+def _run(job: Job, lesson: Lesson, record: Record) -> None:
+    """Train with an evaluation after every epoch.
 
     A net whose loss is no finite number any more has diverged: its last row says so, and the stage ends there. What
     would be embedded from it has a single row without numbers.
-
-    Args:
-        checkpoint_seconds: how much work a kill may cost at most, beside the epoch that it strikes.
     """
-    before, started = epochs_on_disk(record.checkpoints).get(stage.name, []), time.perf_counter()
-    epoch = before[-1] if before else stage.first
-    if before:
-        model, optimizer = resume(config, stage, epoch, record.checkpoints)
-        record.forget(stage)
-    elif stage.relax_epoch is not None and record.diverged.get(name_of_cnn(stage), stage.first + 1) <= stage.first:
-        _give_up(stage, record)
-        return
+    config, stage, started = job.config, job.stage, time.perf_counter()
+    epoch = record.kept[-1] if record.kept else stage.first
+    per_epoch = -(-len(lesson.train) // config.batch_size)
+    record.tell(f"goes on from epoch {epoch}" if record.kept else f"begins at epoch {epoch}")
+    if record.kept:
+        model, optimizer = resume(config, lesson.task, stage, epoch, record.checkpoints)
+        record.forget()
     else:
-        model, optimizer = begin(config, stage, images, record.checkpoints)
-        _evaluate(stage, model, images, None, epoch, started, record)
-        record.save(stage, model, optimizer, epoch)
-    growth = make_growth(config, stage, model, optimizer, len(images.train_x), epoch)
+        model, optimizer = begin(config, stage, lesson, record.checkpoints)
+    scheduler = scheduler_of(lesson.task, optimizer, stage, per_epoch, epoch)
+    if not record.kept:
+        _evaluate(stage, model, optimizer, lesson, None, epoch, started, record)
+        record.save(model, optimizer, epoch)
+    growth = make_growth(config, stage, model, optimizer, per_epoch, epoch)
     saved = time.perf_counter()
-    while epoch < stage.last and stage.name not in record.diverged:
+    while epoch < stage.last and not record.diverged:
         epoch += 1
         started = time.perf_counter()
         gradient: GradientParts | None = None
         try:
             gradient = train_epoch(
-                model, optimizer, images, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
-                watch=record_gradient_parts if stage.arm.embedded else None, growth=growth,
+                model, optimizer, lesson, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
+                scheduler=scheduler, watch=record_gradient_parts if stage.arm.embedded else None, growth=growth,
             )  # fmt: skip
         except ValueError:  # blocks do not move by a gradient that is not finite
             if all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
                 raise
-        row = _evaluate(stage, model, images, gradient, epoch, started, record)
-        last = epoch == stage.last or stage.name in record.diverged
-        record.progress.show(stage, row, advance=1, last=last)
-        if last or epoch in stage.kept or time.perf_counter() - saved > checkpoint_seconds:
-            record.save(stage, model, optimizer, epoch)
+        _evaluate(stage, model, optimizer, lesson, gradient, epoch, started, record)
+        last = epoch == stage.last or record.diverged
+        if last or epoch in stage.kept or time.perf_counter() - saved > job.checkpoint_seconds:
+            record.save(model, optimizer, epoch)
             saved = time.perf_counter()
 
 
 def _give_up(stage: Stage, record: Record) -> None:
     """The one row of a net that is not embedded, because its CNN has diverged."""
     measured = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), math.nan)
-    row: Row = {**_key(stage, stage.first), "lr": stage.lr, **measured, "seconds": 0.0}
-    record.metrics.append([row])
-    record.metrics.sync()
-    record.diverged[stage.name] = stage.first
-    record.progress.show(stage, row, advance=stage.last - stage.first, last=True)
+    record.append({**_key(stage, stage.first), "lr": stage.lr, **measured, "seconds": 0.0}, [])
+    record.sync()
 
 
-def remake_snapshots(
-    config: RelaxConfig, cnn: Stage, epochs: Iterable[int], images_of: Callable[[int], Images], record: Record
-) -> None:
-    """Train the CNN once more up to those of ``epochs`` that it has no checkpoint of; its rows are there already.
+def _remake_snapshots(job: Job, lessons: Lessons, record: Record) -> None:
+    """Train the CNN once more up to those epochs that it has no checkpoint of; its rows are there already.
 
     Law: they are the checkpoints that it would have, had they been asked for from the beginning.
     """
-    for wanted in sorted(epochs):
-        before = [epoch for epoch in epochs_on_disk(record.checkpoints).get(cnn.name, []) if epoch <= wanted]
+    cnn, config = job.stage, job.config
+    for wanted in sorted(job.remade):
+        before = [epoch for epoch in epochs_on_disk(record.checkpoints)[cnn.name] if epoch <= wanted]
         if wanted in before:
             continue
-        start, images = before[-1] if before else cnn.first, images_of(cnn.seed)
+        lesson, start = lessons.of_seed(cnn.seed), before[-1] if before else cnn.first
+        record.tell(f"trains again from epoch {start} to {wanted}, of which a checkpoint is wanted")
         model, optimizer = (
-            resume(config, cnn, start, record.checkpoints) if before else begin(config, cnn, images, record.checkpoints)
+            resume(config, lesson.task, cnn, start, record.checkpoints)
+            if before
+            else begin(config, cnn, lesson, record.checkpoints)
         )
+        scheduler = scheduler_of(lesson.task, optimizer, cnn, -(-len(lesson.train) // config.batch_size), start)
         for epoch in range(start + 1, wanted + 1):
-            train_epoch(model, optimizer, images, batch_size=config.batch_size, seed=cnn.seed, epoch=epoch)
+            train_epoch(
+                model, optimizer, lesson, batch_size=config.batch_size, seed=cnn.seed, epoch=epoch, scheduler=scheduler
+            )
         save_checkpoint(checkpoint_path(record.checkpoints, cnn.name, wanted), model, optimizer)
 
 
@@ -101,30 +163,28 @@ def _key(stage: Stage, epoch: int) -> dict[str, object]:
 def _evaluate(
     stage: Stage,
     model: nn.Module,
-    images: Images,
+    optimizer: Optimizer,
+    lesson: Lesson,
     gradient: GradientParts | None,
     epoch: int,
     started: float,
     record: Record,
-) -> Row:
+) -> None:
     """Measure the net after ``epoch`` and write the rows of metrics.csv and layers.csv."""
     where = _key(stage, epoch)
-    row: dict[str, Any] = {**where, "lr": stage.lr, **measure(model, images)}
+    lr = stage.lr if lesson.task.schedule is None else float(optimizer.param_groups[0]["lr"])
+    row: dict[str, Any] = {**where, "lr": lr, **measure(model, lesson)}
+    of_layers: list[Row] = []
     if stage.arm.embedded:
         whole, layers = deviation(model), gradient.layers if gradient else {}
         stored = {name: _stored(layer) for name, layer in _embedded(model)}
         row |= _parts(whole, sum(stored.values()), gradient.total if gradient else None)
-        record.layers.append(
-            [
-                {**where, "layer": name, **_parts(weights, stored[name], layers.get(name))}
-                for name, weights in whole.layers.items()
-            ]
-        )
+        of_layers = [
+            {**where, "layer": name, **_parts(weights, stored[name], layers.get(name))}
+            for name, weights in whole.layers.items()
+        ]
     row["seconds"] = round(time.perf_counter() - started, 4)
-    record.metrics.append([row])
-    if not math.isfinite(row["train_loss"]):
-        record.diverged[stage.name] = epoch
-    return row
+    record.append(row, of_layers)
 
 
 def _parts(weights: LayerDeviation, stored: int, gradient: LayerGradientParts | None) -> dict[str, Any]:
@@ -144,3 +204,23 @@ def _stored(layer: EmbeddedConv) -> int:
 
 def _embedded(model: nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, EmbeddedConv))
+
+
+@contextlib.contextmanager
+def settled(device: str, threads: int | None) -> Iterator[None]:
+    """The run's threads and deterministic convolutions inside; the caller's settings and generators outside."""
+    on, before = torch.device(device), torch.get_num_threads()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # data sets draw from the global one
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        with (
+            torch.random.fork_rng(devices=[on] if on.type == "cuda" else []),
+            torch.device("cpu"),  # whatever the default device is
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
 from efcn_sparse.embedding import LowRankPart, start_low_rank
@@ -16,38 +15,41 @@ from efcn_sparse.training.arms import CNN
 from efcn_sparse.training.carry import carry_state
 from efcn_sparse.training.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.images import Images, order_of_epoch
-from efcn_sparse.training.nets import build_cnn, build_like, embed_as
+from efcn_sparse.training.epoch import Lesson
+from efcn_sparse.training.images import derived_seed, order_of_epoch
+from efcn_sparse.training.nets import build_like, embed_as
 from efcn_sparse.training.optimizer import optimizer_of
 from efcn_sparse.training.plan import Stage, stage_name
+from efcn_sparse.training.task import Task
 
 _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 
 
-def begin(config: RelaxConfig, stage: Stage, images: Images, checkpoints: Path) -> tuple[nn.Module, Optimizer]:
+def begin(config: RelaxConfig, stage: Stage, lesson: Lesson, checkpoints: Path) -> tuple[nn.Module, Optimizer]:
     """The net and the optimizer that ``stage`` starts with: from scratch, or from the CNN at its relax time."""
+    task = lesson.task
     if stage.relax_epoch is None:
-        model = build_like(stage.arm, config.preset, stage.seed)
+        model = build_like(stage.arm, task, stage.seed)
     else:
-        cnn = build_cnn(config.preset, stage.seed)
+        cnn = task.fresh(stage.seed)
         load_checkpoint(_of_cnn(stage, checkpoints), cnn)
-        model = embed_as(stage.arm, cnn, config.preset)
+        model = embed_as(stage.arm, cnn, task)
     model = model.to(config.device)
-    begin_low_rank(model, images, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
-    optimizer = optimizer_of(config, stage.arm, stage.lr, model)
+    begin_low_rank(model, lesson, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
+    optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
     if config.carry_momentum and stage.relax_epoch is not None:  # what the CNN had at that epoch; at epoch 0 none
-        cnn = build_cnn(config.preset, stage.seed).to(config.device)
-        of_cnn = optimizer_of(config, CNN, config.lr, cnn)
+        cnn = task.fresh(stage.seed).to(config.device)
+        of_cnn = optimizer_of(config, task, CNN, config.lr, cnn)
         load_checkpoint(_of_cnn(stage, checkpoints), cnn, of_cnn)
         carry_state(cnn, of_cnn, model, optimizer)
     return model, optimizer
 
 
-def resume(config: RelaxConfig, stage: Stage, epoch: int, checkpoints: Path) -> tuple[nn.Module, Optimizer]:
+def resume(config: RelaxConfig, task: Task, stage: Stage, epoch: int, checkpoints: Path) -> tuple[nn.Module, Optimizer]:
     """The net and the optimizer of ``stage`` as its checkpoint of ``epoch`` has them."""
     path = checkpoint_path(checkpoints, stage.name, epoch)
-    model = build_like(stage.arm, config.preset, stage.seed, stored_block_shapes(path)).to(config.device)
-    optimizer = optimizer_of(config, stage.arm, stage.lr, model)
+    model = build_like(stage.arm, task, stage.seed, stored_block_shapes(path)).to(config.device)
+    optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
     load_checkpoint(path, model, optimizer)
     return model, optimizer
 
@@ -62,7 +64,7 @@ def _of_cnn(stage: Stage, checkpoints: Path) -> Path:
     return checkpoint_path(checkpoints, name_of_cnn(stage), stage.relax_epoch)
 
 
-def begin_low_rank(model: nn.Module, images: Images, *, batch_size: int, seed: int, epoch: int) -> None:
+def begin_low_rank(model: nn.Module, lesson: Lesson, *, batch_size: int, seed: int, epoch: int) -> None:
     """Turn V of each low-rank part along the gradient of the first batch of ``epoch``; other nets are left as they are.
 
     The gradient is taken in evaluation mode, so that statistics of batches stay as they are. No optimizer may be fused
@@ -70,27 +72,27 @@ def begin_low_rank(model: nn.Module, images: Images, *, batch_size: int, seed: i
     """
     if not any(isinstance(module, LowRankPart) for module in model.modules()):
         return
-    chosen = order_of_epoch(seed, epoch, len(images.train_x))[:batch_size].to(images.train_x.device)
+    chosen = order_of_epoch(seed, epoch, len(lesson.train))[:batch_size]
+    ((x, y),) = lesson.train.batches([chosen], derived_seed("loader", seed, epoch))
     was_training = model.training
     model.eval()
     with torch.enable_grad(), record_factors(model) as factors:
-        functional.cross_entropy(model(images.train_x[chosen]), images.train_y[chosen]).backward()
+        lesson.loss(model, x, y).backward()
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     start_low_rank(model, factors)
 
 
 def make_growth(
-    config: RelaxConfig, stage: Stage, model: nn.Module, optimizer: Optimizer, images: int, epoch: int
+    config: RelaxConfig, stage: Stage, model: nn.Module, optimizer: Optimizer, per_epoch: int, epoch: int
 ) -> Growth | None:
     """The growth of an arm whose blocks move, as it is after ``epoch``; None for other arms.
 
     Args:
-        images: how many there are in an epoch.
+        per_epoch: how many steps an epoch has.
     """
     if stage.arm.support is None or not stage.arm.support.moves_blocks:
         return None
-    per_epoch = -(-images // config.batch_size)
     until = max(1, int(_GROWTH_ENDS * per_epoch * (stage.last - stage.first)))
     growth = Growth(model, optimizer, every=config.growth_every, exchange=config.growth_exchange, until=until)
     steps = per_epoch * (epoch - stage.first)

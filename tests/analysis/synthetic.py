@@ -17,6 +17,7 @@ from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.arms import CONTROL, ELCN
 from efcn_sparse.training.checkpoint import checkpoint_path, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.data import preset_task
 from efcn_sparse.training.metrics import LAYERS, METRICS
 from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.plan import Stage, stages
@@ -140,7 +141,7 @@ def _named(parts: np.ndarray) -> dict[str, object]:
 
 @torch.no_grad()
 def _checkpoint(path: Path, config: RelaxConfig, stage: Stage, epoch: int) -> None:
-    model = build_like(stage.arm, config.preset, stage.seed)
+    model = build_like(stage.arm, preset_task(config), stage.seed)
     generator = torch.Generator().manual_seed(epoch)
     for layer in model.modules():
         if isinstance(layer, EmbeddedConv) and epoch > stage.first:

@@ -13,10 +13,10 @@ import efcn_sparse.training as training
 from efcn_sparse.fused import layer_update, updating
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.metrics import MetricsFile
-from efcn_sparse.training.nets import build_cnn, build_fcn
+from efcn_sparse.training.nets import build_fcn
 from efcn_sparse.training.optimizer import make_optimizer
 from efcn_sparse.training.optimizer_state import live_states
-from tests.training.runs import checkpoints, numbers
+from tests.training.runs import DIGITS, checkpoints, numbers
 
 TINY = dict(
     seeds=(0,), arms=("cnn", "efcn-dilated1", "fcn"), cnn_epochs=1, relax_epochs=2, fcn_epochs=2, relax_times=(1,),
@@ -65,10 +65,10 @@ def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path
 
 def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
     settings = dict(lr=0.1, momentum=0.9, weight_decay=0.0)
-    fcn = build_fcn("digits", 0)
+    fcn = build_fcn(DIGITS, 0)
     assert isinstance(make_optimizer(fcn, **settings, fused=True), es.FusedOptimizer)
-    assert not isinstance(make_optimizer(build_fcn("digits", 0), **settings), es.FusedOptimizer)
-    assert not isinstance(make_optimizer(build_cnn("digits", 0), **settings, fused=True), es.FusedOptimizer)
+    assert not isinstance(make_optimizer(build_fcn(DIGITS, 0), **settings), es.FusedOptimizer)
+    assert not isinstance(make_optimizer(DIGITS.fresh(0), **settings, fused=True), es.FusedOptimizer)
 
 
 @pytest.mark.parametrize("fatal", range(1, 6, 2))

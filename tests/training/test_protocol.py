@@ -11,6 +11,7 @@ from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.epoch import evaluate
 from efcn_sparse.training.metrics import LAYERS, METRICS
 from efcn_sparse.training.nets import build_fcn
+from tests.training.runs import DIGITS, lesson
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-dilated1", "efcn-full")
 
@@ -62,13 +63,13 @@ def test_the_control_at_the_cnns_own_rate_is_the_cnn(config, tmp_path, run_dir):
     """At the same learning rate the relaxed control would repeat the CNN's own epochs, which is why it is left out."""
     from efcn_sparse.training.epoch import train_epoch
 
-    images = training.load_data(config, 0)
-    model = training.load_arm(run_dir, "cnn", 0, None, 3).to(memory_format=torch.channels_last)
+    model, learnt = training.load_arm(run_dir, "cnn", 0, None, 3), lesson(config, 0)
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     for epoch in (4, 5):
-        train_epoch(model, optimizer, images, batch_size=config.batch_size, seed=0, epoch=epoch)
+        train_epoch(model, optimizer, learnt, batch_size=config.batch_size, seed=0, epoch=epoch)
     (last,) = rows_of(run_dir, arm="cnn", seed=0, epoch=5)
-    assert evaluate(model, images.test_x, images.test_y)[0] == pytest.approx(float(last["test_loss"]), rel=1e-6)
+    assert evaluate(model, learnt, "test")["loss"] == pytest.approx(float(last["test_loss"]), rel=1e-6)
 
 
 def test_the_parts_of_the_weights(run_dir):
@@ -114,7 +115,7 @@ def test_the_numbers_stored_are_those_of_the_support(run_dir):
 
 def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
     """From the checkpoint before the epoch, the same steps once more, with gradients of the dense matrices."""
-    from efcn_sparse.training.epoch import _rows
+    from efcn_sparse.training.examples import _rows
     from efcn_sparse.training.images import order_of_epoch
 
     images = training.load_data(config, 0)
@@ -144,8 +145,8 @@ def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
 
     from efcn_sparse.training.epoch import train_epoch
 
-    images, sizes = training.load_data(config, 0), []
-    model = training.nets.build_cnn("digits", 0)
+    learnt, sizes = lesson(config, 0), []
+    model = DIGITS.fresh(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
     @contextlib.contextmanager
@@ -157,9 +158,9 @@ def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
     for batch_size, expected in ((25, 25), (20, 20), (60, 60), (70, 60)):
         sizes.clear()
         settings = dict(batch_size=batch_size, seed=0, epoch=1)
-        assert train_epoch(model, optimizer, images, **settings, watch=watch) == "seen"
+        assert train_epoch(model, optimizer, learnt, **settings, watch=watch) == "seen"
         assert sizes == [expected]
-        assert train_epoch(model, optimizer, images, **settings) is None
+        assert train_epoch(model, optimizer, learnt, **settings) is None
 
 
 @pytest.mark.parametrize(
@@ -169,11 +170,10 @@ def test_a_loaded_net_has_the_recorded_accuracy(config, run_dir, arm, time):
     epoch = training.kept_epochs(run_dir, arm, 1, time)[-1]
     model = training.load_arm(run_dir, arm, 1, time, epoch)
     assert not model.training
-    images = training.load_data(config, 1)
-    loss, accuracy = evaluate(model, images.test_x, images.test_y)
+    found = evaluate(model, lesson(config, 1), "test")
     (row,) = rows_of(run_dir, arm=arm, seed=1, relax_epoch="" if time is None else time, epoch=epoch)
-    assert accuracy == float(row["test_accuracy"])
-    assert loss == pytest.approx(float(row["test_loss"]), rel=1e-5)
+    assert found["accuracy"] == float(row["test_accuracy"])
+    assert found["loss"] == pytest.approx(float(row["test_loss"]), rel=1e-5)
 
 
 def test_embedded_nets_are_kept_at_embedding_midway_and_end(run_dir):
@@ -192,8 +192,8 @@ def test_what_was_not_kept_or_not_run_is_told(run_dir):
 
 def test_the_standard_fcn_has_the_cnns_widths_and_the_initial_weights_of_linear_layers():
     fcn, full = (
-        build_fcn("digits", 0),
-        es.embed(training.nets.build_cnn("digits", 0), torch.randn(2, 1, 20, 20), support=es.Full()),
+        build_fcn(DIGITS, 0),
+        es.embed(DIGITS.fresh(0), torch.randn(2, 1, 20, 20), support=es.Full()),
     )
     assert [p.shape for p in fcn.parameters()] == [p.shape for p in full.parameters()]
     for layer in (module for module in fcn.modules() if isinstance(module, EmbeddedConv)):

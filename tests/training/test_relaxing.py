@@ -12,10 +12,11 @@ from efcn_sparse.cli.main import main
 from efcn_sparse.training import Part, SelectiveSGD
 from efcn_sparse.training.arms import CNN, CONTROL, ELCN, FCN
 from efcn_sparse.training.metrics import MetricsFile
-from efcn_sparse.training.nets import build_cnn, embed_as
+from efcn_sparse.training.nets import embed_as
 from efcn_sparse.training.optimizer import optimizer_of
 from efcn_sparse.training.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.shares import Parts
+from tests.training.runs import DIGITS
 
 FROZEN = Part(rate=0.0)
 TINY = dict(
@@ -90,16 +91,16 @@ def test_the_names_of_relaxing(relaxing, free):
 
 def test_embedded_arms_get_the_selective_optimizer_and_no_others():
     config = tiny(relaxing="locality", parts=("conv[2-9]/tied:rate=0",), copies="sum", momentum=0.5, weight_decay=0.1)
-    cnn = build_cnn("digits", 0)
-    made = optimizer_of(config, ELCN, 0.3, embed_as(ELCN, cnn, "digits"))
+    cnn = DIGITS.fresh(0)
+    made = optimizer_of(config, DIGITS, ELCN, 0.3, embed_as(ELCN, cnn, DIGITS))
     assert isinstance(made, SelectiveSGD)
     assert made.copies == "sum"
     assert made.defaults == dict(lr=0.3, momentum=0.5, weight_decay=0.1)
     assert made.parts["conv1"] == Parts(Part(1.0, 0.1), Part(0.0, 0.1), Part(1.0, 0.1))
     assert made.parts["conv3"] == Parts(Part(0.0, 0.1), Part(0.0, 0.1), Part(1.0, 0.1))
     for arm in (CNN, FCN, CONTROL):
-        assert type(optimizer_of(config, arm, 0.3, cnn)) is torch.optim.SGD
-    assert type(optimizer_of(tiny(), ELCN, 0.3, embed_as(ELCN, cnn, "digits"))) is torch.optim.SGD
+        assert type(optimizer_of(config, DIGITS, arm, 0.3, cnn)) is torch.optim.SGD
+    assert type(optimizer_of(tiny(), DIGITS, ELCN, 0.3, embed_as(ELCN, cnn, DIGITS))) is torch.optim.SGD
 
 
 OLD = {

@@ -1,0 +1,75 @@
+"""Where a task comes from, as it can be sent to a worker, and the examples that it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from efcn_sparse.importing import imported
+from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.data import preset_task
+from efcn_sparse.training.epoch import Lesson
+from efcn_sparse.training.task import Task
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task comes from.
+
+    Attributes:
+        task: the task itself; None: that of ``target``, or of the preset.
+        target: ``my_file.py:name`` or ``package.module:name``.
+        download: whether images of a preset may be fetched.
+    """
+
+    task: Task | None = None
+    target: str = ""
+    download: bool = False
+
+    def load(self, config: RelaxConfig) -> Task:
+        """The task."""
+        if self.task is not None:
+            return self.task
+        if self.target:
+            return load_task(self.target)
+        if not config.preset:
+            raise ValueError("task must be a Task where config has no preset, got none")
+        return preset_task(config, download=self.download)
+
+
+def load_task(target: str) -> Task:
+    """The task that ``my_file.py:name`` or ``package.module:name`` is.
+
+    Raises:
+        ValueError: it cannot be imported, or is no task.
+    """
+    found = imported(target, "task")
+    if not isinstance(found, Task):
+        raise ValueError(f"task must name a Task, got {target!r}, a {type(found).__name__}")
+    return found
+
+
+class Lessons:
+    """The task of a run with its examples, which are loaded when they are first asked for; one seed's are kept."""
+
+    _latest: ClassVar[tuple[Source, RelaxConfig, Lessons] | None] = None  # of this process
+
+    def __init__(self, task: Task, config: RelaxConfig) -> None:
+        self.task, self._config = task, config
+        self._kept: tuple[int, Lesson] | None = None
+
+    @classmethod
+    def of(cls, source: Source, config: RelaxConfig) -> Lessons:
+        """What ``source`` gives; the same again for the same arguments, unless the task itself was sent."""
+        latest = cls._latest
+        if latest is None or source.task is not None or latest[:2] != (source, config):
+            latest = cls._latest = source, config, cls(source.load(config), config)
+        return latest[2]
+
+    def of_seed(self, seed: int) -> Lesson:
+        """The task with the examples of ``seed``."""
+        key = seed if any(map(self.task.depends_on_seed, ("train", "test"))) else 0
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # one at a time in memory
+            self._kept = key, Lesson.of(self.task, self._config, seed)
+        return self._kept[1]

@@ -1,0 +1,86 @@
+"""How far a run is: what its checkpoints cover, and whether its rows are all there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk
+from efcn_sparse.training.metrics import LAYERS, METRICS, diverged, gaps, is_stillborn, read_evaluations
+from efcn_sparse.training.plan import Stage
+
+_MOST_TOLD = 8  # stages, in a message
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is.
+
+    Attributes:
+        plan: the stages that the run is to have.
+        kept: the epochs of the checkpoints of each stage that has some; latest: the last of them.
+        diverged: the stages that have diverged, and at which epoch.
+        lost: the epochs of each stage that checkpoints cover, and of which a row is missing.
+    """
+
+    plan: Sequence[Stage]
+    kept: dict[str, list[int]]
+    latest: dict[str, int]
+    diverged: dict[str, int]
+    lost: dict[str, list[int]]
+
+    @classmethod
+    def read(cls, plan: Sequence[Stage], path: Path, layers: Sequence[str]) -> State:
+        """The state of the run in ``path``; ``layers`` are those of every embedded net."""
+        kept = epochs_on_disk(path / "checkpoints")
+        latest = {stage: epochs[-1] for stage, epochs in kept.items()}
+        metrics, _ = read_evaluations(path / "metrics.csv", METRICS)
+        covered = [row for row in metrics if row.epoch <= latest.get(row.stage, -1) or is_stillborn(row)]
+        lost = gaps(plan, latest, covered, read_evaluations(path / "layers.csv", LAYERS)[0], layers)
+        return cls(plan, kept, latest, diverged(covered), lost)
+
+    def is_unfinished(self, stage: Stage) -> bool:
+        """Whether something of the stage is still to be trained."""
+        return self.latest.get(stage.name, -1) < stage.last and stage.name not in self.diverged
+
+    def epochs_done(self, stage: Stage) -> int:
+        """How many epochs of the stage need no training."""
+        done = self.latest.get(stage.name, stage.first) if self.is_unfinished(stage) else stage.last
+        return done - stage.first
+
+    def snapshots_wanted(self, cnn: Stage) -> tuple[int, ...]:
+        """The epochs of which a CNN lacks a checkpoint, so that what has not begun can begin.
+
+        Those that it has not come to, and will not if it has diverged, are not among them.
+        """
+        begun, come = self.latest.keys() | self.diverged.keys(), self.latest.get(cnn.name, -1)
+        waiting = [stage.first for stage in self.plan if stage.seed == cnn.seed and stage.name not in begun]
+        there = self.kept.get(cnn.name, [])
+        return tuple(sorted({epoch for epoch in waiting if epoch <= come} - set(there)))
+
+    def check(self, path: Path) -> None:
+        """Raise ``ValueError`` if rows have been lost."""
+        if not self.lost:
+            return
+        told = [f"{name} {_epochs_text(epochs)}" for name, epochs in self.lost.items()]
+        more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+        raise ValueError(
+            f"metrics.csv and layers.csv of {path} must have a row for each epoch that its checkpoints cover, got none "
+            f"of {', '.join(told[:_MOST_TOLD])}{more}: put the files back, or train these stages again from the "
+            "checkpoints before with --repair (in Python, repair=True)"
+        )
+
+    def remove_unrecorded(self, path: Path) -> None:
+        """Remove the checkpoints of each stage from its first lost row on."""
+        for name, epochs in self.kept.items():
+            for epoch in epochs if name in self.lost else ():
+                if epoch >= self.lost[name][0]:
+                    checkpoint_path(path / "checkpoints", name, epoch).unlink()
+
+
+def _epochs_text(epochs: list[int]) -> str:
+    whole = epochs[-1] - epochs[0] + 1 == len(epochs)
+    if len(epochs) == 1:
+        return f"epoch {epochs[0]}"
+    return f"epochs {epochs[0]} to {epochs[-1]}" + ("" if whole else f" ({len(epochs)} of them)")

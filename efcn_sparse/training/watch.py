@@ -1,0 +1,166 @@
+"""What a run tells while it trains, wherever its stages are trained: events for callbacks, and a display."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efcn_sparse.training.metrics import KEYS, part_path
+from efcn_sparse.training.plan import Stage
+from efcn_sparse.training.record import told
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback of :func:`run_relax` is told.
+
+    Attributes:
+        kind: ``start`` of a stage, ``epoch`` that has been evaluated, or ``end`` of a stage.
+        stage: its name, such as ``efcn-full-seed0-t7``.
+        arm, seed, relax_epoch: whose it is; ``relax_epoch`` is None for ``cnn`` and ``fcn``.
+        epoch: counted from the start of training; None at the start and at the end.
+        values: the numbers of the epoch by their columns in metrics.csv, those that are there.
+    """
+
+    kind: str
+    stage: str
+    arm: str
+    seed: int
+    relax_epoch: int | None
+    epoch: int | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+Callback = Callable[[Event], object]
+
+
+class Watch:
+    """Reads the stages' files of a run as they grow, and tells callbacks and the display.
+
+    Args:
+        columns: of metrics.csv.
+        diverged: the stages that have diverged, and at which epoch; those that do now are added.
+        callbacks: called in this process, one event after the other.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        columns: Sequence[str],
+        diverged: dict[str, int],
+        callbacks: Iterable[Callback],
+        progress: Progress,
+    ) -> None:
+        self._run_dir, self._columns, self._callbacks, self._progress = run_dir, columns, tuple(callbacks), progress
+        self.diverged = diverged
+        self._places: dict[str, int] = {}  # how far each file was read
+        self._epochs: dict[str, int] = {}
+
+    def start(self, stage: Stage) -> None:
+        """A stage is going to be trained."""
+        self._tell("start", stage)
+
+    def look(self, stage: Stage) -> None:
+        """Tell the rows that a stage has written since it was last looked at."""
+        try:
+            with part_path(self._run_dir, stage.name, "metrics.csv").open("rb") as file:
+                if self._places.get(stage.name, 0) > file.seek(0, 2):  # begun anew, by another worker
+                    self._places[stage.name] = 0
+                file.seek(self._places.get(stage.name, 0))
+                text = file.read()
+        except FileNotFoundError:
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        self._places[stage.name] = self._places.get(stage.name, 0) + len(whole)
+        for cells in csv.reader(whole.decode().splitlines()):
+            if cells[0] != KEYS[0]:
+                self._row(stage, dict(zip(self._columns, cells, strict=True)))
+
+    def end(self, stage: Stage) -> None:
+        """A stage is done."""
+        self.look(stage)
+        self._progress.end(stage)
+        self._tell("end", stage)
+
+    def _row(self, stage: Stage, row: dict[str, str]) -> None:
+        epoch = int(row["epoch"])
+        if epoch <= self._epochs.get(stage.name, -1):
+            return
+        self._epochs[stage.name] = epoch
+        if not math.isfinite(float(row["train_loss"])):
+            self.diverged[stage.name] = epoch
+        self._progress.show(stage, row)
+        values = {name: float(cell) for name, cell in row.items() if cell and name not in KEYS}
+        self._tell("epoch", stage, epoch, values)
+
+    def _tell(self, kind: str, stage: Stage, epoch: int | None = None, values: Mapping[str, float] = {}) -> None:
+        event = Event(kind, stage.name, stage.arm.name, stage.seed, stage.relax_epoch, epoch, values)
+        for callback in self._callbacks:
+            callback(event)
+
+
+class Progress:
+    """Epochs of the run, and of each stage that is being trained: bars on a terminal, elsewhere a line per stage.
+
+    Args:
+        done: of each stage, how many epochs are behind us.
+        quiet: show nothing at all.
+    """
+
+    def __init__(self, plan: Sequence[Stage], done: Mapping[str, int], *, quiet: bool = False) -> None:
+        self._quiet, self._bars = quiet, contextlib.ExitStack()
+        self._make = None if quiet or not sys.stderr.isatty() else _tqdm()
+        self._of_stage: dict[str, Any] = {}
+        self._last: dict[str, Mapping[str, Any]] = {}
+        self._done, total = dict(done), sum(stage.last - stage.first for stage in plan)
+        self._whole = self._bar(total, sum(done.values()), "epochs") if self._make else None
+
+    def show(self, stage: Stage, row: Mapping[str, Any]) -> None:
+        """``row`` of metrics.csv has been written."""
+        self._last[stage.name] = row
+        if self._make is None:
+            return
+        if stage.name not in self._of_stage:
+            self._of_stage[stage.name] = self._bar(stage.last - stage.first, self._done[stage.name], stage.name)
+        self._to(stage, int(row["epoch"]) - stage.first, told(row))
+
+    def end(self, stage: Stage) -> None:
+        """A stage is done; one that has diverged is so early."""
+        row = self._last.pop(stage.name, None)
+        if self._make is not None and stage.name in self._of_stage:
+            self._to(stage, stage.last - stage.first, "")
+            self._of_stage.pop(stage.name).close()
+        elif row is not None and not self._quiet:
+            print(f"{stage.name}: epoch {row['epoch']}, {told(row)}", flush=True)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._bars.close()
+
+    def _to(self, stage: Stage, done: int, text: str) -> None:
+        bar, more = self._of_stage[stage.name], done - self._done[stage.name]
+        if more > 0:
+            self._done[stage.name] = done
+            self._whole.update(more)  # type: ignore[union-attr]
+            bar.update(more)
+        bar.set_postfix_str(text)
+
+    def _bar(self, total: int, done: int, text: str) -> Any:
+        assert self._make is not None
+        bar = self._make(total=total, initial=done, desc=text, unit="epoch", dynamic_ncols=True, leave=text == "epochs")
+        self._bars.callback(bar.close)
+        return bar
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return None
+    return tqdm
