@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from efcn_sparse.checkpoint.atomic import read_json, write_text_atomically
 from efcn_sparse.landscape import Path as Along
@@ -21,12 +19,12 @@ from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.parts import PARTS
 from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.data import depends_on_seed, load_data
-from efcn_sparse.training.epoch import measure
-from efcn_sparse.training.images import Images
-from efcn_sparse.training.nets import kept_epochs, load_arm
+from efcn_sparse.training.epoch import Lesson, measure
+from efcn_sparse.training.nets import kept_epochs, load_arm, task_of_run
 from efcn_sparse.training.plan import stage_name, stages
 from efcn_sparse.training.run_directory import RunDirectory, read_config
+from efcn_sparse.training.source import Lessons
+from efcn_sparse.training.task import Task
 
 FILE = "landscape.json"
 PATHS = {
@@ -104,6 +102,7 @@ def measure_landscape(
     *,
     kinds: Sequence[str] = ("linear",),
     data: str | None = None,
+    task: Task | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> Path:
     """Measure paths and curvature between the nets that a run has kept, and write them into its landscape.json.
@@ -120,6 +119,7 @@ def measure_landscape(
         settings: None is those of landscape.json, or the default ones.
         kinds: of paths: ``linear``, ``curvilinear``, ``output`` (see :func:`efcn_sparse.landscape.path`).
         data: where the images are, if no longer where the run found them.
+        task: of the run, if it is not a preset's.
         tell: is given a line for each thing measured.
 
     Returns:
@@ -144,12 +144,13 @@ def measure_landscape(
             tell(sentence)
         if not items:
             raise ValueError(f"run_dir must hold an embedded net's start and end, got none in {run_dir}")
-        images_of = _supply(config if data is None else dataclasses.replace(config, data=data))
+        there_now = config if data is None else dataclasses.replace(config, data=data)
+        lessons = Lessons(task_of_run(there_now, task), there_now)
         done = {one.item.key: one for one in found}
         for number, item in enumerate(items, 1):
             if item.key in done:
                 continue
-            done[item.key] = Found(item, _measure(run_dir, config, settings, item, images_of(item.seed)))
+            done[item.key] = Found(item, _measure(run_dir, config, settings, item, lessons.of_seed(item.seed)))
             write_found(file, settings, [*done.values()])
             tell(f"{number}/{len(items)} {item.key}: {_told(done[item.key])}")
     return file
@@ -198,35 +199,32 @@ def _items(run_dir: str | Path, config: RelaxConfig, kinds: Sequence[str]) -> tu
     return list(items.values()), told
 
 
-def _supply(config: RelaxConfig) -> Callable[[int], Images]:
-    load = functools.lru_cache(1)(lambda seed: load_data(config, seed))
-    return load if depends_on_seed(config) else lambda seed: load(config.seeds[0])
-
-
 def _measure(
-    run_dir: str | Path, config: RelaxConfig, settings: Settings, item: Item, images: Images
+    run_dir: str | Path, config: RelaxConfig, settings: Settings, item: Item, lesson: Lesson
 ) -> dict[str, Any]:
     def net(arm: Arm, epoch: int) -> nn.Module:
         embedded = arm != CNN
-        return load_arm(run_dir, arm, item.seed, item.relax_epoch if embedded else None, epoch).to(config.device)
+        relax_epoch = item.relax_epoch if embedded else None
+        return load_arm(run_dir, arm, item.seed, relax_epoch, epoch, task=lesson.task).to(config.device)
 
     first, last = item.epochs
     if item.what not in PATHS:
-        return _curvature(settings, item, net(item.arm, first), net(item.arm, last), images)
-    limited = images.limited(settings.images, settings.images)
+        return _curvature(settings, item, net(item.arm, first), net(item.arm, last), lesson)
+    limited = lesson.limited(settings.images, settings.images)
+    parts = [slice(at, at + 500) for at in range(0, len(limited.train), 500)]
     along = path(
         net(CNN, first), net(item.arm, last), lambda at: {**measure(at, limited), "loss": 0.0},
-        points=settings.points, kind=item.kind, batches=list(limited.train_x.split(500)),
+        points=settings.points, kind=item.kind, batches=[x for x, _ in limited.train.batches(parts, 0)],
     )  # fmt: skip
     names = [name for name in along.metrics[0] if name != "loss"]
     return {"positions": list(along.positions)} | {name: [at[name] for at in along.metrics] for name in names}
 
 
-def _curvature(settings: Settings, item: Item, start: nn.Module, end: nn.Module, images: Images) -> dict[str, Any]:
+def _curvature(settings: Settings, item: Item, start: nn.Module, end: nn.Module, lesson: Lesson) -> dict[str, Any]:
     start, end = on_common_support(start, end)
     at = start if item.what == "start" else end
-    count = settings.curvature_images
-    curved = hessian(at, _loss, [(images.train_x[:count], images.train_y[:count])])
+    batches = list(lesson.train.batches([slice(0, settings.curvature_images)], 0))
+    curved = hessian(at, lambda net, batch: lesson.loss(net, *batch), batches)
     others = dict(start.named_parameters())
     way = {name: (there - others[name]).detach() for name, there in end.named_parameters()}
     numbers: dict[str, Any] = {}
@@ -239,10 +237,6 @@ def _curvature(settings: Settings, item: Item, start: nn.Module, end: nn.Module,
                 "trace_error": trace.standard_error, "along": curved.along(way, part),
             }  # fmt: skip
     return numbers
-
-
-def _loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return functional.cross_entropy(net(batch[0]), batch[1])
 
 
 def _told(found: Found) -> str:

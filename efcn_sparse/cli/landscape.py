@@ -25,6 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="training and test images on a path (default: 2000)")
     parser.add_argument("--curvature-images", type=int, metavar="N", help="images in the Hessian (default: 500)")
     parser.add_argument("--vectors", type=int, metavar="N", help="random vectors for each trace (default: 8)")
+    parser.add_argument("--task", metavar="TASK", help="my_file.py:name of the run's task, if it is not a preset's")
     parser.add_argument("--data", metavar="DIR|NAME", help="the images, if no longer where the run found them")
     parser.set_defaults(func=run)
 
@@ -33,12 +34,18 @@ def run(args: argparse.Namespace) -> int:
     """Measure what is missing, and print the barriers and curvatures."""
     from efcn_sparse.analysis.landscape import Settings, measure_landscape, read_landscape
     from efcn_sparse.analysis.landscape_tables import tables
+    from efcn_sparse.training.source import load_task
 
     names = ("points", "images", "curvature_images", "vectors")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     settings = Settings(**given) if given else None
     file = measure_landscape(
-        args.run_dir, settings, kinds=args.kinds, data=args.data, tell=functools.partial(print, flush=True)
+        args.run_dir,
+        settings,
+        kinds=args.kinds,
+        data=args.data,
+        task=load_task(args.task) if args.task else None,
+        tell=functools.partial(print, flush=True),
     )
     print(tables(read_landscape(args.run_dir)))
     print(file)

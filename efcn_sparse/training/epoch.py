@@ -42,6 +42,10 @@ class Lesson:
         train = task.examples("train", seed, limit=config.train_limit, device=config.device)
         return cls(task, train, task.examples("test", seed, limit=config.test_limit, device=config.device))
 
+    def limited(self, train: int, test: int) -> Lesson:
+        """The same with the first examples alone."""
+        return Lesson(self.task, self.train.limited(train), self.test.limited(test))
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         with self.task.blaming("build"):

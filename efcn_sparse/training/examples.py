@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -59,6 +60,14 @@ class Examples:
 
     def __len__(self) -> int:
         return self._count
+
+    def limited(self, count: int) -> Examples:
+        """The first ``count`` of them."""
+        fewer = copy.copy(self)
+        fewer._count = min(count, len(self))
+        if self.pair is not None:
+            fewer.pair = self.pair[0][:count], self.pair[1][:count]
+        return fewer
 
     def samples(self, count: int) -> list[Tensor]:
         """All of a pair; of a data set so many examples, spread evenly, drawn from generators that are the same."""

@@ -23,7 +23,6 @@ from efcn_sparse.training.carry import check_carried
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import Lesson, evaluate, train_epoch
-from efcn_sparse.training.examples import Examples
 from efcn_sparse.training.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.plan import Stage, stages
 from efcn_sparse.training.run_directory import read_config
@@ -51,17 +50,12 @@ def try_out(config: RelaxConfig, lesson: Lesson) -> tuple[str, ...]:
     if config.data is not None:
         raise ValueError(f"data must be left out beside a task, which has its own, got {config.data!r}")
     _check_embeds(config, task)
-    few = replace(lesson, train=_first(lesson, "train", config.batch_size), test=_first(lesson, "test", 2))
+    few = lesson.limited(config.batch_size, 2)
     metrics = evaluate(task.fresh(0).to(config.device), few, "test")
     _check_optimizer(config, task)
     for told in _hidden_states(config, few):
         _log.warning("a run that is killed may not go on bit by bit: %s", told)
     return tuple(name for name in metrics if name not in ("loss", "accuracy"))
-
-
-def _first(lesson: Lesson, field: str, most: int) -> Examples:
-    limit = min(most, len(getattr(lesson, field)))
-    return lesson.task.examples(field, 0, limit=limit, device=getattr(lesson, field).device)
 
 
 def _check_embeds(config: RelaxConfig, task: Task) -> None:
