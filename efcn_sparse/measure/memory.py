@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +31,16 @@ def peak_bytes() -> int:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def settle() -> int:
+    """What the process holds now, freed memory given back; the peak counts from here."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+    reset_peak()
+    return peak_bytes()
 
 
 def step_peak_apart(variant: str, batch: int, threads: int) -> int:
