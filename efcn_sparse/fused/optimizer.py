@@ -117,6 +117,8 @@ class FusedOptimizer(Optimizer):
         self._armed = self._told = False
         self._scaler: torch.amp.GradScaler | None = None
         self._waiting: list[tuple[Update, Gradient]] = []
+        self._seen: list[tuple[nn.Parameter, Tensor, int]] = []  # gradients of the rest at the end of backward
+        self._looks = self._told_of_changes = False
         layers = _layers_of(model)
         self._updates: dict[str, LayerUpdate | InsideUpdate] = {
             name: InsideUpdate(name, layer, make)
@@ -214,12 +216,37 @@ class FusedOptimizer(Optimizer):
         return scaler
 
     def _take(self, product: UpdatingProduct, gradient: Gradient) -> None:
+        if not self._looks:
+            self._looks = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._see_the_rest)
         update = product.update
         if self._max_norm is None and not self._skip_nonfinite and self._scaler is None:
             update.step(gradient)
             self._name(update)
         else:
             self._waiting.append((update, gradient))
+
+    def _parameters_of_the_rest(self) -> list[nn.Parameter]:
+        return [p for group in (self._rest.param_groups if self._rest else ()) for p in group["params"]]
+
+    def _see_the_rest(self) -> None:
+        """At the end of backward."""
+        self._looks, rest = False, self._parameters_of_the_rest()
+        self._seen = [(p, p.grad, p.grad._version) for p in rest if p.grad is not None]
+
+    def _warn_of_changes(self, expected: int) -> None:
+        """Warn, once, if the gradients of the rest were changed since backward: those of the values were not."""
+        changed = any(
+            p.grad is not None and (p.grad is not gradient or gradient._version != version + expected)
+            for p, gradient, version in self._seen
+        )
+        if changed and not self._told_of_changes:
+            self._told_of_changes = True
+            warnings.warn(
+                "FusedOptimizer: gradients were changed between the backward pass inside updating() and step(), as by "
+                "clip_grad_norm_, which does not reach the values of sparse layers; clip with "
+                "FusedOptimizer(max_norm=...)"
+            )
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -248,9 +275,10 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad(), self.updating():
                 loss = closure()
+        self._warn_of_changes(expected=0 if scaler is None else 1)  # a scaler writes once into each
         unscaled = None if scaler is None else self._unscale(scaler)
         gradients = [*((*waiting, unscaled) for waiting in self._waiting), *((*held, None) for held in self._held())]
-        rest = [p for group in (self._rest.param_groups if self._rest else ()) for p in group["params"]]
+        rest = self._parameters_of_the_rest()
         clip = None
         if self._max_norm is not None or self._skip_nonfinite or scaler is not None:
             norm = self._norm(gradients, rest)
@@ -316,6 +344,7 @@ class FusedOptimizer(Optimizer):
 
     def _end_step(self) -> None:
         self._waiting.clear()
+        self._seen, self._looks = [], False
         for product in self._products.values():
             product.done = False
 

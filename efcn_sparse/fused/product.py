@@ -17,7 +17,9 @@ from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.checks import under_transforms
 from efcn_sparse.pattern import BlockPattern
 
-_FUSED_OPTIMIZER_NEEDS_FULLGRAPH_FALSE = "it updates weights in the backward pass, which cannot be compiled"
+_NO_FULLGRAPH = (
+    "FusedOptimizer updates weights in the backward pass, which cannot be compiled: use fullgraph=False, or detach() it"
+)
 _INSTEAD = "use a plain torch optimizer there"
 
 
@@ -96,7 +98,7 @@ class UpdatingProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(self._product, reason=_FUSED_OPTIMIZER_NEEDS_FULLGRAPH_FALSE)(x)
+            return self._uncompiled(x)
         return self._product(x)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -113,6 +115,8 @@ class UpdatingProduct:
                 copy = layer.values.detach().to(x.dtype)
         y: Tensor = FusedProduct.apply(x, layer.values, layer.bias, copy, self)
         return y
+
+    _uncompiled = torch.compiler.disable(_product, reason=_NO_FULLGRAPH)
 
     def check_place(self) -> None:
         """Raise ``RuntimeError`` if the values were replaced since the optimizer was made, or moved from the slices."""

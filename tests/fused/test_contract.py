@@ -7,6 +7,7 @@ import copy
 import gc
 import io
 import pickle
+import re
 import warnings
 import weakref
 from collections.abc import Callable
@@ -401,6 +402,34 @@ def test_a_step_that_the_gradient_scaler_does_not_take_is_refused() -> None:
         pair.net(pair.batch(0)).square().mean().backward()
     pair.optimizer.step()
     assert not torch.equal(pair.net[0].values, before)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "inside", "max_norm"])
+def test_clipping_that_does_not_reach_the_values_is_told_once(kind: str) -> None:
+    pair = Pair(kind)
+
+    def step(seed: int, clip: bool) -> None:
+        pair.optimizer.zero_grad()
+        with pair.optimizer.updating():
+            pair.net(pair.batch(seed)).square().mean().backward()
+        if clip:
+            nn.utils.clip_grad_norm_(pair.net.parameters(), 1e-3)
+        pair.optimizer.step()
+
+    with warnings.catch_warnings(record=True) as told:
+        step(0, clip=False)
+        assert not told
+        step(1, clip=True)
+        step(2, clip=True)
+    (only,) = told
+    assert re.match(r"FusedOptimizer: gradients were changed .* clip with FusedOptimizer\(max_norm=", str(only.message))
+
+
+def test_a_graph_without_breaks_is_refused_in_our_words() -> None:
+    pair = Pair("inside")
+    compiled = torch.compile(pair.net, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"FusedOptimizer updates weights in .*use fullgraph=False"):
+        compiled(pair.batch(0))
 
 
 def test_parameters_that_come_later_are_stepped(pair: Pair) -> None:
