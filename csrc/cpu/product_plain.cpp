@@ -2,18 +2,10 @@
 #include <algorithm>
 
 #include "product.h"
+#include "vectors.h"
 
 namespace efcn_sparse::cpu {
 namespace {
-
-#define EFCN_INLINE inline __attribute__((always_inline))
-
-// Plain loops leave it to the compiler to hold the sums in registers, and it does not; vector types see to it.
-template <typename T, int Bytes>
-struct Vector {
-  static constexpr int64_t width = Bytes / sizeof(T);
-  typedef T type __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
-};
 
 // A tile of C, Rows x Columns vectors.
 template <int Bytes, int Rows, int Columns, typename T>
@@ -85,14 +77,14 @@ void run_anywhere(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, cons
 
 #if defined(__x86_64__)
 template <typename T>
-__attribute__((target("avx2,fma"))) void run_avx2(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
-                                                  int64_t ldb, T* c, int64_t ldc, bool add) {
+EFCN_AVX2 void run_avx2(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                        int64_t ldc, bool add) {
   product<32, 4>(m, n, k, a, lda, b, ldb, c, ldc, add);
 }
 
 template <typename T>
-__attribute__((target("avx512f"))) void run_avx512(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
-                                                   int64_t ldb, T* c, int64_t ldc, bool add) {
+EFCN_AVX512 void run_avx512(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                            int64_t ldc, bool add) {
   product<64, 8>(m, n, k, a, lda, b, ldb, c, ldc, add);
 }
 #endif
@@ -101,8 +93,8 @@ __attribute__((target("avx512f"))) void run_avx512(int64_t m, int64_t n, int64_t
 template <typename T>
 Run<T> best_run() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return run_avx512<T>;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return run_avx2<T>;
+  if (vector_bytes() == 64) return run_avx512<T>;
+  if (vector_bytes() == 32) return run_avx2<T>;
 #endif
   return run_anywhere<T>;
 }

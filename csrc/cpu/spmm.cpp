@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "few_rows.h"
 #include "pack.h"
 
 namespace efcn_sparse::cpu {
@@ -37,15 +38,17 @@ class Multiplication {
       : walk_(walk), masks_(masks), values_(values.const_data_ptr<Stored>()),
         bias_(bias ? bias->const_data_ptr<Stored>() : nullptr), y_(y.mutable_data_ptr<Stored>()), ldy_(y.stride(0)),
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
+    x_ = x.const_data_ptr<Stored>();
+    batch_ = x.size(0);
+    ldx_ = x.stride(0);
+    few_ = are_few<Sum>(batch_, walk, std::is_same_v<Operand, at::BFloat16>);
+    if (few_) return;
     constexpr int64_t multiple = Product<Operand>::k_multiple;
     const bool even = walk.in_side % multiple == 0 && walk.in_features % multiple == 0;
     const double run = mean_run_length(walk) * walk.in_side;
     reading_ = std::is_same_v<Stored, Operand> && even && run >= kDirectRun ? Reading::kInPlace
                : worth_gathering(walk)                                      ? Reading::kGathered
                                                                             : Reading::kPanels;
-    x_ = x.const_data_ptr<Stored>();
-    batch_ = x.size(0);
-    ldx_ = x.stride(0);
     width_ = round_up(walk.in_side, multiple);
     if (reading_ == Reading::kPanels) {
       panels_ = left_panels<Stored, Operand>(x, walk, width_);
@@ -54,6 +57,7 @@ class Multiplication {
   }
 
   void run() {
+    if (few_) return run_few();
     const int64_t batch = batch_, blocks = walk_.starts[walk_.rows];
     const int64_t threads = threads_for(batch * blocks * walk_.out_side * walk_.in_side);
     int64_t rows = std::min(kBatchRows, batch);
@@ -83,13 +87,40 @@ class Multiplication {
     int64_t lda;  // of all segments
   };
 
+  // The weights as they are stored, read once.
+  void run_few() {
+    int64_t padded = 1;
+    while (padded < batch_) padded *= 2;
+    FewRows<Stored, Sum> job{walk_, masks_, values_, nullptr, ldx_, padded};
+    std::vector<Sum> copy;
+    if constexpr (std::is_same_v<Stored, Sum>) job.x = x_;
+    if (!std::is_same_v<Stored, Sum> || padded != batch_) {
+      job.ldx = walk_.in_features;
+      copy.resize(padded * job.ldx);
+      copy_rows(x_, ldx_, 0, batch_, 0, job.ldx, job.ldx, copy.data());
+      job.x = copy.data();
+    }
+    share_tasks(
+        walk_.rows,
+        [&](auto&& next) {
+          Workspace space;
+          std::vector<Stored> block(masks_.index == nullptr ? 0 : masks_.elements);
+          space.sums.resize(padded * walk_.out_side);
+          for (int64_t i = next(); i >= 0; i = next()) {
+            job.block_row(i, space.sums.data(), block.data());
+            write(i * walk_.out_side, walk_.out_extent(i), 0, batch_, walk_.out_side, space);
+          }
+        },
+        threads_for(padded * walk_.starts[walk_.rows] * masks_.elements));
+  }
+
   // Block rows [begin, end) of the result side by side, so that whole cache lines of y are written.
   void block_rows(int64_t begin, int64_t end, int64_t first, int64_t last, Workspace& space) const {
     const int64_t width = (end - 1 - begin) * walk_.out_side + walk_.out_extent(end - 1), rows = last - first;
     space.sums.resize(std::max<size_t>(space.sums.size(), rows * width));
     for (int64_t i = begin; i < end; ++i)
       sum_block_row(i, first, rows, space.sums.data() + (i - begin) * walk_.out_side, width, space);
-    write(begin * walk_.out_side, width, first, rows, space);
+    write(begin * walk_.out_side, width, first, rows, width, space);
   }
 
   void sum_block_row(int64_t i, int64_t first, int64_t rows, Sum* sums, int64_t ld, Workspace& space) const {
@@ -163,14 +194,14 @@ class Multiplication {
   }
 
   // y = alpha (sums + bias) + beta y for columns [begin, begin + n) of some rows.
-  void write(int64_t begin, int64_t n, int64_t first, int64_t rows, Workspace& space) const {
+  void write(int64_t begin, int64_t n, int64_t first, int64_t rows, int64_t ld, Workspace& space) const {
     space.bias.assign(n, Sum(0));
     if (bias_ != nullptr)
       for (int64_t j = 0; j < n; ++j) space.bias[j] = static_cast<Sum>(bias_[begin + j]);
     const Sum* __restrict bias = space.bias.data();
     for (int64_t m = 0; m < rows; ++m) {
       Stored* __restrict out = y_ + (first + m) * ldy_ + begin;
-      const Sum* __restrict sum = space.sums.data() + m * n;
+      const Sum* __restrict sum = space.sums.data() + m * ld;
       if (alpha_ == Sum(1) && beta_ == Sum(0)) {
         for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + bias[j]);
       } else {
@@ -189,6 +220,7 @@ class Multiplication {
   Stored* y_;
   int64_t ldy_;
   Sum alpha_, beta_;
+  bool few_;
   Reading reading_;
   const Stored* x_;
   int64_t batch_, ldx_, width_;  // width_: a block's columns, as the product takes them

@@ -1,0 +1,201 @@
+// Weights are read once, as they are stored. Where a stored row runs along the input, sums of a few of them are held as
+// vectors of partial sums, which are folded once a block row; where it runs along the output, it is added as it is.
+#include "few_rows.h"
+
+#include <algorithm>
+
+#include "pack.h"
+#include "vectors.h"
+
+namespace efcn_sparse::cpu {
+namespace {
+
+constexpr int64_t kAhead = 4096;  // bytes of weights that are on their way: what memory delivers in its latency
+
+// A block's numbers, zeros off its mask.
+template <typename Stored, typename Sum>
+EFCN_INLINE const Stored* numbers(const FewRows<Stored, Sum>& job, int64_t k, Stored* buffer) {
+  const int64_t block = job.walk.block(k), elements = job.masks.elements;
+  const uint8_t* mask = job.masks.of(block);
+  const Stored* stored = job.values + block * elements;
+  return mask == nullptr ? stored : block_operands(stored, mask, elements, buffer);
+}
+
+// Where block k + ahead lies; the last one for what would be past it.
+template <typename Stored, typename Sum>
+EFCN_INLINE const Stored* later(const FewRows<Stored, Sum>& job, int64_t k) {
+  return job.values + job.walk.block(std::min<int64_t>(k, job.walk.starts[job.walk.rows] - 1)) * job.masks.elements;
+}
+
+// Rows [row, row + Rows) of block row i, stored along the input.
+template <int Bytes, int Rows, int Batch, typename Stored, typename Sum>
+EFCN_INLINE void dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t row, Sum* sums, Stored* buffer) {
+  using V = typename Vector<Sum, Bytes>::type;
+  constexpr int64_t width = Vector<Sum, Bytes>::width;
+  const Walk& walk = job.walk;
+  const int64_t ahead = kAhead / static_cast<int64_t>(Rows * walk.in_side * sizeof(Stored)) + 1;
+  V partial[Rows][Batch] = {};
+  Sum rest[Rows][Batch] = {};
+  for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k) {
+    const int64_t j = walk.neighbors[k], extent = walk.in_extent(j), side = walk.in_side;
+    const Stored *w = numbers(job, k, buffer) + row * side, *next = later(job, k + ahead) + row * side;
+    const Sum* x = job.x + j * side;
+    int64_t c = 0;
+    for (; c + width <= extent; c += width) {
+      V right[Batch];
+#pragma GCC unroll 8
+      for (int n = 0; n < Batch; ++n) load<Sum, Bytes>(x + n * job.ldx + c, right[n]);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        V left;
+        load<Sum, Bytes>(w + r * side + c, left);
+        __builtin_prefetch(next + r * side + c);
+#pragma GCC unroll 8
+        for (int n = 0; n < Batch; ++n) partial[r][n] += left * right[n];
+      }
+    }
+    for (; c < extent; ++c)
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int n = 0; n < Batch; ++n) rest[r][n] += static_cast<Sum>(w[r * side + c]) * x[n * job.ldx + c];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int n = 0; n < Batch; ++n) sums[n * walk.out_side + row + r] = folded<Sum, Bytes>(partial[r][n]) + rest[r][n];
+}
+
+template <int Bytes, int Rows, int Batch, typename Stored, typename Sum>
+EFCN_INLINE void all_dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t row, Sum* sums, Stored* buffer) {
+  for (; row + Rows <= job.walk.out_extent(i); row += Rows) dots<Bytes, Rows, Batch>(job, i, row, sums, buffer);
+  if constexpr (Rows > 1) all_dots<Bytes, Rows / 2, Batch>(job, i, row, sums, buffer);
+}
+
+// Columns [column, column + Vectors * width) of block row i, stored along the output.
+template <int Bytes, int Vectors, int Batch, typename Stored, typename Sum>
+EFCN_INLINE void multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t column, Sum* sums, Stored* buffer) {
+  using V = typename Vector<Sum, Bytes>::type;
+  constexpr int64_t width = Vector<Sum, Bytes>::width;
+  constexpr int kChains = 4 / (Vectors * Batch) > 1 ? 4 / (Vectors * Batch) : 1;  // that do not wait for each other
+  const Walk& walk = job.walk;
+  const int64_t ahead = kAhead / static_cast<int64_t>(walk.in_side * Vectors * Bytes) + 1;
+  V total[kChains][Batch][Vectors] = {};
+  for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k) {
+    const int64_t j = walk.neighbors[k], extent = walk.in_extent(j), side = walk.out_side;
+    const Stored *w = numbers(job, k, buffer) + column, *next = later(job, k + ahead) + column;
+    const Sum* x = job.x + j * walk.in_side;
+    int64_t r = 0;
+    for (; r + kChains <= extent; r += kChains)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) {
+        V left[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+          load<Sum, Bytes>(w + (r + chain) * side + v * width, left[v]);
+          __builtin_prefetch(next + (r + chain) * side + v * width);
+        }
+#pragma GCC unroll 8
+        for (int n = 0; n < Batch; ++n)
+#pragma GCC unroll 4
+          for (int v = 0; v < Vectors; ++v) total[chain][n][v] += left[v] * x[n * job.ldx + r + chain];
+      }
+    for (; r < extent; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        V left;
+        load<Sum, Bytes>(w + r * side + v * width, left);
+#pragma GCC unroll 8
+        for (int n = 0; n < Batch; ++n) total[0][n][v] += left * x[n * job.ldx + r];
+      }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < Batch; ++n)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      V sum = total[0][n][v];
+      for (int chain = 1; chain < kChains; ++chain) sum += total[chain][n][v];
+      *reinterpret_cast<V*>(sums + n * walk.out_side + column + v * width) = sum;
+    }
+}
+
+// Columns that fill no vector.
+template <int Batch, typename Stored, typename Sum>
+EFCN_INLINE void last_multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t column, Sum* sums, Stored* buffer) {
+  const Walk& walk = job.walk;
+  const int64_t end = walk.out_extent(i);
+  for (int n = 0; n < Batch && column < end; ++n)
+    std::fill(sums + n * walk.out_side + column, sums + n * walk.out_side + end, Sum(0));
+  for (int64_t k = walk.starts[i]; k < walk.starts[i + 1] && column < end; ++k) {
+    const int64_t j = walk.neighbors[k];
+    const Stored* w = numbers(job, k, buffer);
+    for (int64_t r = 0; r < walk.in_extent(j); ++r)
+      for (int64_t c = column; c < end; ++c)
+        for (int n = 0; n < Batch; ++n)
+          sums[n * walk.out_side + c] +=
+              static_cast<Sum>(w[r * walk.out_side + c]) * job.x[n * job.ldx + j * walk.in_side + r];
+  }
+}
+
+template <int Bytes, int Vectors, int Batch, typename Stored, typename Sum>
+EFCN_INLINE void all_multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t column, Sum* sums, Stored* buffer) {
+  constexpr int64_t columns = Vectors * Vector<Sum, Bytes>::width;
+  for (; column + columns <= job.walk.out_extent(i); column += columns)
+    multiples<Bytes, Vectors, Batch>(job, i, column, sums, buffer);
+  if constexpr (Vectors > 1) return all_multiples<Bytes, Vectors / 2, Batch>(job, i, column, sums, buffer);
+  if constexpr (Vectors == 1 && Bytes > 16) return all_multiples<Bytes / 2, 1, Batch>(job, i, column, sums, buffer);
+  last_multiples<Batch>(job, i, column, sums, buffer);
+}
+
+// The widest vectors that fit the side along which blocks are stored.
+template <int Bytes, int Batch, typename Stored, typename Sum>
+EFCN_INLINE void block_row(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
+  constexpr int kSums = Bytes == 64 ? 16 : 8;
+  constexpr int kShare = kSums / Batch;
+  if (!job.walk.stored_out_by_in) return all_multiples<Bytes, std::min(4, kShare), Batch>(job, i, 0, sums, buffer);
+  if constexpr (Bytes > 16)
+    if (job.walk.in_side < Vector<Sum, Bytes>::width) return block_row<Bytes / 2, Batch>(job, i, sums, buffer);
+  all_dots<Bytes, kShare, Batch>(job, i, 0, sums, buffer);
+}
+
+template <int Batch, typename Stored, typename Sum>
+void anywhere(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
+  block_row<16, Batch>(job, i, sums, buffer);
+}
+
+#if defined(__x86_64__)
+template <int Batch, typename Stored, typename Sum>
+EFCN_AVX2 void with_avx2(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
+  block_row<32, Batch>(job, i, sums, buffer);
+}
+
+template <int Batch, typename Stored, typename Sum>
+EFCN_AVX512 void with_avx512(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
+  block_row<64, Batch>(job, i, sums, buffer);
+}
+#endif
+
+template <int Batch, typename Stored, typename Sum>
+auto best() {
+#if defined(__x86_64__)
+  if (vector_bytes() == 64) return &with_avx512<Batch, Stored, Sum>;
+  if (vector_bytes() == 32) return &with_avx2<Batch, Stored, Sum>;
+#endif
+  return &anywhere<Batch, Stored, Sum>;
+}
+
+}  // namespace
+
+template <typename Stored, typename Sum>
+void FewRows<Stored, Sum>::block_row(int64_t i, Sum* sums, Stored* block) const {
+  static const auto one = best<1, Stored, Sum>(), two = best<2, Stored, Sum>(), four = best<4, Stored, Sum>(),
+                    eight = best<8, Stored, Sum>();
+  (batch == 1 ? one : batch == 2 ? two : batch == 4 ? four : eight)(*this, i, sums, block);
+}
+
+template struct FewRows<float, float>;
+template struct FewRows<double, double>;
+template struct FewRows<at::BFloat16, float>;
+template struct FewRows<at::Half, float>;
+
+}  // namespace efcn_sparse::cpu

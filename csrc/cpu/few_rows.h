@@ -1,0 +1,33 @@
+// SpMM of a few rows, where packing the weights would take longer than multiplying them.
+#pragma once
+
+#include "walk.h"
+
+namespace efcn_sparse::cpu {
+
+constexpr int64_t kFewRows = 8, kVeryFewRows = 4;
+// Blocks whose contiguous side is shorter than this fill no vector.
+constexpr int64_t kFewRowsSide = 4;
+
+// Whether the rows are few enough. Where blocks are stored along the input, what fills no vector takes its time for every
+// row, and a product of 16-bit operands (`halves`) does more at once.
+template <typename Sum>
+bool are_few(int64_t rows, const Walk& walk, bool halves) {
+  if (!walk.stored_out_by_in) return rows <= kFewRows && walk.out_side >= kFewRowsSide;
+  const bool full = walk.in_side * sizeof(Sum) % 64 == 0;
+  return rows <= (full && !halves ? kFewRows : kVeryFewRows) && walk.in_side >= kFewRowsSide;
+}
+
+template <typename Stored, typename Sum>
+struct FewRows {
+  Walk walk;
+  Masks masks;
+  const Stored* values;
+  const Sum* x;
+  int64_t ldx, batch;  // batch: 1, 2, 4 or 8
+
+  // sums [batch, out_side] of block row i. `block` [out_side * in_side] is for what is masked.
+  void block_row(int64_t i, Sum* sums, Stored* block) const;
+};
+
+}  // namespace efcn_sparse::cpu

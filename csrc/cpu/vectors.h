@@ -1,0 +1,74 @@
+// Vector types of the compiler, and the instruction sets that kernels written with them are compiled for.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Version.h>
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+
+#define EFCN_INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__)
+#define EFCN_AVX2 __attribute__((target("avx2,fma")))
+#define EFCN_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#endif
+
+namespace efcn_sparse::cpu {
+
+// Plain loops leave it to the compiler to hold sums in registers, and it does not; vector types see to it.
+template <typename T, int Bytes>
+struct Vector {
+  static constexpr int64_t width = Bytes / sizeof(T);
+  typedef T type __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+};
+
+// Bytes of a vector register here: 64 with AVX-512, 32 with AVX2, else 16. ATEN_CPU_CAPABILITY holds it to less, as torch.
+inline int vector_bytes() {
+  static const int bytes = [] {
+#if defined(__x86_64__)
+    const std::string allowed = at::get_cpu_capability();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && allowed == "AVX512")
+      return 64;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed.rfind("AVX", 0) == 0) return 32;
+#endif
+    return 16;
+  }();
+  return bytes;
+}
+
+// to = a vector of Sum from as many stored numbers. By reference: compilers warn of vectors that are returned.
+template <typename Sum, int Bytes, typename Stored>
+EFCN_INLINE void load(const Stored* from, typename Vector<Sum, Bytes>::type& to) {
+  using V = typename Vector<Sum, Bytes>::type;
+  if constexpr (std::is_same_v<Sum, Stored>) {
+    to = *reinterpret_cast<const V*>(from);
+  } else {
+    typedef uint32_t Bits __attribute__((vector_size(Bytes)));
+    const Bits bits =
+        __builtin_convertvector(*reinterpret_cast<const typename Vector<uint16_t, Bytes / 2>::type*>(from), Bits);
+    if constexpr (std::is_same_v<Stored, at::BFloat16>) {
+      to = (V)(bits << 16);
+    } else {
+      const V magnitude = (V)((bits & 0x7fff) << 13) * 0x1p112f;  // subnormal numbers become what they are, too
+      const Bits special = (Bits)((bits & 0x7c00) == 0x7c00) & 0x7f800000;  // infinity, NaN
+      to = (V)((Bits)magnitude | special | (bits & 0x8000) << 16);
+    }
+  }
+}
+
+// The sum of all lanes, in halves.
+template <typename Sum, int Bytes>
+EFCN_INLINE Sum folded(const typename Vector<Sum, Bytes>::type& vector) {
+  typename Vector<Sum, Bytes / 2>::type low, high;
+  std::memcpy(&low, &vector, Bytes / 2);
+  std::memcpy(&high, reinterpret_cast<const char*>(&vector) + Bytes / 2, Bytes / 2);
+  low += high;
+  if constexpr (Bytes / 2 == sizeof(Sum))
+    return low[0];
+  else
+    return folded<Sum, Bytes / 2>(low);
+}
+
+}  // namespace efcn_sparse::cpu
