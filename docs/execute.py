@@ -49,9 +49,7 @@ def run(script: Path) -> Path:
 
     stamp, notebook = _stamp(script), jupytext.read(script)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
-    with (
-        tempfile.TemporaryDirectory() as sockets
-    ):  # no ports; side by side in one folder, two kernels would share sockets
+    with tempfile.TemporaryDirectory() as sockets:  # kernels that start in one folder would share them
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         where = {"metadata": {"path": ROOT}}
         nbclient.NotebookClient(notebook, config=config, startup_timeout=300, timeout=300, resources=where).execute()

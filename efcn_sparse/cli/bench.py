@@ -22,7 +22,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds")
     shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
     parser.add_argument(
-        "--suite", choices=["all", "ops", "vanilla", "local"], default="all", help="which part (default: all)"
+        "--suite",
+        choices=["all", "ops", "densities", "vanilla", "local"],
+        default="all",
+        help="which part (default: all)",
     )
     parser.add_argument(
         "--flax-python", default=sys.executable, metavar="PYTHON", help="one that has Flax (default: this one)"
@@ -57,6 +60,13 @@ def run(args: argparse.Namespace) -> int:
                 print(f"ops: {case}", file=sys.stderr, flush=True)
                 calls, density = ops.contestants(case)
                 rows.append(ops.row(case, in_turn(calls, rounds), density))
+        if args.suite in ("all", "densities"):
+            cases = list(ops.density_cases(shapes))
+            rows = tables[f"Speed-up by density, {cases[0].size}×{cases[0].size}"] = []
+            for case in cases:
+                print(f"densities: {case}, {case.density:.0%} stored", file=sys.stderr, flush=True)
+                calls, density = ops.contestants(case, sparse=False)
+                rows.append({"density": density, **ops.row(case, in_turn(calls, min(rounds, 5)), density)})
         batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
         if args.suite in ("all", "vanilla"):
             print("vanilla: training steps, then the peak memory of each", file=sys.stderr, flush=True)
@@ -70,6 +80,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     if args.results is not None:
-        for path in report.write(results, args.results):
+        for path in report.write(results, args.results, "" if args.suite == "all" else args.suite):
             print(f"wrote {path}", file=sys.stderr)
     return 0

@@ -49,11 +49,23 @@ def cases(shapes: str) -> Iterator[OpsCase]:
         yield OpsCase(op, dtype, batch, block, size, density)
 
 
-def contestants(case: OpsCase) -> tuple[dict[str, Callable[[], Any]], float]:
+def density_cases(shapes: str) -> Iterator[OpsCase]:
+    """Blocks of 64 in fp32: how the speed-up depends on density and batch."""
+    batches, densities, size = {
+        "full": ((16, 256, 2048), (0.02, 0.05, 0.1, 0.25, 0.5, 0.75), 2048),
+        "quick": ((16, 256), (0.05, 0.1, 0.25, 0.5), 1024),
+        "tiny": ((8,), (0.25, 0.5), 256),
+    }[shapes]
+    for batch, density, op in itertools.product(batches, densities, OPS):
+        yield OpsCase(op, torch.float32, batch, 64, size, density)
+
+
+def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[[], Any]], float]:
     """The calls by name (``dense``, ``onednn``, ``torch_sparse``, ``scipy`` where they can, ours last); the density.
 
     Each rival has the layout that suits it, prepared outside the call. torch.sparse and SciPy take part in fp32 only,
     which is all that they multiply on a CPU; for ``dw`` torch has a sampled product for CSR alone, and SciPy none.
+    Without ``sparse`` they stay away.
 
     Raises:
         AssertionError: a result is not that of the dense product.
@@ -80,7 +92,7 @@ def contestants(case: OpsCase) -> tuple[dict[str, Callable[[], Any]], float]:
         found["onednn"]()
     except (AttributeError, RuntimeError, NotImplementedError):
         del found["onednn"]
-    if dtype == torch.float32:
+    if sparse and dtype == torch.float32:
         found |= _sparse_rivals(case.op, x, dy, values, pattern)
     found[OURS] = our_calls[case.op]
     expected = _comparable("dense", case.op, found["dense"](), pattern)

@@ -26,6 +26,14 @@ def test_it_writes_what_it_prints(tmp_path, capsys):
     assert rows[0]["rate to dense"] == pytest.approx(rows[0]["speed-up"] / 4)
 
 
+def test_the_densities_are_those_of_the_patterns(tmp_path):
+    out = tmp_path / "out.json"
+    assert main(["bench", "--tiny", "--suite", "densities", "--threads", "1", "--json", str(out)]) == 0
+    [rows] = json.loads(out.read_text())["tables"].values()
+    assert [row["density"] for row in rows] == [0.25] * 3 + [0.5] * 3
+    assert all(row["rate to dense"] == pytest.approx(row["speed-up"] * row["density"]) for row in rows)
+
+
 def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
     assert main(["bench", "--threads", "0"]) == 2
     assert "--threads must be at least 1, got 0" in capsys.readouterr().err
