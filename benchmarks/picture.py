@@ -1,4 +1,4 @@
-"""Draw the README's picture from a page of results: ``python -m benchmarks.picture RESULTS.json OUT.svg``.
+"""Draw pictures from files of results: ``python -m benchmarks.picture RESULTS.json OUT.svg``; the site draws all.
 
 One SVG for light and dark pages: its style sheet asks which one the reader has.
 """
@@ -6,7 +6,9 @@ One SVG for light and dark pages: its style sheet asks which one the reader has.
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +20,13 @@ STYLE = """
   .note { font-size: 12px; fill: #57606a }
   .ours { fill: #0969da }
   .rival { fill: #8c959f }
+  .axis { stroke: #8c959f; stroke-width: 1 }
+  .line { fill: none; stroke: #0969da; stroke-width: 2 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 }
     .note { fill: #9ea7b3 }
     .ours { fill: #4493f8 }
+    .line { stroke: #4493f8 }
     .rival { fill: #6e7681 }
   }
 """
@@ -121,22 +126,70 @@ def drawn(panel: Panel, top: float) -> list[str]:
     return lines
 
 
-def picture(results: dict[str, Any]) -> str:
-    """The whole SVG."""
-    machine = results["machine"]
+def bars(results: dict[str, Any]) -> tuple[list[str], int]:
+    """The elements of both panels, and how high they are."""
     tall, lines = 44 + 4 * ROW + 18, []
     for i, panel in enumerate(panels(results)):
         lines += drawn(panel, i * tall)
-    height = 2 * tall + 16
-    versions = f"torch {machine['versions']['torch']}, {machine['date'][:10]}"
+    return lines, 2 * tall
+
+
+def curves(rows: list[dict[str, Any]]) -> tuple[list[str], int]:
+    """Speed-up against density, a line for each batch: all three products of a layer, beside both dense products."""
+    times: dict[tuple[int, float], list[tuple[float, float, float]]] = defaultdict(list)
+    for row in rows:
+        times[row["N"], row["density"]].append((row["ms"], row["dense, ms"], row["ms"] * (row["oneDNN / ours"] or 0)))
+    sums = {key: tuple(map(sum, zip(*parts, strict=True))) for key, parts in times.items()}
+    densities = sorted({density for _, density in sums})
+    lines, (top, height, width) = [], (40, 240, 270)
+    for panel, title in enumerate(("Faster than nn.Linear, times", "Faster than oneDNN's dense product, times")):
+        left = 30 + panel * 380
+        if not all(times[1 + panel] for times in sums.values()):
+            continue
+
+        def x(density: float, left: int = left) -> float:
+            return left + width * math.log(density / densities[0]) / math.log(densities[-1] / densities[0])
+
+        def y(speed_up: float) -> float:
+            return top + height * (1 - math.log(max(speed_up, 0.5) / 0.5) / math.log(128))
+
+        lines.append(f'<text class="title" x="{left - 24}" y="16">{title}</text>')
+        for tick in (0.5, 1, 2, 4, 8, 16, 32, 64):
+            dash = "" if tick == 1 else ' stroke-opacity=".25"'
+            place = f'x1="{left}" x2="{left + width}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"'
+            lines.append(f'<line class="axis" {place}{dash}/>')
+            lines.append(f'<text class="note" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        for density in densities:
+            place = f'x="{x(density):.1f}" y="{top + height + 18}"'
+            lines.append(f'<text class="note" {place} text-anchor="middle">{density:.0%}</text>')
+        lines.append(
+            f'<text class="note" x="{left + width / 2}" y="{top + height + 36}" text-anchor="middle">stored</text>'
+        )
+        for i, batch in enumerate(sorted({batch for batch, _ in sums})):
+            points = [(x(d), y(sums[batch, d][1 + panel] / sums[batch, d][0])) for d in densities]
+            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+            dash = ("1 4", "7 4", "")[i % 3]
+            lines.append(f'<polyline class="line" stroke-dasharray="{dash}" stroke-linecap="round" points="{path}"/>')
+            sample = f"{left + 165},{52 + 18 * i} {left + 195},{52 + 18 * i}"
+            lines.append(f'<polyline class="line" stroke-dasharray="{dash}" points="{sample}"/>')
+            lines.append(f'<text class="note" x="{left + 202}" y="{56 + 18 * i}">batch {batch:,}</text>')
+    return lines, top + height + 40
+
+
+def picture(results: dict[str, Any]) -> str:
+    """The whole SVG, with machine, versions and date in its last line."""
+    machine = results["machine"]
+    by_density = [rows for rows in results.get("tables", {}).values() if "density" in rows[0]]
+    lines, height = curves(by_density[0]) if by_density else bars(results)
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("efcn_sparse", "torch"))
     lines.append(
-        f'<text class="note" x="0" y="{height - 6}">{machine["cpu"]}, {machine["capability"]}, '
-        f"{machine['threads']} threads, {versions}</text>"
+        f'<text class="note" x="0" y="{height + 10}">{machine["cpu"]}, {machine["capability"]}, '
+        f"{machine['threads']} threads, {versions}, {machine['date'][:10]}</text>"
     )
     body = "\n".join(lines)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">\n'
-        f"<style>{STYLE}</style>\n{body}\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height + 16}" width="{WIDTH}" '
+        f'height="{height + 16}">\n<style>{STYLE}</style>\n{body}\n</svg>\n'
     )
 
 

@@ -1,7 +1,9 @@
 """What mkdocs cannot do alone: pages and sections from outside docs/, links that leave docs/, our docstrings."""
 
+import json
 import posixpath
 import re
+import sys
 from pathlib import Path
 
 import execute
@@ -9,6 +11,7 @@ import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
+
 # Files outside docs/ that are pages of the site: where they lie in the repository, and in the site.
 PAGES = {
     "DESIGN.md": "design.md",
@@ -32,6 +35,12 @@ def on_files(files, config):
                 files.append(File.generated(config, f"tutorials/{made.name}", abs_src_path=str(made)))
         elif source != "README.md":
             files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.picture import picture
+
+    for results in ROOT.glob("benchmarks/results/*.json"):
+        drawing = picture(json.loads(results.read_text()))
+        files.append(File.generated(config, f"figures/{results.stem}.svg", content=drawing))
     return files
 
 

@@ -102,5 +102,5 @@ print(f"eFCN: {accuracy(efcn):.1%} right, δ = {found[-1].delta:.4f}")
 print(f"the nearest CNN: {accuracy(es.unembed(efcn)):.1%} right")
 
 # %% [markdown]
-# Next: the whole experiment, with controls and a report, on [your own network](relax_your_net.py), or with a preset:
-# [the relax protocol](../relax.md).
+# Next: the whole experiment, with controls and a report, with a preset or with a network of your own: [the relax
+# protocol](../relax.md).
