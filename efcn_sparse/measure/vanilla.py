@@ -27,6 +27,7 @@ VARIANTS = {
     "dense": "its eFCN with nn.Linear layers",
     "unfold": "locally connected net, unfold + bmm",
     "fused": "its eFCN, Local(), FusedOptimizer",
+    "inside": "its eFCN, Local(), FusedOptimizer, inside=True",
     OURS: "its eFCN, Local()",
 }
 _TOLERANCE = 1e-4
@@ -97,7 +98,8 @@ def make_trainer(variant: str, batch: int) -> Trainer:
     def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.01)
 
-    optimizer = FusedOptimizer(model, sgd) if variant == "fused" else sgd(model.parameters())
+    fused = variant in ("fused", "inside")
+    optimizer = FusedOptimizer(model, sgd, inside=variant == "inside") if fused else sgd(model.parameters())
     return Trainer(model.train(), optimizer, images.contiguous(memory_format=layout), labels)
 
 
