@@ -2,9 +2,9 @@
 
     python -m experiments.finetune_memory
 
-A stack of six transformer MLPs (768 → 3072 → 768, fp32), AdamW. LoRA is two matrices of rank 32 beside each frozen layer,
-written by hand as PEFT computes it; the deltas are 120 blocks of 32×32 beside each. Every way runs in a process of its own,
-in which freed memory goes back to the system at once.
+A stack of six transformer MLPs (768 → 3072 → 768, fp32), AdamW. LoRA is two matrices of rank 32 beside each frozen
+layer, written by hand as PEFT computes it; the deltas are 120 blocks of 32×32 beside each. Every way runs in a process
+of its own, in which freed memory goes back to the system at once.
 """
 
 import argparse

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from efcn_sparse.gradients.factors import Factors
 from efcn_sparse.growth.scores import scores_outside
+from efcn_sparse.linear.refusals import weight_of
 from efcn_sparse.pattern import BlockPattern
 
 
 def gradient_scores(
     model: nn.Module,
-    layers: Mapping[str, tuple[nn.Linear, tuple[int, int]]],
+    layers: Mapping[str, tuple[nn.Module, tuple[int, int]]],
     loss: Callable[[nn.Module, Any], Tensor],
     batches: Iterable[Any],
 ) -> dict[str, Tensor]:
@@ -32,8 +33,8 @@ def gradient_scores(
     """
     empty = {
         name: BlockPattern.from_blocks(
-            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), tuple(layer.weight.shape), shape
-        ).to(layer.weight.device)
+            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), weight_of(layer).shape, shape
+        ).to(weight_of(layer).device)
         for name, (layer, shape) in layers.items()
     }
     scores = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.finetune.scores import gradient_scores
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.refusals import chosen_linears
+from efcn_sparse.linear.refusals import chosen_linears, weight_of
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -21,7 +21,7 @@ class SparseDelta(nn.Module):
     puts it where the gradient of some batches is largest.
 
     Args:
-        linear: is frozen (``requires_grad`` becomes False), and not copied.
+        linear: is frozen (``requires_grad`` becomes False), and not copied; also the ``Conv1D`` of transformers' GPT-2.
         pattern: the blocks of Δ.
 
     Attributes:
@@ -45,15 +45,14 @@ class SparseDelta(nn.Module):
 
     _before: Tensor | None
 
-    def __init__(self, linear: nn.Linear, pattern: BlockPattern) -> None:
+    def __init__(self, linear: nn.Module, pattern: BlockPattern) -> None:
         super().__init__()
-        weight = linear.weight
+        weight = weight_of(linear)
         if pattern.shape != tuple(weight.shape):
             raise ValueError(f"pattern must be of shape {list(weight.shape)}, as the weight, got {list(pattern.shape)}")
         self.linear = linear.requires_grad_(False)
-        self.delta = SparseLinear(
-            linear.in_features, linear.out_features, pattern, bias=False, device=weight.device, dtype=weight.dtype
-        )
+        rows, cols = pattern.shape
+        self.delta = SparseLinear(cols, rows, pattern, bias=False, device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(self.delta.values)
         self.merged = False
         self._before = None
@@ -61,25 +60,25 @@ class SparseDelta(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen weight ``[out_features, in_features]``; with Δ in it while ``merged``."""
-        return self.linear.weight
+        return weight_of(self.linear)
 
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias."""
-        return self.linear.bias
+        return self.linear._parameters["bias"]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
         return y if self.merged else y + self.delta(x)
 
     @torch.no_grad()
-    def merge(self) -> nn.Linear:
+    def merge(self) -> nn.Module:
         """Add Δ to the frozen weight, in place, for inference at the cost of the dense layer; gives the linear layer.
 
         The blocks of the weight that change are kept, so that :meth:`unmerge` brings them back bit for bit.
         """
         if not self.merged:
-            pattern, weight = self.delta.pattern, self.linear.weight
+            pattern, weight = self.delta.pattern, self.weight
             self._before = pattern.gather(weight)
             _write(weight, pattern, self._before + self.delta.values)
             self.merged = True
@@ -90,7 +89,7 @@ class SparseDelta(nn.Module):
         """Undo :meth:`merge`."""
         if self.merged:
             assert self._before is not None
-            _write(self.linear.weight, self.delta.pattern, self._before)
+            _write(self.weight, self.delta.pattern, self._before)
             self._before, self.merged = None, False
 
     @staticmethod
@@ -134,7 +133,7 @@ class SparseDelta(nn.Module):
             rows, cols = scores[name].shape
             most = max(1, round(rule["density"] * rows * cols))
             best = scores[name].flatten().topk(most).indices
-            shape = (module.out_features, module.in_features)
+            shape = weight_of(module).shape
             patterns[name] = BlockPattern.from_blocks(best // cols, best % cols, shape, rule["block_shape"])
         model.requires_grad_(False)
         made = {name: SparseDelta(module, patterns[name]) for name, (module, _) in chosen.items()}

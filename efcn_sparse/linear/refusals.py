@@ -69,9 +69,21 @@ def as_linear(module: nn.Module) -> nn.Linear:
     return linear.train(module.training)
 
 
+def out_by_in(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is shaped as ``module.weight``, as ``[out_features, in_features]``: a view."""
+    return tensor if isinstance(module, nn.Linear) else tensor.T
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """The weight ``[out_features, in_features]`` of a Linear or ``Conv1D``: a view."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return out_by_in(module, weight)
+
+
 def chosen_linears(
     model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], purpose: str, *known: str
-) -> dict[str, tuple[nn.Linear, Mapping[str, Any]]]:
+) -> dict[str, tuple[nn.Module, Mapping[str, Any]]]:
     """The layers whose names match a rule, each with its ``dict(density=..., block_shape=...)``; the first rule counts.
 
     Args:
@@ -81,7 +93,7 @@ def chosen_linears(
     Raises:
         ValueError: a rule matches no Linear or is no such dict, or a layer cannot be replaced without losing something.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in model.named_modules() if linear_base(module) is not None}
     chosen, unused = {}, set(rules)
     for name, module in linears.items():
         pattern = next((pattern for pattern in rules if fnmatchcase(name, pattern)), None)
@@ -93,7 +105,9 @@ def chosen_linears(
             continue
         if set(rule) != {"density", "block_shape"} or not 0 < rule["density"] <= 1:
             raise ValueError(f"rules must be dict(density in (0, 1], block_shape=...) or None, got {rule!r}")
-        reason = "it is the model itself" if not name else reason_to_keep(module, nn.Linear, *known)
+        base = linear_base(module)
+        assert base is not None
+        reason = "it is the model itself" if not name else reason_to_keep(module, base, *known)
         reason = reason or shared_parameter(model, module)
         if reason is not None:
             raise ValueError(

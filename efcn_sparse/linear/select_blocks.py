@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.pattern import BlockPattern
-from efcn_sparse.pattern.checks import check_has_numbers, checked_pair
+from efcn_sparse.pattern.checks import checked_pair
 from efcn_sparse.pattern.sources import covering
 
 
@@ -19,12 +19,15 @@ def strongest_blocks(weight: Tensor, *, density: float, block_shape: Sequence[in
         weight: ``[out_features, in_features]``.
         cover: see that no block row or block column is without a block, by its strongest ones in place of the weakest
             of others; where there are too few blocks, more are stored. A density of 0 stores none.
+
+    On the meta device the norms are not known: it is some pattern with as many blocks, in place of one to be loaded.
     """
     if not 0.0 <= density <= 1.0:
         raise ValueError(f"density must lie in [0, 1], got {density}")
-    check_has_numbers("weight", weight)
     height, width = checked_pair("block_shape", block_shape, least=1)
     norms = sums_of_blocks(weight.double().square(), (height, width))
+    if weight.is_meta:
+        norms = torch.zeros(norms.shape, device="cpu")
     cols = norms.shape[1]
     kept = highest_blocks(norms, round(density * norms.numel()), cover=cover and density > 0)
     return BlockPattern.from_blocks(kept // max(cols, 1), kept % max(cols, 1), weight.shape, (height, width))

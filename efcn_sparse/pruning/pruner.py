@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.linear.refusals import chosen_linears
+from efcn_sparse.linear.refusals import chosen_linears, out_by_in, weight_of
 from efcn_sparse.linear.select_blocks import highest_blocks, sums_of_blocks
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.checks import check_has_numbers, checked_pair
@@ -25,30 +25,43 @@ SCORES = ("magnitude", "gradient")
 class _Masked:
     """A Linear, which of its blocks are kept, and the hook that keeps the gradient of the others at zero."""
 
-    def __init__(self, linear: nn.Linear, block_shape: tuple[int, int]) -> None:
+    def __init__(self, linear: nn.Module, block_shape: tuple[int, int]) -> None:
         self.linear, self.block_shape = linear, block_shape
-        rows, cols = (-(-side // block) for side, block in zip(linear.weight.shape, block_shape, strict=True))
-        device = linear.weight.device
+        rows, cols = (
+            -(-side // block) for side, block in zip(self.by_rows(self.weight).shape, block_shape, strict=True)
+        )
+        device = self.weight.device
         self.kept = torch.ones((rows, cols), dtype=torch.bool, device=device)
         self.saliency = torch.zeros((rows, cols), dtype=torch.float64, device=device)
         self.gone: Tensor | None = None  # bool, as weight: the entries of the blocks that are not kept
-        self.handle = linear.weight.register_hook(self._mask) if linear.weight.requires_grad else None
+        self.handle = self.weight.register_hook(self._mask) if self.weight.requires_grad else None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.linear.get_parameter("weight")
+
+    def by_rows(self, tensor: Tensor) -> Tensor:
+        """What is shaped as the weight, as ``[out_features, in_features]``."""
+        return out_by_in(self.linear, tensor)
 
     def _mask(self, gradient: Tensor) -> Tensor:
         return gradient if self.gone is None else gradient.masked_fill(self.gone, 0)
 
     def entries_gone(self, kept: Tensor) -> Tensor:
-        rows, cols = self.linear.weight.shape
+        rows, cols = self.by_rows(self.weight).shape
         wide = (~kept).repeat_interleave(self.block_shape[0], 0)[:rows]
-        return wide.repeat_interleave(self.block_shape[1], 1)[:, :cols]
+        return self.by_rows(wide.repeat_interleave(self.block_shape[1], 1)[:, :cols])
 
     def pattern(self) -> BlockPattern:
         rows, cols = self.kept.nonzero().unbind(1)
-        return BlockPattern.from_blocks(rows, cols, tuple(self.linear.weight.shape), self.block_shape)
+        return BlockPattern.from_blocks(rows, cols, self.by_rows(self.weight).shape, self.block_shape)
 
 
 class Pruner:
     """Prunes blocks of :class:`torch.nn.Linear` layers while the model trains; at the end only the rest is stored.
+
+    The ``Conv1D`` that GPT-2 of transformers has in place of Linears counts as one; blocks are those of its
+    ``[out_features, in_features]`` matrix, the transpose of its weight.
 
     Until then a layer stays dense. Its pruned blocks are exactly zero, and so are their gradient and the optimizer's
     state, so they stay zero under every optimizer for which a weight of zero with gradients of zero is at rest (SGD,
@@ -135,14 +148,14 @@ class Pruner:
         self._sizes: dict[str, LayerSize] = {}
         blocks = {name: checked_pair("block_shape", rule["block_shape"], least=1) for name, (_, rule) in chosen.items()}
         for name, (linear, rule) in chosen.items():
-            weight = linear.weight
+            weight = linear.get_parameter("weight")
             check_has_numbers(f"{name}.weight", weight)
             if type(weight.detach()) is not Tensor:
                 raise ValueError(f"{name}.weight must be a plain tensor, got {type(weight.detach()).__name__}")
             state_like_weight(optimizer, name, weight)
             height, width = blocks[name]
-            grid = (-(-weight.shape[0] // height), -(-weight.shape[1] // width))
-            shape = (weight.shape[0], weight.shape[1])
+            rows, cols = weight_of(linear).shape
+            grid, shape = (-(-rows // height), -(-cols // width)), (rows, cols)
             self._sizes[name] = LayerSize(shape, grid, height * width, float(rule["density"]))
         self._layers = {name: _Masked(linear, blocks[name]) for name, (linear, _) in chosen.items()}
         self._final = final_densities(budget, self._sizes)
@@ -157,7 +170,7 @@ class Pruner:
 
     def group_lasso(self) -> Tensor:
         """:func:`efcn_sparse.pruning.group_lasso` of all layers together, to be added to the loss with a factor."""
-        return torch.stack([group_lasso(m.linear.weight, m.block_shape) for m in self._layers.values()]).sum()
+        return torch.stack([group_lasso(m.by_rows(m.weight), m.block_shape) for m in self._layers.values()]).sum()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -201,12 +214,13 @@ class Pruner:
 
     def _gather_saliency(self) -> None:
         for name, layer in self._layers.items():
-            weight = layer.linear.weight
+            weight = layer.weight
             if weight.grad is None:
                 raise RuntimeError(
                     f"{name}.weight must have a gradient: call pruner.step() before zero_grad(), got None"
                 )
-            layer.saliency += sums_of_blocks((weight.grad * weight).double(), layer.block_shape).square()
+            products = layer.by_rows(weight.grad * weight).double()
+            layer.saliency += sums_of_blocks(products, layer.block_shape).square()
 
     def _scores(self) -> dict[str, Tensor]:
         """fp64 ``[block rows, block columns]`` by layer; -1 where a block is gone, which is the last to come back."""
@@ -215,7 +229,7 @@ class Pruner:
             if self._score == "gradient":
                 score = layer.saliency.clone()
             else:
-                score = sums_of_blocks(layer.linear.weight.double().square(), layer.block_shape)
+                score = sums_of_blocks(layer.by_rows(layer.weight).double().square(), layer.block_shape)
             if self._wrapped:
                 dist.broadcast(score, dist.get_global_rank(self._group, 0), group=self._group)
             scores[name] = score / self._sizes[name].area
@@ -241,7 +255,7 @@ class Pruner:
         """Keep these blocks; weights, gradients and state of all others become zero."""
         ready: list[tuple[_Masked, Tensor, Tensor, list[Tensor]]] = []
         for name, layer in self._layers.items():
-            weight = layer.linear.weight
+            weight = layer.weight
             tensors = [weight, *state_like_weight(self._optimizer, name, weight).values()]
             if weight.grad is not None:
                 tensors.append(weight.grad)

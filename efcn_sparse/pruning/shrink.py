@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.refusals import reason_to_keep
+from efcn_sparse.linear.refusals import linear_base, out_by_in, reason_to_keep
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -44,21 +44,25 @@ def shrink(model: nn.Module, patterns: Mapping[str, BlockPattern], optimizer: to
     changes: list[tuple[Tensor, nn.Parameter, dict]] = []
     for name, pattern in patterns.items():
         linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        reason = reason_to_keep(linear, nn.Linear, "forward")
+        base = linear_base(linear)
+        assert base is not None
+        reason = reason_to_keep(linear, base, "forward")
         if reason is not None:
             raise ValueError(f"{name!r} cannot become sparse: {reason}")
-        weight = linear.weight
+        weight = linear.get_parameter("weight")
+        rows, cols = pattern.shape
+
+        def stored(tensor: Tensor, linear: nn.Module = linear, pattern: BlockPattern = pattern) -> Tensor:
+            return pattern.gather(out_by_in(linear, tensor))
+
         moving = state_like_weight(optimizer, name, weight)
         with torch.random.fork_rng(devices=[]):  # the initial values are not used
-            layer = SparseLinear(
-                linear.in_features, linear.out_features, pattern, bias=False, device=weight.device, dtype=weight.dtype
-            )
-        layer.values.copy_(pattern.gather(weight)).requires_grad_(weight.requires_grad)
-        layer.values.grad = None if weight.grad is None else pattern.gather(weight.grad)
-        layer.register_parameter("bias", linear.bias)
+            layer = SparseLinear(cols, rows, pattern, bias=False, device=weight.device, dtype=weight.dtype)
+        layer.values.copy_(stored(weight)).requires_grad_(weight.requires_grad)
+        layer.values.grad = None if weight.grad is None else stored(weight.grad)
+        layer.register_parameter("bias", linear._parameters["bias"])
         state = {
-            key: pattern.gather(moving[key]) if key in moving else entry
+            key: stored(moving[key]) if key in moving else entry
             for key, entry in optimizer.state.get(weight, {}).items()
         }
         layers[id(linear)] = layer.train(linear.training)

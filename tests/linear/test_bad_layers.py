@@ -66,11 +66,6 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "linear must be an nn.Linear, got Conv1d",
     ),
-    "from-meta": (
-        _from(nn.Linear(8, 6, device="meta")),
-        ValueError,
-        "weight must hold numbers, got a meta tensor of shape [6, 8]",
-    ),
     "from-a-lazy-one": (
         _from(nn.LazyLinear(6)),
         ValueError,

@@ -92,6 +92,21 @@ def test_the_nets_of_this_file_differ_in_their_patterns_alone() -> None:
     assert {name.rpartition(".")[2] for name, _ in one.named_buffers()} == set(INDICES)
 
 
+@pytest.mark.parametrize("cover", [True, False])
+def test_sparsified_on_the_meta_device_and_filled(cover: bool) -> None:
+    """As loaders make a class that sparsifies in its ``__init__``: as many blocks, at places that the file brings."""
+    rules = {"0": dict(density=0.3, block_shape=(8, 4), cover=cover)}
+    torch.manual_seed(1)
+    source = es.sparsify(nn.Sequential(nn.Linear(18, 44)), rules)
+    with torch.device("meta"):
+        net = es.sparsify(nn.Sequential(nn.Linear(18, 44)), rules)
+    assert net[0].pattern != source[0].pattern
+    _set_attributes(net, source.state_dict())
+    x = torch.randn(3, 18)
+    assert torch.equal(net(x), source(x))
+    assert net[0].pattern == source[0].pattern
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("road", ROADS)
 def test_filled_with_the_same_pattern(road: str) -> None:
