@@ -22,7 +22,7 @@ class SparseDelta(nn.Module):
 
     Args:
         linear: is frozen (``requires_grad`` becomes False), and not copied; also the ``Conv1D`` of transformers' GPT-2.
-        pattern: the blocks of Δ.
+        pattern: the blocks of Δ; without it ``density`` and ``block_shape`` draw them.
 
     Attributes:
         linear: as given.
@@ -45,14 +45,22 @@ class SparseDelta(nn.Module):
 
     _before: Tensor | None
 
-    def __init__(self, linear: nn.Module, pattern: BlockPattern) -> None:
+    def __init__(
+        self,
+        linear: nn.Module,
+        pattern: BlockPattern | None = None,
+        *,
+        density: float | None = None,
+        block_shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         weight = weight_of(linear)
-        if pattern.shape != tuple(weight.shape):
-            raise ValueError(f"pattern must be of shape {list(weight.shape)}, as the weight, got {list(pattern.shape)}")
-        self.linear = linear.requires_grad_(False)
-        rows, cols = pattern.shape
-        self.delta = SparseLinear(cols, rows, pattern, bias=False, device=weight.device, dtype=weight.dtype)
+        rows, cols = weight.shape
+        delta = SparseLinear(
+            cols, rows, pattern, bias=False, device=weight.device, dtype=weight.dtype, density=density,
+            block_shape=block_shape,
+        )  # fmt: skip
+        self.linear, self.delta = linear.requires_grad_(False), delta
         nn.init.zeros_(self.delta.values)
         self.merged = False
         self._before = None

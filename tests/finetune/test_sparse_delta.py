@@ -162,5 +162,10 @@ def test_layers_that_the_batches_do_not_use_or_that_are_tied_are_refused_by_name
     net.head.bias = net.twice.bias
     with pytest.raises(ValueError, match=r"'twice' cannot have a delta: its bias is shared with 'head\.bias'"):
         es.SparseDelta.add(net, rule, loss, batches())
-    with pytest.raises(ValueError, match=r"pattern must be of shape \[4, 3\]"):
-        es.SparseDelta(nn.Linear(3, 4), es.BlockPattern.dense((3, 4), (2, 2)))
+    linear = nn.Linear(3, 4)
+    with pytest.raises(ValueError, match=r"pattern must be \[4, 3\], got \[3, 4\]"):
+        es.SparseDelta(linear, es.BlockPattern.dense((3, 4), (2, 2)))
+    with pytest.raises(TypeError, match="pattern must be a BlockPattern, got float"):
+        es.SparseDelta(linear, 0.25)
+    assert linear.weight.requires_grad
+    assert es.SparseDelta(linear, density=0.5, block_shape=(2, 1)).delta.pattern.nnz_blocks == 3
