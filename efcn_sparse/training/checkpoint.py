@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from efcn_sparse.checkpoint.atomic import replace_atomically
-from efcn_sparse.checkpoint.fill import adopt, fill, targets_in, tensors_of
+from efcn_sparse.checkpoint.atomic import parse_json, replace_atomically
+from efcn_sparse.checkpoint.fill import adopt, fill, read_entry, targets_in, tensors_of
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
-from efcn_sparse.training.optimizer_state import check_states, live_states, make_room
+from efcn_sparse.training.optimizer_state import check_states, live_states, make_room, plain_state, restore_plain_state
 
 _OPTIMIZER = "optimizer/"  # no module name holds a slash
+_PLAIN = f"{_OPTIMIZER}plain"  # JSON, where an optimizer keeps more than tensors
 _OLDER = "optimiser/"  # as version 0.1.0 spelt it
 _VALUES = ".linear.values"  # of an embedded convolution
 _PLACE = re.compile(rf"{_OPTIMIZER}(0|[1-9]\d{{0,8}})/([^/]+)", re.ASCII)
@@ -49,6 +52,9 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     tensors: dict[str, Tensor] = {**tensors_of(model)}
     for place, state in live_states(model, optimizer).items() if optimizer else ():
         tensors |= {f"{_OPTIMIZER}{place}/{name}": tensor for name, tensor in state.items()}
+    plain = plain_state(model, optimizer) if optimizer else None
+    if plain:
+        tensors[_PLAIN] = torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
     # the order of the library's own files, in which every number is aligned
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     replace_atomically(path, functools.partial(write_file, tensors=ordered))
@@ -69,7 +75,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
         states, targets = _states(entries), dict[str, Tensor]()
         targets |= targets_in(model, of_model, "it")
         if optimizer is not None:
-            check_states(model, states)
+            check_states(model, optimizer, states)
         adopt(model, of_model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} must hold the state of this model: {error}") from None
@@ -77,6 +83,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     for place, state in room.items():
         targets |= {f"{_OPTIMIZER}{place}/{key}": tensor for key, tensor in state.items()}
     fill(targets, entries)
+    if optimizer is not None and _PLAIN in entries:
+        text = bytes(read_entry(entries[_PLAIN]).tolist())
+        restore_plain_state(model, optimizer, parse_json(text, f"{_PLAIN} of checkpoint {path}"))
 
 
 def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
@@ -97,7 +106,7 @@ def _states(entries: Mapping[str, Entry]) -> dict[int, dict[str, Entry]]:
     """The optimizer's entries by the place of their parameter."""
     states: dict[int, dict[str, Entry]] = {}
     for name, entry in entries.items():
-        if name.startswith(_OPTIMIZER):
+        if name.startswith(_OPTIMIZER) and name != _PLAIN:
             found = _PLACE.fullmatch(name)
             if found is None:
                 raise ValueError(f"its optimizer tensors must be called {_OPTIMIZER}<place>/<name>, got {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +41,10 @@ class Lesson:
         train = task.examples("train", seed, limit=config.train_limit, device=config.device)
         return cls(task, train, task.examples("test", seed, limit=config.test_limit, device=config.device))
 
+    def steps(self, batch_size: int) -> int:
+        """How many steps an epoch has."""
+        return -(-len(self.train) // batch_size)
+
     def limited(self, train: int, test: int) -> Lesson:
         """The same with the first examples alone."""
         return Lesson(self.task, self.train.limited(train), self.test.limited(test))
@@ -50,6 +53,10 @@ class Lesson:
         """The loss of a batch, a scalar."""
         with self.task.blaming("build"):
             output = model(x)
+        return self.loss_of(output, y)
+
+    def loss_of(self, output: Any, y: Tensor) -> Tensor:
+        """The loss of what the net said."""
         with self.task.blaming("loss"):
             loss = self.task.loss(output, y)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -101,9 +108,11 @@ def train_epoch(
             optimizer.zero_grad()
             around.enter_context(updating(optimizer))
             loss.backward()
-        optimizer.step()
+        with task.blaming("optimizer"):
+            optimizer.step()
         if scheduler is not None:
-            scheduler.step()
+            with task.blaming("schedule"):
+                scheduler.step()
         if growth is not None:
             growth.step()
     return seen
@@ -137,16 +146,17 @@ def evaluate(model: nn.Module, lesson: Lesson, field: str, most: int | None = No
     task, examples = lesson.task, getattr(lesson, field)
     count = len(examples) if most is None else min(most, len(examples))
     chunks = [slice(at, min(at + EVALUATION_BATCH, count)) for at in range(0, count, EVALUATION_BATCH)]
-    exact = task.loss is functional.cross_entropy
-    summed = functools.partial(functional.cross_entropy, reduction="sum") if exact else None
     was_training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
     for x, y in examples.batches(chunks, derived_seed("evaluate")):
         with task.blaming("build"):
             output = model(x)
-        with task.blaming("loss"):
-            loss = summed(output, y).double() if summed else task.loss(output, y).double() * len(x)
+        if task.loss is functional.cross_entropy:
+            with task.blaming("loss"):
+                loss = functional.cross_entropy(output, y, reduction="sum").double()
+        else:
+            loss = lesson.loss_of(output, y).double() * len(x)
         with task.blaming("metrics"):
             found = {name: torch.as_tensor(value) for name, value in task.metrics(output, y).items()}
             if "accuracy" not in found or "loss" in found:

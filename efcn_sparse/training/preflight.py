@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from efcn_sparse import available
 from efcn_sparse.embedding import Dilated
 from efcn_sparse.planning.budget import Step, StepPlanner
+from efcn_sparse.planning.fused_cost import OPTIMIZERS
 from efcn_sparse.sizes import parse_size, size_text
 from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.config import RelaxConfig
@@ -105,7 +107,7 @@ class _Needs:
 
     def __init__(self, config: RelaxConfig, task: Task) -> None:
         self.planner = StepPlanner(task.fresh(0), task.example[:1])
-        self._optimizer = "momentum" if config.momentum else "sgd"
+        self._optimizer = _kind(config, task)
         self._most_images = config.train_limit
         self._selective = config.selective
         limits = (config.train_limit or EVALUATION_BATCH, config.test_limit or EVALUATION_BATCH)
@@ -129,10 +131,25 @@ class _Needs:
         if step.support is None or not step.support.moves_blocks:
             return 0
         held = self.planner.predict(step)
-        gradient, state = not step.fused, self._optimizer == "momentum"
+        gradient, state = not step.fused, OPTIMIZERS[self._optimizer].state_numbers
         copies = 1 + gradient + state * (2 if step.fused else 1)  # slices of state are joined, then moved
         largest = max(layer.bytes for layer in self.planner.plan(step.support).layers)
         return held.inputs + held.weights + held.structure + held.optimizer + held.gradients + copies * largest
+
+
+def _kind(config: RelaxConfig, task: Task) -> str:
+    """The optimizer of :mod:`efcn_sparse.planning` that keeps as many numbers for each weight."""
+    if task.optimizer is None:
+        return "momentum" if config.momentum else "sgd"
+    weight = nn.Parameter(torch.zeros(4, 4))
+    weight.grad = torch.zeros(4, 4)
+    try:
+        optimizer = task.optimizer([weight], config.lr)
+        optimizer.step()
+    except Exception:  # it is for the net alone
+        return "adamw"
+    kept = sum(isinstance(entry, torch.Tensor) and entry.dim() > 0 for entry in optimizer.state[weight].values())
+    return ("sgd", "momentum", "adamw")[min(kept, 2)]
 
 
 def _moves(arm: Arm) -> bool:

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from efcn_sparse.checkpoint.atomic import write_text_atomically
-from efcn_sparse.training.arms import CNN
+from efcn_sparse.training.arms import CNN, FCN
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.metrics import LAYERS, METRICS, STAGES, MetricsFile, part_path
 from efcn_sparse.training.plan import Stage, stages
@@ -133,6 +133,8 @@ def run_relax(
                 remade = state.snapshots_wanted(stage) if stage.arm == CNN else ()
                 if state.is_unfinished(stage) or remade:
                     jobs.append(Job(source, config, path, stage, columns, False, remade, threads, checkpoint_seconds))
+            if executor is not None:  # what others wait for, and what takes longest, first
+                jobs.sort(key=lambda job: [CNN, FCN].index(job.stage.arm) if job.stage.arm in (CNN, FCN) else 2)
             watch = Watch(path, columns, state.diverged, callbacks, progress)
             train_all(jobs, executor or Here(lessons, watch), watch, finish)
             names = [stage.name for stage in plan]

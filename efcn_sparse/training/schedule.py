@@ -79,7 +79,6 @@ def train_all(jobs: Sequence[Job], executor: Executor, watch: Watch, finish: Cal
                 for one in running.values():  # the rows of a CNN are there before its checkpoint is
                     watch.look(one.stage)
                 job = replace(job, stillborn=_is_stillborn(job.stage, watch.diverged))
-                watch.start(job.stage)
                 running[executor.submit(train_stage, job)] = job
                 collect(0.0)
             collect(_LOOK_EVERY)

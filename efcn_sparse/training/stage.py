@@ -24,7 +24,6 @@ from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, sav
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import Lesson, measure, train_epoch
 from efcn_sparse.training.metrics import WEIGHTS, Row
-from efcn_sparse.training.optimizer import scheduler_of
 from efcn_sparse.training.plan import Stage
 from efcn_sparse.training.record import Record
 from efcn_sparse.training.source import Lessons, Source
@@ -92,18 +91,15 @@ def _run(job: Job, lesson: Lesson, record: Record) -> None:
     """
     config, stage, started = job.config, job.stage, time.perf_counter()
     epoch = record.kept[-1] if record.kept else stage.first
-    per_epoch = -(-len(lesson.train) // config.batch_size)
     record.tell(f"goes on from epoch {epoch}" if record.kept else f"begins at epoch {epoch}")
     if record.kept:
-        model, optimizer = resume(config, lesson.task, stage, epoch, record.checkpoints)
+        model, optimizer, scheduler = resume(config, stage, lesson, epoch, record.checkpoints)
         record.forget()
     else:
-        model, optimizer = begin(config, stage, lesson, record.checkpoints)
-    scheduler = scheduler_of(lesson.task, optimizer, stage, per_epoch, epoch)
-    if not record.kept:
+        model, optimizer, scheduler = begin(config, stage, lesson, record.checkpoints)
         _evaluate(stage, model, optimizer, lesson, None, epoch, started, record)
         record.save(model, optimizer, epoch)
-    growth = make_growth(config, stage, model, optimizer, per_epoch, epoch)
+    growth = make_growth(config, stage, model, optimizer, lesson.steps(config.batch_size), epoch)
     saved = time.perf_counter()
     while epoch < stage.last and not record.diverged:
         epoch += 1
@@ -143,12 +139,11 @@ def _remake_snapshots(job: Job, lessons: Lessons, record: Record) -> None:
             continue
         lesson, start = lessons.of_seed(cnn.seed), before[-1] if before else cnn.first
         record.tell(f"trains again from epoch {start} to {wanted}, of which a checkpoint is wanted")
-        model, optimizer = (
-            resume(config, lesson.task, cnn, start, record.checkpoints)
+        model, optimizer, scheduler = (
+            resume(config, cnn, lesson, start, record.checkpoints)
             if before
             else begin(config, cnn, lesson, record.checkpoints)
         )
-        scheduler = scheduler_of(lesson.task, optimizer, cnn, -(-len(lesson.train) // config.batch_size), start)
         for epoch in range(start + 1, wanted + 1):
             train_epoch(
                 model, optimizer, lesson, batch_size=config.batch_size, seed=cnn.seed, epoch=epoch, scheduler=scheduler

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.embedding import LowRankPart, start_low_rank
 from efcn_sparse.gradients import record_factors
@@ -18,15 +19,17 @@ from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import Lesson
 from efcn_sparse.training.images import derived_seed, order_of_epoch
 from efcn_sparse.training.nets import build_like, embed_as
-from efcn_sparse.training.optimizer import optimizer_of
+from efcn_sparse.training.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.plan import Stage, stage_name
-from efcn_sparse.training.task import Task
 
 _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 
 
-def begin(config: RelaxConfig, stage: Stage, lesson: Lesson, checkpoints: Path) -> tuple[nn.Module, Optimizer]:
-    """The net and the optimizer that ``stage`` starts with: from scratch, or from the CNN at its relax time."""
+Trained = tuple[nn.Module, Optimizer, LRScheduler | None]
+
+
+def begin(config: RelaxConfig, stage: Stage, lesson: Lesson, checkpoints: Path) -> Trained:
+    """The net, optimizer and scheduler that ``stage`` starts with: from scratch, or from the CNN at its relax time."""
     task = lesson.task
     if stage.relax_epoch is None:
         model = build_like(stage.arm, task, stage.seed)
@@ -42,16 +45,18 @@ def begin(config: RelaxConfig, stage: Stage, lesson: Lesson, checkpoints: Path) 
         of_cnn = optimizer_of(config, task, CNN, config.lr, cnn)
         load_checkpoint(_of_cnn(stage, checkpoints), cnn, of_cnn)
         carry_state(cnn, of_cnn, model, optimizer)
-    return model, optimizer
+    return model, optimizer, scheduler_of(task, optimizer, stage, lesson.steps(config.batch_size), stage.first)
 
 
-def resume(config: RelaxConfig, task: Task, stage: Stage, epoch: int, checkpoints: Path) -> tuple[nn.Module, Optimizer]:
-    """The net and the optimizer of ``stage`` as its checkpoint of ``epoch`` has them."""
-    path = checkpoint_path(checkpoints, stage.name, epoch)
+def resume(config: RelaxConfig, stage: Stage, lesson: Lesson, epoch: int, checkpoints: Path) -> Trained:
+    """The net, optimizer and scheduler of ``stage`` as they were at its checkpoint of ``epoch``."""
+    task, path = lesson.task, checkpoint_path(checkpoints, stage.name, epoch)
     model = build_like(stage.arm, task, stage.seed, stored_block_shapes(path)).to(config.device)
     optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
+    # before the checkpoint is loaded: a scheduler begins with the rate that it finds
+    scheduler = scheduler_of(task, optimizer, stage, lesson.steps(config.batch_size), epoch)
     load_checkpoint(path, model, optimizer)
-    return model, optimizer
+    return model, optimizer, scheduler
 
 
 def name_of_cnn(stage: Stage) -> str:

@@ -119,8 +119,8 @@ class _SecondStep:
             with tempfile.TemporaryDirectory() as folder:
                 save_checkpoint(Path(folder) / "one", model, optimizer)
                 model, optimizer = self._fresh()
+                scheduler = scheduler_of(self._few.task, optimizer, stage, 1, 1)
                 load_checkpoint(Path(folder) / "one", model, optimizer)
-            scheduler = scheduler_of(self._few.task, optimizer, stage, 1, 1)
         self._step(model, optimizer, scheduler, 2)
         return [tensor.detach().clone() for tensor in model.state_dict().values()]
 

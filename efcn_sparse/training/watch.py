@@ -21,7 +21,7 @@ class Event:
     """What a callback of :func:`run_relax` is told.
 
     Attributes:
-        kind: ``start`` of a stage, ``epoch`` that has been evaluated, or ``end`` of a stage.
+        kind: ``start`` of a stage (before its first epoch), ``epoch`` that was evaluated, or ``end`` of a stage.
         stage: its name, such as ``efcn-full-seed0-t7``.
         arm, seed, relax_epoch: whose it is; ``relax_epoch`` is None for ``cnn`` and ``fcn``.
         epoch: counted from the start of training; None at the start and at the end.
@@ -61,10 +61,7 @@ class Watch:
         self.diverged = diverged
         self._places: dict[str, int] = {}  # how far each file was read
         self._epochs: dict[str, int] = {}
-
-    def start(self, stage: Stage) -> None:
-        """A stage is going to be trained."""
-        self._tell("start", stage)
+        self._started: set[str] = set()
 
     def look(self, stage: Stage) -> None:
         """Tell the rows that a stage has written since it was last looked at."""
@@ -86,7 +83,13 @@ class Watch:
         """A stage is done."""
         self.look(stage)
         self._progress.end(stage)
+        self._start(stage)
         self._tell("end", stage)
+
+    def _start(self, stage: Stage) -> None:
+        if stage.name not in self._started:
+            self._started.add(stage.name)
+            self._tell("start", stage)
 
     def _row(self, stage: Stage, row: dict[str, str]) -> None:
         epoch = int(row["epoch"])
@@ -96,6 +99,7 @@ class Watch:
         if not math.isfinite(float(row["train_loss"])):
             self.diverged[stage.name] = epoch
         self._progress.show(stage, row)
+        self._start(stage)
         values = {name: float(cell) for name, cell in row.items() if cell and name not in KEYS}
         self._tell("epoch", stage, epoch, values)
 

@@ -1,0 +1,294 @@
+"""A task of one's own goes through the protocol exactly as a preset does, or is refused by the name of its field."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse.training as training
+from efcn_sparse.cli.main import main
+from efcn_sparse.importing import imported
+from tests.training.runs import checkpoints, interrupt_after, numbers
+
+EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'own_net.py'}:task"
+SETTINGS = dict(seeds=(0,), cnn_epochs=2, relax_times=(1,), relax_epochs=2, fcn_epochs=1, lr=0.003, batch_size=16,
+                train_limit=50, test_limit=30, threads=1)  # fmt: skip
+CONFIG = training.RelaxConfig(arms=("cnn", "elcn"), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def own() -> training.Task:
+    return imported(EXAMPLE, "task")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return training.run_relax(EXAMPLE, CONFIG, tmp_path_factory.mktemp("runs") / "whole", quiet=True)
+
+
+def test_the_arguments_of_a_task_count(own, whole):
+    rows = [row for row in numbers(whole) if row["arm"] == "cnn" and "lr" in row]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.003, 0.00225, 0.00075, 0.0], abs=1e-9)  # a cosine
+    plain = dataclasses.replace(own, augment=None, schedule=None)
+    assert "train of seed 0" in (whole / "task.json").read_text()
+    model = training.load_arm(whole, "elcn", 0, 1, 3, task=own)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    with pytest.raises(ValueError, match="task must be given for a run of a task of one's own, got None"):
+        training.load_arm(whole, "elcn", 0, 1, 3)
+    assert plain.convolutions == own.convolutions
+
+
+@pytest.mark.parametrize("fatal", [3, 7])
+def test_an_interrupted_run_goes_on_bit_by_bit(whole, tmp_path, monkeypatch, fatal):
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, fatal)
+        with pytest.raises(KeyboardInterrupt):
+            training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True, checkpoint_seconds=0.0)
+    training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True)
+    assert numbers(run_dir) == numbers(whole)
+    assert checkpoints(run_dir) == checkpoints(whole)
+
+
+class Odd(torch.optim.Optimizer):
+    """Keeps a scalar of each parameter, a setting of its group, and a tensor of another shape."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, dict(lr=lr, factor=1.0))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["factor"] *= 0.7
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["count"] = state.get("count", 0) + 1
+                state["mean"] = 0.5 * state.get("mean", torch.zeros(1, 1, 1)) + parameter.grad.mean()
+                parameter.sub_(
+                    parameter.grad + state["mean"].sum(), alpha=group["lr"] * group["factor"] / state["count"]
+                )
+
+
+def adamw_by_lambda(parameters, lr):
+    return torch.optim.AdamW(parameters, lr)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [
+        (Odd, lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))),
+        (torch.optim.Adafactor, None),
+        (
+            adamw_by_lambda,
+            lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps + 1),
+        ),
+    ],
+    ids=["state of any kind", "state of other shapes", "momentum that is scheduled"],
+)
+def test_any_optimizer_and_schedule_is_resumed(own, tmp_path, monkeypatch, caplog, optimizer, schedule):
+    task = dataclasses.replace(own, optimizer=optimizer, schedule=schedule)
+    config = dataclasses.replace(CONFIG, cnn_epochs=1, relax_times=(0,), relax_epochs=2)
+    run = functools.partial(training.run_relax, task, config, quiet=True, checkpoint_seconds=0.0)
+    expected = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, "elcn")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run")
+    assert numbers(run(tmp_path / "run")) == numbers(expected)
+    assert checkpoints(tmp_path / "run") == checkpoints(expected)
+    assert not caplog.records
+
+
+class FromGlobalGenerators(torch.utils.data.Dataset):
+    """Draws as data sets do: from the generators of torch, NumPy and Python."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        noise = torch.randn(1, 8, 8) + float(np.random.rand()) + random.random()  # noqa: NPY002
+        return noise, index % 10
+
+
+class OfItsOwn(FromGlobalGenerators):
+    def __init__(self):
+        self.generator = np.random.default_rng(0)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(self.generator.random((1, 8, 8), dtype=np.float32)), index % 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_data_set_draws_is_resumed(own, tmp_path, monkeypatch, caplog, workers):
+    task = dataclasses.replace(own, train=FromGlobalGenerators(), workers=workers)
+    config = dataclasses.replace(CONFIG, arms=("cnn",), relax_times=(2,))
+    expected = training.run_relax(task, config, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            training.run_relax(task, config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0)
+    assert numbers(training.run_relax(task, config, tmp_path / "run", quiet=True)) == numbers(expected)
+    assert not caplog.records
+
+
+def test_what_cannot_be_resumed_exactly_is_told(own, tmp_path, caplog):
+    counter = iter(range(1000))
+
+    def build():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10)).requires_grad_(True)
+
+    def loss(output, y):
+        return nn.functional.cross_entropy(output, y) * (1 + next(counter))
+
+    task = training.Task(build, OfItsOwn(), own.test, loss=loss, augment=lambda x, y, generator: (x.roll(1), y))
+    training.run_relax(task, dataclasses.replace(CONFIG, arms=("cnn",)), tmp_path / "run", quiet=True)
+    told = [
+        record.getMessage().removeprefix("a run that is killed may not go on bit by bit: ") for record in caplog.records
+    ]
+    assert [text.split()[0] for text in told] == ["train", "a"]
+
+
+X, Y = torch.randn(40, 1, 8, 8), torch.arange(40) % 10
+
+
+def refused(own, tmp_path, changes, config=CONFIG):
+    task = dataclasses.replace(own, **{"train": (X, Y), "test": (X, Y), **changes})
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # what it says is compared
+        training.run_relax(task, config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    return str(caught.value)
+
+
+def wrong(*_):
+    raise RuntimeError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(build=wrong), "build raised RuntimeError: no luck"),
+        (dict(build=lambda: 3), "build must give a torch.nn.Module, got int"),
+        (dict(build=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), "build must make a CNN that can be"),
+        (dict(train=wrong), "train raised RuntimeError: no luck"),
+        (dict(train=iter([])), "train must be a pair of tensors or a map-style data set (with __len_"),
+        (dict(test=(X, Y[:3])), "test must be tensors of one length, got [40, 1, 8, 8] and [3]"),
+        (dict(train=[(X[0], 1, 2)] * 5), "train must give batches of two tensors x, y of 1 examples each, got"),
+        (dict(train=(X, Y + 5)), "loss raised IndexError: Target"),
+        (dict(loss=wrong), "loss raised RuntimeError: no luck"),
+        (dict(loss=lambda output, y: output), "loss must give a scalar tensor, got [2, 10]"),
+        (dict(metrics=lambda output, y: {"right": 1.0}), "metrics raised ValueError: it must give accuracy"),
+        (dict(optimizer=lambda parameters, lr: 3), "optimizer must give a torch.optim.Optimizer, got int"),
+        (dict(optimizer=torch.optim.LBFGS), "optimizer raised TypeError: "),
+        (dict(schedule=lambda optimizer, steps: None), "schedule raised TypeError: it must give a torch.opt"),
+        (dict(schedule=lambda one, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(one)), "schedule raised"),
+        (dict(augment=lambda x, y, generator: x), "augment must give the tensors x and y of a batch, got Tensor"),
+        (dict(augment=lambda x, y, generator: (x[:1], y)), "augment must give x and y of one length, got 1 and 16"),
+        (dict(collate=wrong, train=[(X[0], 1)] * 20), "train raised RuntimeError: no luck"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_its_field_before_anything_is_written(own, tmp_path, changes, told):
+    assert refused(own, tmp_path, changes).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "optimizer", "told"),
+    [
+        (dict(momentum=0.9), torch.optim.AdamW, "momentum must be 0 beside the task's own optimizer, got 0.9"),
+        (dict(copies="sum"), torch.optim.AdamW, "relaxing, parts and copies must be left out beside the task's"),
+        (dict(carry_momentum=True), torch.optim.Adagrad, "carry_momentum must be False with this optimizer: cnn"),
+        (dict(carry_momentum=True), None, "carry_momentum must be False without momentum, got True"),
+        (dict(fused=True), torch.optim.Adafactor, "fused must be False with this optimizer: "),
+        (dict(data="here"), None, "data must be left out beside a task, which has its own, got 'here'"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_with_a_task_are_refused(own, tmp_path, settings, optimizer, told):
+    config = dataclasses.replace(CONFIG, **settings)
+    assert refused(own, tmp_path, dict(optimizer=optimizer), config).startswith(told)
+
+
+def test_fused_updates_and_carried_moments_go_with_an_optimizer_of_ones_own(own, tmp_path):
+    config = dataclasses.replace(CONFIG, carry_momentum=True, arms=("cnn", "elcn", "fcn"))
+    one = training.run_relax(own, config, tmp_path / "one", quiet=True)
+    other = training.run_relax(own, dataclasses.replace(config, fused=True), tmp_path / "other", quiet=True)
+    assert numbers(one) == numbers(other)
+    assert checkpoints(one) == checkpoints(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(train=lambda seed: (X, Y)), "train of seed 0 must be what run_dir"),
+        (dict(test=lambda seed: (X, Y)), "test of seed 0 must be what run_dir"),
+        (dict(optimizer=None), "optimizer must be what run_dir"),
+    ],
+)
+def test_another_task_is_refused_and_nothing_is_lost(own, whole, tmp_path, changes, told):
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    more = dataclasses.replace(CONFIG, seeds=(0, 1))
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=told):
+        training.run_relax(dataclasses.replace(own, **changes), more, run_dir, quiet=True)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_schedule_cannot_be_lengthened(own, whole):
+    longer = dataclasses.replace(CONFIG, cnn_epochs=3, relax_times=(1, 3))
+    with pytest.raises(ValueError, match="relax_times must not lengthen cnn-seed0 where a schedule goes by its steps"):
+        training.run_relax(own, longer, whole, quiet=True)
+
+
+def test_the_command_takes_a_file(tmp_path, whole, capsys):
+    command = [
+        "relax", EXAMPLE, "--seeds", "1", "--arms", "cnn", "elcn", "--epochs", "2", "--relax-times", "1",
+        "--relax-epochs", "2", "--fcn-epochs", "1", "--lr", "0.003", "--batch-size", "16", "--train-limit", "50",
+        "--test-limit", "30", "--threads", "1", "--run-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(command) == 0, capsys.readouterr().err
+    assert numbers(tmp_path / "run") == numbers(whole)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert main(["relax"]) == main(["relax", "nowhere.py:task"]) == main(["relax", f"{EXAMPLE[:-5]}:build"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "efcn-sparse: error: TASK or --preset must be given, and not both"
+    assert "task must name something that can be imported, got 'nowhere.py:task': there is no file" in told[1]
+    assert "own_net.py:build', a function" in told[2]
+
+
+SCRIPT = """
+import sys
+import efcn_sparse.training as training
+from efcn_sparse.training.workers import Processes
+config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
+with Processes(2) as workers:
+    training.run_relax(sys.argv[3], config, sys.argv[2], quiet=True, checkpoint_seconds=0.0, executor=workers)
+"""
+
+
+def test_killed_with_two_workers_at_work_it_goes_on_with_two_others(whole, tmp_path):
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(run_dir), EXAMPLE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(run_dir.glob("stages/elcn*.log")) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    while True:
+        again = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "is being trained by another process" not in again.stderr:  # the workers take a moment to end
+            break
+    assert again.returncode == 0, again.stderr
+    assert numbers(run_dir) == numbers(whole)
+    assert checkpoints(run_dir) == checkpoints(whole)
