@@ -25,7 +25,8 @@ TEMPLATE = """\
 SETUP = """\
 %config InlineBackend.figure_formats = ["svg"]
 import matplotlib, torch
-matplotlib.rcParams.update({"savefig.transparent": True, "font.size": 9, "figure.figsize": (6, 3), "svg.hashsalt": "0"})
+matplotlib.rcParams.update({"figure.facecolor": "none", "axes.facecolor": "none", "svg.hashsalt": "0"})
+matplotlib.rcParams.update({"font.size": 9, "figure.figsize": (6, 3)})
 torch.manual_seed(0);
 """
 

@@ -23,6 +23,7 @@ PAGES = {
     **{f"docs/tutorials/{p.name}": f"tutorials/{p.stem}.md" for p in execute.SCRIPTS},
 }
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+WORD = re.compile(r"^\| ((?!word |---|`|folder )[^|\n]+) \|", re.MULTILINE)  # of section 2 of DESIGN.md
 SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
 
 
@@ -50,6 +51,11 @@ def on_page_markdown(markdown, page, config, files):
     page.meta["search"] = {"boost": 4 if here.startswith("reference/") else 0.2 if here == "changelog.md" else 1}
     source = {site: source for source, site in PAGES.items() if source != "README.md"}.get(here, f"docs/{here}")
     markdown = _links(markdown, source, here)
+    results = sorted(path.stem for path in ROOT.glob("benchmarks/results/*.json"))
+    pictures = "\n\n".join(f"![Times of {stem}](../figures/{stem}.svg)" for stem in results)
+    markdown = markdown.replace("<!-- pictures of results -->", pictures)
+    if here == "design.md":
+        markdown = WORD.sub(lambda found: f'| <a id="{_slug(found[1])}"></a>{found[1]} |', markdown)
     return SECTION.sub(lambda found: _links(_section(found[1], found[2]), found[1], here) + "\n", markdown)
 
 
@@ -68,6 +74,11 @@ class Docstrings(griffe.Extension):
 def _one_by_one(item: re.Match) -> str:
     """Several arguments that share a description, each with it."""
     return "\n".join(f"{item[1]}{name}: {item[3]}" for name in item[2].split(", "))
+
+
+def _slug(words: str) -> str:
+    """The anchor of a row of words: the first of them."""
+    return re.sub(r"\W+", "-", words.split(",")[0].replace("δ", "delta")).strip("-").lower()
 
 
 def _section(source: str, title: str) -> str:

@@ -24,8 +24,8 @@ train, test = order[:1400], order[1400:]
 # ## A layer
 #
 # `SparseLinear` stands where `nn.Linear` does. It cuts its weight matrix into blocks, here of 32×32, and stores some
-# of them: the *density* says which share. Which ones is the layer's *pattern*; without one of your own it is drawn at
-# random.
+# of them: the [density](../../DESIGN.md#density) says which share. Which ones is the layer's
+# [pattern](../../DESIGN.md#pattern); without one of your own it is drawn at random.
 
 # %%
 layer = es.SparseLinear(1024, 1024, density=0.1, block_shape=(32, 32))

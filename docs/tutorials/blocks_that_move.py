@@ -27,7 +27,7 @@ def batch(seed):
 
 
 # %% [markdown]
-# A convolution, embedded with four [supports](../../DESIGN.md#2-words). `Grown(3.0)` stores three times as many
+# A convolution, embedded with four [supports](../../DESIGN.md#support). `Grown(3.0)` stores three times as many
 # weights as `Local()`, and `Growth` chooses which. `record_leak` says what share of the squared gradient falls on
 # weights that are not stored, and is ignored.
 

@@ -3,8 +3,8 @@
 #
 # A convolution is a fully-connected layer whose matrix is sparse, because an output sees a small window, and whose
 # entries are tied, because every window uses the same kernel. Copied into that matrix, a CNN becomes its *embedded
-# fully-connected network* ([eFCN](../../DESIGN.md#1-what-it-is-for)): it computes the same, and is free to become
-# something else as it trains. Here a CNN learns handwritten digits, is embedded, and leaves.
+# fully-connected network* ([eFCN](../../DESIGN.md#elcn)): it computes the same, and is free to become something else
+# as it trains. Here a CNN learns handwritten digits, is embedded, and leaves.
 
 # %%
 import matplotlib.pyplot as plt
@@ -52,8 +52,8 @@ print(f"CNN: {accuracy(cnn):.1%} right")
 # ## The embedding
 #
 # `embed` replaces each convolution of a copy by a block-sparse layer with the same values. An example input tells it
-# the sizes. The *support* says which weights may be non-zero: `Local()` those inside the CNN's windows, `Dilated(1)`
-# also those up to one pixel around them, `Full()` all.
+# the sizes. The [support](../../DESIGN.md#support) says which weights may be non-zero: `Local()` those inside the
+# CNN's windows, `Dilated(1)` also those up to one pixel around them, `Full()` all.
 
 # %%
 efcn = es.embed(cnn, images[:2], support=es.Dilated(1))
@@ -75,9 +75,10 @@ plt.show()
 # %% [markdown]
 # ## Leaving
 #
-# Weights inside the windows are *local*, the others *off-local*. Of the local ones, what all windows have in common
-# is the *tied* part, the rest the *untied* part. The three are orthogonal, and `deviation` gives their norms. δ is
-# the share ‖off-local‖ / ‖W‖, which no CNN could have.
+# Weights inside the windows are [local](../../DESIGN.md#local), the others *off-local*. Of the local ones, what all
+# windows have in common is the [tied](../../DESIGN.md#tied) part, the rest the *untied* part. The three are
+# orthogonal, and `deviation` gives their norms. [δ](../../DESIGN.md#delta) is the share ‖off-local‖ / ‖W‖, which no
+# CNN could have.
 
 # %%
 optimizer, found = torch.optim.SGD(efcn.parameters(), lr=0.1), []
@@ -102,5 +103,5 @@ print(f"eFCN: {accuracy(efcn):.1%} right, δ = {found[-1].delta:.4f}")
 print(f"the nearest CNN: {accuracy(es.unembed(efcn)):.1%} right")
 
 # %% [markdown]
-# Next: the whole experiment, with controls and a report, with a preset or with a network of your own: [the relax
-# protocol](../relax.md).
+# Next: the whole experiment, with controls and a report, on [your own net](relax_your_net.py), or with a preset: [the
+# relax protocol](../relax.md).

@@ -36,9 +36,9 @@ rank, world = dist.get_rank(), dist.get_world_size()
 # %% [markdown]
 # ## One model, alike everywhere
 #
-# Parameters can be sent around, and DDP does so; *patterns*, that is which blocks are stored, cannot. Every process
-# must build the same ones. A seed is enough for that, and `check_same_patterns` raises on every process if it was
-# not.
+# Parameters can be sent around, and DDP does so; [patterns](../../DESIGN.md#pattern), that is which blocks are
+# stored, cannot. Every process must build the same ones. A seed is enough for that, and `check_same_patterns` raises
+# on every process if it was not.
 
 # %%
 torch.manual_seed(0)

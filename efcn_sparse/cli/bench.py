@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--flax-python", default=sys.executable, metavar="PYTHON", help="one that has Flax (default: this one)"
     )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of torch (default: 2)")
+    parser.add_argument(
+        "--shared", action="store_true", help="others use the machine: processor time in place of time, on one thread"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="write <machine>-<date>.json and .md into that folder"
@@ -42,31 +46,35 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the files asked for."""
     if args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    if args.shared and args.suite not in ("ops", "densities"):
+        raise ValueError(f"--shared goes with --suite ops and --suite densities, got {args.suite}")
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
     from efcn_sparse.measure import locally_connected, ops, report, vanilla
     from efcn_sparse.measure.timing import in_turn, threads_set_to
 
+    clock = time.thread_time if args.shared else time.perf_counter
+    threads = 1 if args.shared else args.threads
     shapes = "quick" if args.quick else "tiny" if args.tiny else "full"
     rounds = {"full": 11, "quick": 5, "tiny": 2}[shapes]
     tables: dict[str, list[dict[str, Any]]] = {}
     versions: dict[str, str] = {}
-    with threads_set_to(args.threads):
+    with threads_set_to(threads):
         if args.suite in ("all", "ops"):
             cases = list(ops.cases(shapes))
             rows = tables[f"Operations, {cases[0].size}×{cases[0].size}, {cases[0].density:.0%} stored"] = []
             for case in cases:
                 print(f"ops: {case}", file=sys.stderr, flush=True)
                 calls, density = ops.contestants(case)
-                rows.append(ops.row(case, in_turn(calls, rounds), density))
+                rows.append(ops.row(case, in_turn(calls, rounds, clock), density))
         if args.suite in ("all", "densities"):
             cases = list(ops.density_cases(shapes))
             rows = tables[f"Speed-up by density, {cases[0].size}×{cases[0].size}"] = []
             for case in cases:
                 print(f"densities: {case}, {case.density:.0%} stored", file=sys.stderr, flush=True)
                 calls, density = ops.contestants(case, sparse=False)
-                rows.append({"density": density, **ops.row(case, in_turn(calls, min(rounds, 5)), density)})
+                rows.append({"density": density, **ops.row(case, in_turn(calls, min(rounds, 5), clock), density)})
         batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
         if args.suite in ("all", "vanilla"):
             print("vanilla: training steps, then the peak memory of each", file=sys.stderr, flush=True)
@@ -74,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         if args.suite in ("all", "local"):
             title = f"Locally connected layers of VanillaCNN, forward and backward, batch {batch}"
             tables[title], versions = locally_connected.rows(batch, rounds, args.threads, args.flax_python)
-    results = report.results(f"Kernels and a training step, shapes {shapes}", args.threads, tables)
+    title = f"Kernels and a training step, shapes {shapes}" + (", processor time" if args.shared else "")
+    results = report.results(title, threads, tables)
     results["machine"]["versions"] |= versions
     print(report.markdown(results), end="")
     if args.json is not None:

@@ -16,7 +16,9 @@ _RIVAL_SECONDS = 2.0
 _LONG_CALL = 0.1  # seconds; from there on a call needs no untimed one before it to find the caches as it likes them
 
 
-def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each timed call, round by round.
 
     A turn is one untimed call, which finds the caches as the one before left them, then one timed call; calls of more
@@ -37,7 +39,7 @@ def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
                 continue
             if not own or own[-1] < _LONG_CALL:
                 call()
-            own.append(_timed(call))
+            own.append(_timed(call, clock))
     return seconds
 
 
@@ -57,13 +59,13 @@ def threads_set_to(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _timed(call: Callable[[], object]) -> float:
+def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        start = time.perf_counter()
+        start = clock()
         result = call()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         del result
         return seconds
     finally:

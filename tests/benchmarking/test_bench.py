@@ -37,6 +37,8 @@ def test_the_densities_are_those_of_the_patterns(tmp_path):
 def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
     assert main(["bench", "--threads", "0"]) == 2
     assert "--threads must be at least 1, got 0" in capsys.readouterr().err
+    assert main(["bench", "--shared"]) == 2
+    assert "--shared goes with --suite ops and --suite densities, got all" in capsys.readouterr().err
     assert main(["bench", "--json", str(tmp_path / "no" / "out.json")]) == 2
     assert "--json must lie in a folder that is there" in capsys.readouterr().err
 
@@ -45,7 +47,7 @@ def test_calls_take_turns_and_a_slow_rival_sits_out(monkeypatch):
     calls = []
     timing.in_turn({"rival": lambda: calls.append("r"), timing.OURS: lambda: calls.append("o")}, 3)
     assert "".join(calls) == "ro" + "rroo" * 3  # warm-up, then an untimed and a timed call of each
-    monkeypatch.setattr(timing, "_timed", lambda call: 1.5)
+    monkeypatch.setattr(timing, "_timed", lambda call, clock: 1.5)
     found = timing.in_turn({"rival": lambda: None, timing.OURS: lambda: None}, 6)
     assert {name: len(times) for name, times in found.items()} == {"rival": 3, timing.OURS: 6}
     assert timing.median_ratio([3.0, 6.0, 12.0], [1.0, 2.0, 4.0, 5.0]) == 3.0
