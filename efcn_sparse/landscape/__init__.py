@@ -1,5 +1,6 @@
 """The loss landscape between a CNN and its fully-connected twin: paths, curvature, ablation, locality."""
 
+from efcn_sparse.landscape.weight_matching import align as align
 from efcn_sparse.landscape.hessian import Hessian as Hessian
 from efcn_sparse.landscape.hessian import Trace as Trace
 from efcn_sparse.landscape.hessian import hessian as hessian
