@@ -1,6 +1,5 @@
 """The loss landscape between a CNN and its fully-connected twin: paths, curvature, ablation, locality."""
 
-from efcn_sparse.landscape.weight_matching import align as align
 from efcn_sparse.landscape.hessian import Hessian as Hessian
 from efcn_sparse.landscape.hessian import Trace as Trace
 from efcn_sparse.landscape.hessian import hessian as hessian
@@ -11,3 +10,4 @@ from efcn_sparse.landscape.parts import ablation as ablation
 from efcn_sparse.landscape.path import Path as Path
 from efcn_sparse.landscape.path import path as path
 from efcn_sparse.landscape.string import string as string
+from efcn_sparse.landscape.weight_matching import align as align
