@@ -12,6 +12,7 @@ from efcn_sparse.analysis.figures.canvas import Drawing, drawing_style, save
 from efcn_sparse.analysis.figures.deviation import draw_deviation
 from efcn_sparse.analysis.figures.epochs import draw_curves, draw_leak
 from efcn_sparse.analysis.figures.landscape import draw_landscape
+from efcn_sparse.analysis.figures.locality import draw_locality
 from efcn_sparse.analysis.figures.outcome import draw_final_accuracy, draw_stored_weights
 from efcn_sparse.analysis.figures.weights import draw_distance, draw_heat_maps
 from efcn_sparse.analysis.landscape import read_landscape
@@ -23,6 +24,9 @@ from efcn_sparse.training.extras import require
 from efcn_sparse.training.task import Task
 
 _NOTHING_YET = "Nothing has been evaluated yet, so there is nothing to draw."
+_NO_LOCALITY = (
+    "No locality was measured: no net with off-local weights of their own has been evaluated by this version."
+)
 _NO_LANDSCAPE = "Paths and curvature have not been measured; efcn-sparse landscape with this folder does it."
 _PAGE_PIXELS_PER_INCH = 100
 
@@ -63,6 +67,7 @@ def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequ
     final, curves, deviation = draw_final_accuracy(run), draw_curves(run), draw_deviation(run)
     heat_maps, distance = draw_heat_maps(run, weights), draw_distance(run, weights)
     leak, stored = draw_leak(run), draw_stored_weights(run)
+    local = draw_locality(run)
     landscape = draw_landscape(run, read_landscape(run.path))
     no_deviation = () if deviation else ("No embedded arm has been evaluated yet.",)
     return [
@@ -71,6 +76,7 @@ def _contents(run: Run, weights: Weights) -> list[tuple[str, list[Drawing], Sequ
         ("Deviation from the CNN subspace", deviation, no_deviation),
         ("Gradient outside the support", leak, () if leak else (_no_leak(run),)),
         ("Stored weights and what they hold", stored, () if stored else (_no_leak(run),)),
+        ("Locality as nets leave the CNN", local, () if local else (_NO_LOCALITY,)),
         ("Between the CNN and the nets that left it", landscape, () if landscape else (_NO_LANDSCAPE,)),
         ("Weights of a unit", heat_maps, weights.gaps),
         (

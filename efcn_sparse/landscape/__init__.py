@@ -9,5 +9,6 @@ from efcn_sparse.landscape.locality import locality as locality
 from efcn_sparse.landscape.parts import ablation as ablation
 from efcn_sparse.landscape.path import Path as Path
 from efcn_sparse.landscape.path import path as path
+from efcn_sparse.landscape.spectrum import power_spectrum as power_spectrum
 from efcn_sparse.landscape.string import string as string
 from efcn_sparse.landscape.weight_matching import align as align

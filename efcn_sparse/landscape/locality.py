@@ -103,7 +103,10 @@ _Measured = tuple[float, float, float, float]
 def _of_embedded(layer: EmbeddedConv) -> _Measured:
     geometry, pattern, values = layer.geometry, layer.linear.pattern, layer.linear.values.detach()
     support, ties = pattern.support_of_blocks(), layer.ties
-    sums = _Sums(_grid(geometry.input_size), geometry.in_channels, geometry.out_features, _centers(geometry), True)
+    sums = _Sums(
+        grid(geometry.input_size), geometry.in_channels, geometry.out_features, _centers(geometry), True,
+        geometry.out_channels,
+    )  # fmt: skip
     rows, cols = pattern.rows_of_blocks().long(), pattern.col_indices.long()
     local = 0.0
     step = max(1, _ELEMENTS_AT_ONCE // (pattern.block_shape[0] * pattern.block_shape[1]))
@@ -119,14 +122,10 @@ def _of_embedded(layer: EmbeddedConv) -> _Measured:
 
 
 def _linear(model: nn.Module, name: str, shape: Sequence[int]) -> tuple[nn.Module, _Measured]:
-    modules = dict(model.named_modules())
-    layer = modules.get(name)
-    if not isinstance(layer, nn.Linear) or len(shape) < 2 or math.prod(shape) != layer.in_features:
-        raise ValueError(
-            f"images must name linear layers and the (channels, *size) of their inputs, got {tuple(shape)} for "
-            f"{name!r}: {layer}"
-        )
-    sums = _Sums(_grid(shape[1:]), shape[0], layer.out_features, None, False)
+    layer = dict(model.named_modules()).get(name)
+    check_image(f"images[{name!r}]", layer, shape)
+    assert isinstance(layer, nn.Linear)
+    sums = _Sums(grid(shape[1:]), shape[0], layer.out_features, None, False)
     height = max(1, _ELEMENTS_AT_ONCE // layer.in_features)
     for number, rows in enumerate(layer.weight.detach().split(height)):
         padded = rows.new_zeros((height, layer.in_features))
@@ -136,13 +135,28 @@ def _linear(model: nn.Module, name: str, shape: Sequence[int]) -> tuple[nn.Modul
     return layer, (participation, gyration, math.nan, math.nan)
 
 
-class _Sums:
-    """Sums over the incoming weights of each unit, block by block."""
+def check_image(name: str, layer: nn.Module | None, shape: Sequence[int] | None) -> None:
+    """Refuse what is no linear layer, or an image that it does not take."""
+    if not isinstance(layer, nn.Linear) or len(shape or ()) < 2 or math.prod(shape or ()) != layer.in_features:
+        raise ValueError(f"{name} must be the (channels, *size) of a linear layer's inputs, got {shape} for {layer}")
 
-    def __init__(self, pixels: Tensor, channels: int, units: int, centers: Tensor | None, channels_last: bool) -> None:
-        self._pixels, self._centers, self._units = pixels, centers, units
+
+class _Sums:
+    """Sums over the incoming weights of each unit, block by block.
+
+    Args:
+        pixels: float64 ``[pixels, dimensions]``, of which units read ``channels`` numbers each.
+        centers: float64 ``[units, dimensions]``, the same for each ``alike`` units; None: they have none.
+        channels_last: whether the numbers of a pixel follow each other, or the pixels of a channel.
+    """
+
+    def __init__(
+        self, pixels: Tensor, channels: int, units: int, centers: Tensor | None, channels_last: bool, alike: int = 1
+    ) -> None:
+        self._pixels, self._centers, self._units, self._alike = pixels, centers, units, alike
         unit = torch.arange(len(pixels) * channels)
         self._pixel_of = unit // channels if channels_last else unit % len(pixels)
+        self._together = channels if channels_last else 1
         self._sums = torch.zeros(units, 4 + pixels.shape[1], dtype=torch.float64)
 
     def add(self, squares: Tensor, rows: Tensor, cols: Tensor) -> None:
@@ -150,23 +164,21 @@ class _Sums:
         squares, rows, cols = squares.cpu(), rows.cpu(), cols.cpu()
         height, width = squares.shape[1:]
         unit = (rows[:, None] * height + torch.arange(height)).clamp(max=self._units - 1)  # past the edge all is zero
-        at = self._pixels[
-            self._pixel_of[(cols[:, None] * width + torch.arange(width)).clamp(max=len(self._pixel_of) - 1)]
-        ]
-        found = [
-            squares.sum(2),
-            squares.square().sum(2),
-            torch.einsum("nrc,nc->nr", squares, at.square().sum(-1)),
-            self._away(squares, unit, at),
-            *torch.einsum("nrc,ncd->dnr", squares, at),
-        ]
-        self._sums.index_add_(0, unit.flatten(), torch.stack(found, -1).flatten(0, 1))
+        fourth = squares.square().sum(2)
+        same = math.gcd(width, self._together)  # columns that are of one pixel
+        squares = squares.view(*squares.shape[:2], -1, same).sum(3)
+        first = (cols[:, None] * width + torch.arange(0, width, same)).clamp(max=len(self._pixel_of) - 1)
+        at = self._pixels[self._pixel_of[first]]
+        moments = squares @ torch.cat((at, at.square().sum(-1, keepdim=True)), -1)
+        found = torch.stack((squares.sum(2), fourth, moments[..., -1], self._away(squares, unit, at)), -1)
+        self._sums.index_add_(0, unit.flatten(), torch.cat((found, moments[..., :-1]), -1).flatten(0, 1))
 
     def _away(self, squares: Tensor, unit: Tensor, at: Tensor) -> Tensor:
         if self._centers is None:
             return squares.new_zeros(unit.shape)
-        distance = torch.cdist(self._centers[unit], at)
-        return (squares * distance).sum(2)
+        same = math.gcd(squares.shape[1], self._alike)
+        distance = torch.cdist(self._centers[unit[:, ::same]], at)
+        return (squares.unflatten(1, (-1, same)) * distance[:, :, None]).sum(3).flatten(1)
 
     def means(self) -> tuple[float, float, float, float]:
         """Participation, gyration and distance from the center, means over units; and ‖W‖²."""
@@ -181,7 +193,7 @@ class _Sums:
         return float(shares[0]), float(shares[1]), float(shares[2]), float(norm.sum())
 
 
-def _grid(size: Sequence[int]) -> Tensor:
+def grid(size: Sequence[int]) -> Tensor:
     """float64 ``[pixels, dimensions]``: coordinates of each pixel."""
     return torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in size)).view(-1, len(size))
 
@@ -193,7 +205,7 @@ def _centers(geometry: ConvGeometry) -> Tensor:
         for kernel, dilation, (low, _) in zip(geometry.kernel_size, geometry.dilation, geometry.padding, strict=True)
     ]
     pixels, stride, shift = (
-        _grid(geometry.output_size),
+        grid(geometry.output_size),
         *(torch.tensor(numbers, dtype=torch.float64) for numbers in (geometry.stride, middle)),
     )
     centers = (pixels - shift) / stride if geometry.transposed else pixels * stride + shift

@@ -16,12 +16,14 @@ from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.plan import Stage, stage_name
 
 WEIGHTS = ("delta", "tied", "untied", "off_local")
-SUPPORT = ("stored", "leak", "captured")  # files of older runs lack them
+SUPPORT = ("stored", "leak", "captured")
+LOCALITY = ("participation", "gyration", "non_locality")
 METRICS = (
     "arm", "seed", "relax_epoch", "epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
     *WEIGHTS, *SUPPORT, "seconds",
 )  # fmt: skip
-LAYERS = ("arm", "seed", "relax_epoch", "epoch", "layer", *WEIGHTS, *SUPPORT)
+LAYERS = ("arm", "seed", "relax_epoch", "epoch", "layer", *WEIGHTS, *SUPPORT, *LOCALITY)
+_LATER: tuple[tuple[str, ...], ...] = ((), LOCALITY, (*SUPPORT, *LOCALITY))  # what files of older runs lack
 
 STAGES = "stages"  # the folder of the stages' own files
 KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
@@ -68,9 +70,9 @@ def part_path(run_dir: Path, stage: str, name: str) -> Path:
 def read_evaluations(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[str]]:
     """The rows of a run's file and of its stages' parts, in their order, and a sentence for each line that is none.
 
-    The file of an older run may lack the columns ``SUPPORT``; that of a task with metrics of its own has more. What
-    follows the last line break, which a kill may have torn, is one of the lines that are none, but not in a part, which
-    is being written.
+    The file of an older run may lack the columns ``LOCALITY``, or these and ``SUPPORT``; that of a task with metrics of
+    its own has more. What follows the last line break, which a kill may have torn, is one of the lines that are none,
+    but not in a part, which is being written.
 
     Raises:
         ValueError: the file has other columns.
@@ -104,7 +106,7 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[st
             continue
         header = cells
         known, got = ([name for name in names if not _OWN.fullmatch(name)] for names in (columns, header))
-        if got not in (known, [name for name in known if name not in SUPPORT]):
+        if got not in [[name for name in known if name not in lacking] for lacking in _LATER]:
             told = " ".join(",".join(header).split())[:300]
             raise ValueError(f"{path} must have the columns {','.join(columns)}, got {told}")
     if torn:

@@ -19,11 +19,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.landscape import locality
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
 from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.epoch import Lesson, measure, train_epoch
-from efcn_sparse.training.metrics import WEIGHTS, Row
+from efcn_sparse.training.metrics import LOCALITY, WEIGHTS, Row
 from efcn_sparse.training.plan import Stage
 from efcn_sparse.training.record import Record
 from efcn_sparse.training.source import Lessons, Source
@@ -173,9 +174,10 @@ def _evaluate(
     if stage.arm.embedded:
         whole, layers = deviation(model), gradient.layers if gradient else {}
         stored = {name: _stored(layer) for name, layer in _embedded(model)}
+        local = _locality(model)
         row |= _parts(whole, sum(stored.values()), gradient.total if gradient else None)
         of_layers = [
-            {**where, "layer": name, **_parts(weights, stored[name], layers.get(name))}
+            {**where, "layer": name, **_parts(weights, stored[name], layers.get(name)), **local.get(name, {})}
             for name, weights in whole.layers.items()
         ]
     row["seconds"] = round(time.perf_counter() - started, 4)
@@ -195,6 +197,13 @@ def _stored(layer: EmbeddedConv) -> int:
     """Weights in the support, and the numbers of a low-rank part."""
     parts = () if layer.low_rank is None else layer.low_rank.parameters()
     return layer.linear.pattern.nnz + sum(part.numel() for part in parts)
+
+
+def _locality(model: nn.Module) -> dict[str, dict[str, float]]:
+    """The measures of locality that need no images; none where off-local weights are a product."""
+    if any(layer.low_rank is not None for _, layer in _embedded(model)):
+        return {}
+    return {name: {column: getattr(found, column) for column in LOCALITY} for name, found in locality(model).items()}
 
 
 def _embedded(model: nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:

@@ -111,11 +111,16 @@ def _evaluation(stage: Stage, epoch: int) -> tuple[dict[str, object], list[dict[
     whole = np.sqrt(np.square(parts).sum(0))
     supports = [_support(stage.arm.name, since, index) for index in range(len(names))]
     of_layers = [
-        {**key, "layer": name, **_named(part), **support}
+        {**key, "layer": name, **_named(part), **support, **_locality(part)}
         for name, part, support in zip(names, parts, supports, strict=True)
     ]
     stored = sum(int(support["stored"]) for support in supports)  # type: ignore[call-overload]
     return {**row, **_named(whole), **_support(stage.arm.name, since, 0.5), "stored": stored}, of_layers
+
+
+def _locality(parts: np.ndarray) -> dict[str, object]:
+    delta = float(parts[2] / np.sqrt(np.square(parts).sum()))
+    return {"participation": 0.1 - 0.05 * delta, "gyration": 1 + 2 * delta, "non_locality": 1 + 3 * delta}
 
 
 def _support(arm: str, since: int, index: float) -> dict[str, object]:

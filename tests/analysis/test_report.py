@@ -18,7 +18,7 @@ import pytest
 from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.figures import canvas
 from efcn_sparse.cli.main import main
-from efcn_sparse.training.metrics import SUPPORT
+from efcn_sparse.training.metrics import LOCALITY, SUPPORT
 from tests.analysis.synthetic import write_landscape, write_run
 
 FIGURES = [
@@ -26,6 +26,7 @@ FIGURES = [
     "deviation-elcn", "deviation-efcn-dilated2", "deviation-efcn-full", "gradient-outside", "stored-weights",
     "weights-efcn-dilated2", "weights-efcn-full", "distance-norm",
     "distance-rms", "landscape-paths-left", "landscape-paths-cnn", "landscape-barrier", "landscape-curvature",
+    "locality-efcn-dilated2", "locality-efcn-full",
 ]  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def test_a_run_of_an_older_version_has_a_report_without_what_it_did_not_read(tmp
     for name in ("metrics.csv", "layers.csv"):
         with (run / name).open(newline="") as file:
             rows = list(csv.DictReader(file))
-        columns = [column for column in rows[0] if column not in SUPPORT]
+        columns = [column for column in rows[0] if column not in (*SUPPORT, *LOCALITY)]
         with (run / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()

@@ -11,7 +11,7 @@ import pytest
 
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.training.arms import CNN, FULL
-from efcn_sparse.training.metrics import LAYERS, METRICS, SUPPORT
+from efcn_sparse.training.metrics import LAYERS, LOCALITY, METRICS, SUPPORT
 
 METRICS_HEADER, LAYERS_HEADER = ",".join(METRICS), ",".join(LAYERS)
 
@@ -20,7 +20,9 @@ METRICS_HEADER, LAYERS_HEADER = ",".join(METRICS), ",".join(LAYERS)
 def folder(tmp_path, config):
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "environment.json").write_text(json.dumps({"cores": 2}))
-    (tmp_path / "layers.csv").write_text(LAYERS_HEADER + "\nefcn-full,0,1,2,conv1,0.5,3.0,0.0,1.5,36,0.25,0.75\n")
+    (tmp_path / "layers.csv").write_text(
+        LAYERS_HEADER + "\nefcn-full,0,1,2,conv1,0.5,3.0,0.0,1.5,36,0.25,0.75,0.1,2.5,3.5\n"
+    )
     (tmp_path / "metrics.csv").write_text(
         METRICS_HEADER + "\n"
         "cnn,0,,1,0.1,0.5,0.6,0.7,0.8,,,,,,,,1.5\n"
@@ -41,7 +43,7 @@ def test_rows_become_traces_in_the_order_of_epochs(folder):
     assert cnn.final("train_loss") == 0.5
     (layer,) = run.layers_of(FULL, "conv1", 1)
     assert layer.final("off_local") == 1.5
-    assert [layer.final(name) for name in ("stored", "leak", "captured")] == [36, 0.25, 0.75]
+    assert [layer.final(name) for name in (*SUPPORT, *LOCALITY)] == [36, 0.25, 0.75, 0.1, 2.5, 3.5]
     assert run.layer_names(FULL) == ["conv1"]
     assert run.relax_epochs() == [1]
     assert run.embedded_arms == [FULL]
@@ -101,12 +103,13 @@ def test_other_columns_are_refused(folder):
     _refused(folder, f"{path} must have the columns {LAYERS_HEADER}, got arm,seed")
 
 
-def test_files_of_older_runs_lack_what_they_do_not_tell(folder):
+@pytest.mark.parametrize("lacking", [LOCALITY, (*SUPPORT, *LOCALITY)])
+def test_files_of_older_runs_lack_what_they_do_not_tell(folder, lacking):
     for name, columns in (("metrics.csv", METRICS), ("layers.csv", LAYERS)):
         with (folder / name).open() as file:
             rows = list(csv.DictReader(file))
         with (folder / name).open("w", newline="") as file:
-            older = [column for column in columns if column not in SUPPORT]
+            older = [column for column in columns if column not in lacking]
             writer = csv.DictWriter(file, older, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -115,18 +118,18 @@ def test_files_of_older_runs_lack_what_they_do_not_tell(folder):
     assert layer.final("off_local") == 1.5
     assert run.of(FULL, 1)[0].final("seconds") == 1.0
     for trace in (*run.traces, *run.layer_traces):
-        assert all(np.isnan(trace.columns[name]).all() for name in SUPPORT)
+        assert all(np.isnan(trace.columns[name]).all() for name in lacking if name in trace.columns)
     with (folder / "layers.csv").open("a") as file:
-        file.write("elcn,0,1,2,conv1,0.0,3.0,0.0,0.0,1,1,1\n")
-    _refused(folder, f"{folder / 'layers.csv'} line 3 must hold 9 cells, got 12")
+        file.write("elcn,0,1,2,conv1,0.0,3.0,0.0,0.0,1,1,1,1,1,1\n")
+    _refused(folder, f"{folder / 'layers.csv'} line 3 must hold {15 - len(lacking)} cells, got 15")
 
 
 def test_text_in_the_place_of_a_number_is_refused(folder):
     path = folder / "layers.csv"
-    path.write_text(LAYERS_HEADER + "\nelcn,0,1,2,conv1,0.0,3.0,0.0,0.0,,,\nelcn,0,1,3,conv1,x,3.0,0.0,0.0,,,\n")
+    path.write_text(LAYERS_HEADER + "\nelcn,0,1,2,conv1,0.0,3.0,0.0,0.0,,,,,,\nelcn,0,1,3,conv1,x,3.0,0.0,0.0,,,,,,\n")
     _refused(folder, f"{path} line 3 must hold a number in the column delta, got 'x'")
     path.write_text(LAYERS_HEADER + "\nelcn,0,1,2,conv1,0.0\n")
-    _refused(folder, f"{path} line 2 must hold 12 cells, got 6")
+    _refused(folder, f"{path} line 2 must hold 15 cells, got 6")
 
 
 def test_an_environment_that_is_no_json_object_is_refused(folder):

@@ -78,6 +78,33 @@ def test_a_linear_layer_is_read_channels_first():
     assert math.isnan(found.share_within)
 
 
+def test_the_spectrum_of_a_cnn_is_that_of_its_kernel():
+    conv = nn.Conv2d(2, 3, 3).double()  # no window reaches into a padding
+    twin = es.embed(
+        conv, torch.zeros(1, 2, 7, 5).double(), layers={"*": dict(support=es.Dilated(1), block_shape=(4, 5))}
+    )
+    kernel = torch.zeros(7, 5, dtype=torch.float64)
+    kernel[:3, :3] = conv.weight.detach().mean((0, 1))
+    found = es.landscape.power_spectrum(twin)
+    assert torch.allclose(found, torch.fft.fftn(kernel).abs().square())
+    assert float(found.mean()) == pytest.approx(float(kernel.square().sum()))
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(2, 3, 1, stride=2), nn.ConvTranspose2d(2, 3, 2, stride=2)])
+def test_the_spectrum_of_one_weight_for_each_window_is_flat_wherever_windows_lie(conv):
+    conv = conv.double()
+    twin = es.embed(conv, torch.zeros(1, 2, 5, 4).double(), support=es.Full())
+    found = es.landscape.power_spectrum(twin)
+    assert torch.allclose(found, found[0, 0].expand_as(found))
+    line = nn.Linear(2 * 5 * 4, 3)
+    with torch.no_grad():
+        line.weight.copy_(torch.cos(torch.arange(4) * math.pi / 2).expand(3, 2, 5, 4).reshape(3, 40))
+    spectrum = es.landscape.power_spectrum(line, (2, 5, 4))
+    assert float(spectrum[0, 1] + spectrum[0, 3]) == pytest.approx(
+        float(spectrum.sum())
+    )  # one wave along the last side
+
+
 def test_activity():
     x = torch.randn(400, 2, 7, 7, dtype=torch.float64)
     tied = layer(es.Full(), stride=2)
@@ -96,8 +123,8 @@ def test_activity():
     ("model", "images", "message"),
     [
         (nn.ReLU(), None, "must hold an embedded convolution"),
-        (nn.Sequential(nn.Linear(8, 2)), {"0": (2, 2, 3)}, "images must name linear layers"),
-        (nn.Sequential(nn.Linear(8, 2)), {"1": (2, 2, 2)}, "images must name linear layers"),
+        (nn.Sequential(nn.Linear(8, 2)), {"0": (2, 2, 3)}, "must be the .channels, .size. of a linear layer's inputs"),
+        (nn.Sequential(nn.Linear(8, 2)), {"1": (2, 2, 2)}, "must be the .channels, .size. of a linear layer's inputs"),
         (layer(es.LowRank(1)), None, "a product"),
     ],
 )
