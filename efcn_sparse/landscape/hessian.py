@@ -86,10 +86,11 @@ class Hessian:
         """
         if part is not None:
             direction = self._within(direction, part)
-        total = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        total = dict[str, Tensor]()
         for batch in self._data:
             gradient = self._gradient(batch)
             followed = [name for name, one in gradient.items() if one.requires_grad]  # else linear in all parameters
+            products: Iterable[Tensor] = map(torch.zeros_like, self.parameters.values())
             if followed:
                 products = torch.autograd.grad(
                     [gradient[name] for name in followed],
@@ -98,8 +99,14 @@ class Hessian:
                     retain_graph=len(self._data) == 1,
                     materialize_grads=True,
                 )
-                for one, product in zip(total.values(), products, strict=True):
-                    one.add_(product, alpha=1 / len(self._data))
+            for name, product in zip(self.parameters, products, strict=True):
+                if len(self._data) > 1:
+                    total[name] = product / len(self._data) if name not in total else total[name].add_(
+                        product, alpha=1 / len(self._data)
+                    )  # fmt: skip
+                else:  # autograd may give the direction itself, where the loss is a sum of squares
+                    same = product.data_ptr() == direction[name].data_ptr()
+                    total[name] = product.clone() if same else product
         return total if part is None else self._within(total, part)
 
     def along(self, direction: dict[str, Tensor], part: str | None = None) -> float:

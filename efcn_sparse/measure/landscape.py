@@ -1,0 +1,66 @@
+"""What it costs to look at the landscape: products with the Hessian, and the memory of a path."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from efcn_sparse.embedding import embed
+from efcn_sparse.landscape import hessian, path
+from efcn_sparse.measure.memory import apart, peak_bytes, reset_peak
+from efcn_sparse.measure.timing import in_turn, median_ratio
+from efcn_sparse.measure.vanilla import make_trainer
+from efcn_sparse.models import resnet18
+from efcn_sparse.sizes import size_text
+
+
+def rows(batch: int, rounds: int, pixels: int, threads: int) -> list[dict[str, Any]]:
+    """Products with the Hessian of VanillaCNN and its ``Local()`` eFCN beside one gradient; a path's memory beside two
+    nets' weights."""
+    found: list[dict[str, Any]] = []
+    for variant, name in (("cnn", "VanillaCNN"), ("efcn_sparse", "its eFCN, Local()")):
+        trainer = make_trainer(variant, batch)
+        net, data = trainer.model, [(trainer.images, trainer.labels)]
+        direction = {name: torch.randn_like(value) for name, value in net.named_parameters()}
+        again = hessian(net, _loss, data)
+        again.product(direction)
+        calls = {
+            "gradient": lambda net=net, data=data: torch.autograd.grad(_loss(net, data[0]), list(net.parameters())),
+            "first product": lambda net=net, data=data, v=direction: hessian(net, _loss, data).product(v),
+            "further product": lambda again=again, v=direction: again.product(v),
+        }
+        seconds = in_turn(calls, rounds)  # type: ignore[arg-type]
+        for call, times in seconds.items():
+            ratio = median_ratio(times, seconds["gradient"])
+            found.append({"call": f"{name}: {call}", "ms": 1e3 * statistics.median(times), "/ gradient": ratio})
+    weights, peak = apart(__name__, str(pixels), str(threads))
+    title = f"path between two eFCNs of ResNet-18 at {pixels} pixels, {weights / 4:,.0f} weights each"
+    return [*found, {"call": title, "peak memory": size_text(peak), "/ weights of one": peak / weights}]
+
+
+def _loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(net(batch[0]), batch[1])
+
+
+@torch.no_grad()
+def path_peak(pixels: int) -> tuple[int, int]:
+    """Bytes of the weights of one of two nets, and of the peak while they lie in memory and a path joins them."""
+    x = torch.randn(2, 3, pixels, pixels)
+    net = embed(resnet18(10).eval(), x[:1])
+    other = copy.deepcopy(net)
+    for parameter in other.parameters():
+        parameter.mul_(1.01)
+    reset_peak()
+    path(net, other, lambda at: float(at(x).square().mean()), points=3, batches=[x])
+    return sum(one.numel() * one.element_size() for one in net.parameters()), peak_bytes()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    print(*path_peak(int(sys.argv[1])))
