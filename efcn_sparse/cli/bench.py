@@ -16,15 +16,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="measure the kernels and a training step on this machine",
         description="Measure SpMM, SDDMM and a VanillaCNN training step against their rivals, as ratios in one "
-        "process, and locally connected layers, each rival in its own. Takes minutes, and wants a machine that does "
-        "nothing else.",
+        "process; locally connected layers, each rival in its own; and what paths and curvature cost. Takes minutes, "
+        "and wants a machine that does nothing else.",
     )
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds")
     shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
     parser.add_argument(
         "--suite",
-        choices=["all", "ops", "densities", "vanilla", "local"],
+        choices=["all", "ops", "densities", "vanilla", "local", "landscape"],
         default="all",
         help="which part (default: all)",
     )
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
-    from efcn_sparse.measure import locally_connected, ops, report, vanilla
+    from efcn_sparse.measure import landscape, locally_connected, ops, report, vanilla
     from efcn_sparse.measure.timing import in_turn, threads_set_to
 
     clock = time.thread_time if args.shared else time.perf_counter
@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
         if args.suite in ("all", "local"):
             title = f"Locally connected layers of VanillaCNN, forward and backward, batch {batch}"
             tables[title], versions = locally_connected.rows(batch, rounds, args.threads, args.flax_python)
+        if args.suite in ("all", "landscape"):
+            print("landscape: products with the Hessian, then the memory of a path", file=sys.stderr, flush=True)
+            pixels = {"full": 192, "quick": 96, "tiny": 32}[shapes]
+            tables[f"The landscape, batch {batch}"] = landscape.rows(batch, rounds, pixels, args.threads)
     title = f"Kernels and a training step, shapes {shapes}" + (", processor time" if args.shared else "")
     results = report.results(title, threads, tables)
     results["machine"]["versions"] |= versions

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding import embed
 from efcn_sparse.landscape import hessian, path
-from efcn_sparse.measure.memory import apart, peak_bytes, reset_peak
+from efcn_sparse.measure.memory import apart, peak_bytes, reset_peak, settle
 from efcn_sparse.measure.timing import in_turn, median_ratio
 from efcn_sparse.measure.vanilla import make_trainer
 from efcn_sparse.models import resnet18
@@ -21,8 +21,7 @@ from efcn_sparse.sizes import size_text
 
 
 def rows(batch: int, rounds: int, pixels: int, threads: int) -> list[dict[str, Any]]:
-    """Products with the Hessian of VanillaCNN and its ``Local()`` eFCN beside one gradient; a path's memory beside two
-    nets' weights."""
+    """Products with the Hessian of VanillaCNN and its ``Local()`` eFCN, and the memory of a path between two eFCNs."""
     found: list[dict[str, Any]] = []
     for variant, name in (("cnn", "VanillaCNN"), ("efcn_sparse", "its eFCN, Local()")):
         trainer = make_trainer(variant, batch)
@@ -38,10 +37,14 @@ def rows(batch: int, rounds: int, pixels: int, threads: int) -> list[dict[str, A
         seconds = in_turn(calls, rounds)  # type: ignore[arg-type]
         for call, times in seconds.items():
             ratio = median_ratio(times, seconds["gradient"])
-            found.append({"call": f"{name}: {call}", "ms": 1e3 * statistics.median(times), "/ gradient": ratio})
+            found.append(_row(f"{call} of {name}", **{"ms": 1e3 * statistics.median(times), "/ gradient": ratio}))
     weights, peak = apart(__name__, str(pixels), str(threads))
-    title = f"path between two eFCNs of ResNet-18 at {pixels} pixels, {weights / 4:,.0f} weights each"
-    return [*found, {"call": title, "peak memory": size_text(peak), "/ weights of one": peak / weights}]
+    title = f"path between two eFCNs of ResNet-18 at {pixels} pixels, {size_text(weights)} of weights each"
+    return [*found, _row(title, **{"peak memory": size_text(peak), "/ weights": peak / weights})]
+
+
+def _row(call: str, **columns: Any) -> dict[str, Any]:
+    return {"call": call, **dict.fromkeys(("ms", "/ gradient", "peak memory", "/ weights")), **columns}
 
 
 def _loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -50,7 +53,10 @@ def _loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def path_peak(pixels: int) -> tuple[int, int]:
-    """Bytes of the weights of one of two nets, and of the peak while they lie in memory and a path joins them."""
+    """Bytes of the weights of one net, and of all that is held at the peak while a path joins two of them."""
+    if pixels > 32:
+        path_peak(32)  # libraries load and thread pools start with the first call
+    before = settle()
     x = torch.randn(2, 3, pixels, pixels)
     net = embed(resnet18(10).eval(), x[:1])
     other = copy.deepcopy(net)
@@ -58,7 +64,7 @@ def path_peak(pixels: int) -> tuple[int, int]:
         parameter.mul_(1.01)
     reset_peak()
     path(net, other, lambda at: float(at(x).square().mean()), points=3, batches=[x])
-    return sum(one.numel() * one.element_size() for one in net.parameters()), peak_bytes()
+    return sum(one.numel() * one.element_size() for one in net.parameters()), peak_bytes() - before
 
 
 if __name__ == "__main__":

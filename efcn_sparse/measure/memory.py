@@ -55,15 +55,24 @@ def step_peak_apart(variant: str, batch: int, threads: int) -> int:
     Raises:
         RuntimeError: the process failed; with what it wrote to stderr.
     """
+    return apart(__name__, variant, str(batch), str(threads))[0]
+
+
+def apart(module: str, *arguments: str) -> list[int]:
+    """The whole numbers that a module prints when a process of its own runs it.
+
+    Raises:
+        RuntimeError: the process failed; with what it wrote to stderr.
+    """
     root = str(Path(efcn_sparse.__file__).resolve().parents[1])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", __name__, variant, str(batch), str(threads)]
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **_OWN_PAGES, "PYTHONPATH": paths}
     )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
-    return int(done.stdout)
+    return [int(number) for number in done.stdout.split()]
 
 
 def _step_peak(variant: str, batch: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efcn_sparse.cli.main import main
-from efcn_sparse.measure import locally_connected, memory, ops, report, timing, vanilla
+from efcn_sparse.measure import landscape, locally_connected, memory, ops, report, timing, vanilla
 from efcn_sparse.measure.ops import OPS, OpsCase
 
 
@@ -32,6 +32,13 @@ def test_the_densities_are_those_of_the_patterns(tmp_path):
     [rows] = json.loads(out.read_text())["tables"].values()
     assert [row["density"] for row in rows] == [0.25] * 3 + [0.5] * 3
     assert all(row["rate to dense"] == pytest.approx(row["speed-up"] * row["density"]) for row in rows)
+
+
+def test_the_landscape_is_measured_beside_a_gradient_and_the_weights(monkeypatch):
+    monkeypatch.setattr(landscape, "apart", lambda module, *arguments: [*landscape.path_peak(32)])
+    rows = landscape.rows(batch=2, rounds=2, pixels=32, threads=1)
+    assert [row["/ gradient"] for row in rows if row["call"].startswith("gradient")] == [1.0, 1.0]
+    assert rows[-1]["/ weights"] > 1  # the second net, which is made after the count begins
 
 
 def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
