@@ -10,6 +10,7 @@ from efcn_sparse.analysis.statistics import Spread, spread
 from efcn_sparse.landscape.parts import PARTS
 from efcn_sparse.training.arms import CNN, Arm
 
+HEIGHTS = ("barrier", "rise")
 LOSSES = ("train_loss", "test_loss")
 _MEASURED: dict[str, Callable[[dict[str, float]], float]] = {
     "top": lambda numbers: numbers["top"],
@@ -18,14 +19,9 @@ _MEASURED: dict[str, Callable[[dict[str, float]], float]] = {
 }
 
 
-def barrier(found: Sequence[Found], arm: Arm, what: str, relax_epoch: int, loss: str, kind: str = "linear") -> Spread:
-    """How far ``train_loss`` or ``test_loss`` rises above the line between the ends on one kind of path."""
-    return spread([one.along(loss).barrier for one in of(found, arm, what, relax_epoch, kind)])
-
-
-def rise(found: Sequence[Found], arm: Arm, what: str, relax_epoch: int, loss: str, kind: str = "linear") -> Spread:
-    """How far it rises above both ends."""
-    return spread([one.along(loss).rise for one in of(found, arm, what, relax_epoch, kind)])
+def heights(found: Sequence[Found], arm: Arm, what: str, relax_epoch: int, loss: str, measured: str) -> list[float]:
+    """The ``barrier`` or the ``rise`` of ``train_loss`` or ``test_loss`` on linear paths, one for each seed."""
+    return [getattr(one.along(loss), measured) for one in of(found, arm, what, relax_epoch, "linear")]
 
 
 def curvature(found: Sequence[Found], arm: Arm, moment: str, relax_epoch: int, part: str, measured: str) -> Spread:
@@ -52,14 +48,14 @@ def tables(found: Sequence[Found]) -> str:
     Means over seeds, and halves of their 95% confidence intervals.
     """
     barriers = [["linear paths to the end", "seeds"]]
-    barriers[0] += [
-        f"{measured.__name__} from {start}" for start in ("t_w", "the CNN's end") for measured in (barrier, rise)
-    ]
+    barriers[0] += [f"{measured} from {start}" for start in ("t_w", "the CNN's end") for measured in HEIGHTS]
     curvatures = [["curvature at the start", "of", "largest", "mean", "on its way"]]
     for arm, time in arms_and_times(found):
         name = f"{arm} t_w={time}"
         spreads = [
-            measured(found, arm, what, time, "train_loss") for what in ("left", "cnn") for measured in (barrier, rise)
+            spread(heights(found, arm, what, time, "train_loss", measured))
+            for what in ("left", "cnn")
+            for measured in HEIGHTS
         ]
         barriers.append([name, str(spreads[0].n), *map(_text, spreads)])
         for part in (ALL, *PARTS):

@@ -17,9 +17,9 @@ from efcn_sparse.analysis.figures.canvas import (
     set_epoch_ticks,
 )
 from efcn_sparse.analysis.landscape import ALL, MOMENTS, Found
-from efcn_sparse.analysis.landscape_tables import LOSSES, arms_and_times, barrier, curvature, of, rise
+from efcn_sparse.analysis.landscape_tables import HEIGHTS, LOSSES, arms_and_times, curvature, heights, of
 from efcn_sparse.analysis.run_data import Run
-from efcn_sparse.analysis.statistics import Spread
+from efcn_sparse.analysis.statistics import Spread, spread
 from efcn_sparse.training.arms import CNN, Arm
 
 if TYPE_CHECKING:
@@ -109,9 +109,12 @@ def _draw_barriers(run: Run, found: Sequence[Found]) -> Drawing:
         for arm, way in [(CNN, "control"), *lines] if what == "left" else lines:
             times = sorted({one.item.relax_epoch for one in found if (one.item.arm, one.item.what) == (arm, way)})
             look = run.looks[arm]
-            for measured, style, face in ((barrier, "-", look.color), (rise, ":", "white")):
-                spreads = [measured(found, arm, way, time, loss) for time in times]
-                _line(axes, times, spreads, look.color, style, look.marker, face)
+            for measured, style, face in zip(HEIGHTS, ("-", ":"), (look.color, "white"), strict=True):
+                seeds = [heights(found, arm, way, time, loss, measured) for time in times]
+                means = [spread(one).mean for one in seeds]
+                axes.plot(times, means, style, color=look.color, marker=look.marker, ms=4.5, mfc=face, mew=0.8, lw=1.2)
+                for time, one in zip(times, seeds, strict=True):
+                    axes.plot([time] * len(one), one, ".", color=look.color, ms=4, alpha=0.45, mew=0)
         set_epoch_ticks(axes, run.relax_epochs(), spacing=0.1)
         axes.set_title(f"{_WAYS[what]}:\n{loss.replace('_', ' ')}", fontsize=8.5)
     panels[0].set_ylabel("height of the barrier")
@@ -122,7 +125,7 @@ def _draw_barriers(run: Run, found: Sequence[Found]) -> Drawing:
         "From which relax time on does no barrier separate a net from the CNN? Solid lines: how far the loss rises on "
         "the straight way above the line between the losses of its ends; dotted lines: above both ends, which is 0 "
         "where it falls all the way. The CNN's is that of its own way from the relax time to its last epoch. Means "
-        "over seeds, bars are halves of the 95% confidence interval."
+        "over seeds, small dots are single seeds."
     )
     return Drawing("landscape-barrier", figure, "Height of the barrier against the relax time, for every arm.", caption)
 
@@ -134,19 +137,15 @@ def _handle(run: Run, arm: Arm) -> Any:
     return Line2D([], [], color=look.color, marker=look.marker, ms=5, label=look.label)
 
 
-def _line(
-    axes: Axes, times: Sequence[int], spreads: Sequence[Spread], color: str, style: str, marker: str, face: str
-) -> None:
-    """Means and intervals; on a log axis a negative mean is drawn by its size, with an open marker."""
-    bars = np.nan_to_num([one.half_width for one in spreads])
+def _line(axes: Axes, times: Sequence[int], spreads: Sequence[Spread], color: str, style: str, marker: str) -> None:
+    """Means and their intervals on a log axis; a negative mean is drawn by its size, with an open marker."""
     means = np.array([one.mean for one in spreads])
-    if axes.get_yscale() == "log":
-        means = np.abs(means)
-        bars = np.array([np.minimum(bars, 0.8 * means), bars])
-    axes.errorbar(times, means, bars, color=color, ls=style, lw=1.2, elinewidth=0.8, capsize=2)
-    for time, mean, one in zip(times, means, spreads, strict=True):
-        inside = "white" if axes.get_yscale() == "log" and one.mean < 0 else face
-        axes.plot(time, mean, marker, ms=4.5, mfc=inside, mec=color, mew=0.8, zorder=3)
+    bars = np.nan_to_num([one.half_width for one in spreads])
+    down = np.minimum(bars, 0.8 * np.nan_to_num(np.abs(means)))
+    axes.errorbar(times, np.abs(means), [down, bars], color=color, ls=style, lw=1.2, elinewidth=0.8, capsize=2)
+    for time, mean in zip(times, means, strict=True):
+        face = "white" if mean < 0 else color
+        axes.plot(time, abs(mean), marker, ms=4.5, mfc=face, mec=color, mew=0.8, zorder=3)
 
 
 def _draw_curvature(run: Run, found: Sequence[Found]) -> Drawing:
@@ -164,7 +163,7 @@ def _draw_curvature(run: Run, found: Sequence[Found]) -> Drawing:
                 for measured, (style, marker, _) in _MEASURED.items():
                     spreads = [curvature(found, arm, moment, time, part, measured) for time in times]
                     if any(one.n for one in spreads):
-                        _line(axes, times, spreads, _PARTS[part][1], style, marker, _PARTS[part][1])
+                        _line(axes, times, spreads, _PARTS[part][1], style, marker)
             set_epoch_ticks(axes, run.relax_epochs(), spacing=0.07)
         row[0].set_ylabel(f"curvature at its {moment} (log scale)")
     for axes, arm in zip(grid[0], arms, strict=True):
