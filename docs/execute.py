@@ -69,7 +69,7 @@ def run(script: Path) -> Path:
         (FOLDER / name).write_bytes(data)
     nbformat.write(notebook, FOLDER / f"{script.stem}.ipynb")
     page = FOLDER / f"{script.stem}.md"
-    page.write_text(text + stamp)
+    page.write_text(f"{text}\n[This page as a notebook]({script.stem}.ipynb)\n{stamp}")
     return page
 
 

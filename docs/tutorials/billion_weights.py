@@ -93,5 +93,5 @@ assert all(torch.equal(value, old) for value, old in zip(values, before, strict=
 
 # %% [markdown]
 # For a model of your own, ask first: `efcn-sparse doctor package.module:function --input 3,224,224 --batch 32
-# --budget 24GiB` prints what each layer stores and which supports fit; see [A billion
-# weights](../scale.md#before-a-run-what-it-will-take).
+# --budget 24GiB` prints what each layer stores and which supports fit; see [Plan a
+# training step](../howto/plan.md).
