@@ -3,6 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+CORES = $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 # The first Python that is new enough, with what it lacks; `make PYTHON=/path/to/python3 ...` names another.
@@ -31,7 +32,7 @@ help:
 
 ## make demo      train CNN, eLCN, eFCN and FCN on handwritten digits and write runs/demo/report.html
 demo: $(VENV)/extension.stamp
-	$(BIN)/efcn-sparse relax --preset digits --run-dir runs/demo
+	$(BIN)/efcn-sparse relax --preset digits --workers $(CORES) --run-dir runs/demo
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
 # One process a core, each with one thread; all tests of a file in one process, so that they share what they prepare.

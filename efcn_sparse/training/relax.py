@@ -23,6 +23,7 @@ from efcn_sparse.training.task import Task
 from efcn_sparse.training.trial import FILE as TASK
 from efcn_sparse.training.trial import recognize, try_out
 from efcn_sparse.training.watch import Callback, Progress, Watch
+from efcn_sparse.training.workers import Processes
 
 
 def run_relax(
@@ -103,7 +104,7 @@ def run_relax(
             described = recognize(path, config, lesson, plan[0].seed)
             own = try_out(config, lesson)
         columns += tuple(f"{part}_{name}" for part in ("train", "test") for name in own)
-    check_fits(config, task=loaded)
+    check_fits(config, task=loaded, at_once=executor.count if isinstance(executor, Processes) else 1)
     threads = 1 if executor is not None and config.threads is None else config.threads
     with RunDirectory(path, config) as run:
         run.note_environment(threads)

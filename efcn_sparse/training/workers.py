@@ -28,6 +28,7 @@ class Processes(Executor):
     """
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="stage")  # each waits for a process of its own
         self._own = threading.local()
         self._pids: set[int] = set()

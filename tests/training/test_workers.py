@@ -107,6 +107,7 @@ def test_an_error_in_a_worker_is_the_callers(tmp_path):
         training.run_relax(f"{tmp_path / 'broken.py'}:task", config, tmp_path / "run", quiet=True, executor=workers)
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_dask_scheduler(serial, tmp_path, capsys):
     distributed = pytest.importorskip("distributed")
     command = [
