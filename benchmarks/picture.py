@@ -173,7 +173,13 @@ def curves(rows: list[dict[str, Any]]) -> tuple[list[str], int]:
             sample = f"{left + 165},{52 + 18 * i} {left + 195},{52 + 18 * i}"
             lines.append(f'<polyline class="line" stroke-dasharray="{dash}" points="{sample}"/>')
             lines.append(f'<text class="note" x="{left + 202}" y="{56 + 18 * i}">batch {batch:,}</text>')
-    return lines, top + height + 40
+    return lines, top + height + 50
+
+
+def drawable(results: dict[str, Any]) -> bool:
+    """Whether the file has what a picture shows: a table by density, or both a layer and a network."""
+    first = [rows[0] for rows in results.get("tables", {}).values()]
+    return results["schema"] == 1 or any("density" in row for row in first) or {"op", "call"} <= set().union(*first)
 
 
 def picture(results: dict[str, Any]) -> str:
@@ -181,10 +187,12 @@ def picture(results: dict[str, Any]) -> str:
     machine = results["machine"]
     by_density = [rows for rows in results.get("tables", {}).values() if "density" in rows[0]]
     lines, height = curves(by_density[0]) if by_density else bars(results)
+    time = ", processor time" * ("processor time" in results.get("title", ""))
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}{time}"
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("efcn_sparse", "torch"))
     lines.append(
         f'<text class="note" x="0" y="{height + 10}">{machine["cpu"]}, {machine["capability"]}, '
-        f"{machine['threads']} threads, {versions}, {machine['date'][:10]}</text>"
+        f"{threads}, {versions}, {machine['date'][:10]}</text>"
     )
     body = "\n".join(lines)
     return (

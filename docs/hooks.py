@@ -23,6 +23,7 @@ PAGES = {
     **{f"docs/tutorials/{p.name}": f"tutorials/{p.stem}.md" for p in execute.SCRIPTS},
 }
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+RESULTS = ROOT / "benchmarks" / "results"
 WORD = re.compile(r"^\| ((?!word |---|`|folder )[^|\n]+) \|", re.MULTILINE)  # of section 2 of DESIGN.md
 SECTION = re.compile(r"<!-- section of ([\w/.]+): (.+?) -->\n")
 
@@ -35,13 +36,14 @@ def on_files(files, config):
             for made in page.parent.glob(f"{page.stem}*"):
                 files.append(File.generated(config, f"tutorials/{made.name}", abs_src_path=str(made)))
         elif source != "README.md":
-            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+            text = (ROOT / source).read_text()
+            files.append(File.generated(config, page, content=_concepts(text) if source == "DESIGN.md" else text))
     sys.path.insert(0, str(ROOT))
-    from benchmarks.picture import picture
+    from benchmarks.picture import drawable, picture
 
-    for results in ROOT.glob("benchmarks/results/*.json"):
-        drawing = picture(json.loads(results.read_text()))
-        files.append(File.generated(config, f"figures/{results.stem}.svg", content=drawing))
+    for path in ROOT.glob("benchmarks/results/*.json"):
+        if drawable(results := json.loads(path.read_text())):
+            files.append(File.generated(config, f"figures/{path.stem}.svg", content=picture(results)))
     return files
 
 
@@ -51,8 +53,10 @@ def on_page_markdown(markdown, page, config, files):
     page.meta["search"] = {"boost": 4 if here.startswith("reference/") else 0.2 if here == "changelog.md" else 1}
     source = {site: source for source, site in PAGES.items() if source != "README.md"}.get(here, f"docs/{here}")
     markdown = _links(markdown, source, here)
-    results = sorted(path.stem for path in ROOT.glob("benchmarks/results/*.json"))
-    pictures = "\n\n".join(f"![Times of {stem}](../figures/{stem}.svg)" for stem in results)
+    drawn = sorted(
+        file.name for file in files if file.src_uri.startswith("figures/") and (RESULTS / f"{file.name}.json").is_file()
+    )
+    pictures = "\n\n".join(f"![Times of {stem}](../figures/{stem}.svg)" for stem in drawn)
     markdown = markdown.replace("<!-- pictures of results -->", pictures)
     if here == "design.md":
         markdown = WORD.sub(lambda found: f'| <a id="{_slug(found[1])}"></a>{found[1]} |', markdown)
@@ -74,6 +78,11 @@ class Docstrings(griffe.Extension):
 def _one_by_one(item: re.Match) -> str:
     """Several arguments that share a description, each with it."""
     return "\n".join(f"{item[1]}{name}: {item[3]}" for name in item[2].split(", "))
+
+
+def _concepts(design: str) -> str:
+    """What a user needs of DESIGN.md: what it is for, the words and the maths."""
+    return "# Concepts\n\n## 1. " + design.partition("\n## 1. ")[2].partition("\n## 4. ")[0]
 
 
 def _slug(words: str) -> str:

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # A billion weights on a laptop
 #
-# ResNet-18 on images of 192×192 pixels, embedded as a locally connected network, has 1,218,452,224 weights; as dense
-# matrices it would have 2·10¹¹. A training step of four images took 0.7 to 0.9 s and 4.9 GiB on two cores of an AMD
-# EPYC (Zen 5): [figures and method](../scale.md). This page does the same with images of 16×16 pixels.
+# ResNet-18 on images of 192×192 pixels, embedded as a locally connected network, has
+# 1,218,452,224 weights; as dense matrices it would have 2·10¹¹. A training step of four
+# images took 0.7 to 0.9 s and 4.9 GiB on two cores of an AMD EPYC (Zen 5): [figures and
+# method](../scale.md). This page does the same with images of 16×16 pixels.
 
 # %%
 import time
@@ -17,25 +18,30 @@ from efcn_sparse.models import resnet18
 # %% [markdown]
 # ## Before: what will it take?
 #
-# `predict_step` runs the model on the meta device, where tensors have shapes and no memory. So it can be asked for
-# any size, and builds nothing.
+# `predict_step` runs the model on the meta device, where tensors have shapes and no memory.
+# So it can be asked for any size, and builds nothing.
 
 
 # %%
 def predict(pixels, batch, **options):
     with torch.device("meta"):
-        return es.planning.predict_step(resnet18(), torch.empty(batch, 3, pixels, pixels), **options)
+        return es.planning.predict_step(
+            resnet18(), torch.empty(batch, 3, pixels, pixels), **options
+        )
 
 
 print(f"{'pixels':>6} {'weights':>15} {'peak, plain SGD':>18} {'peak, inside':>14}")
 for pixels in (16, 192):
     plain, inside = predict(pixels, 4), predict(pixels, 4, optimizer="sgd-inside")
-    print(f"{pixels:>6} {plain.weights // 4:>15,} {plain.peak / 2**30:>14.2f} GiB {inside.peak / 2**30:>10.2f} GiB")
+    print(
+        f"{pixels:>6} {plain.weights // 4:>15,} {plain.peak / 2**30:>14.2f} GiB {inside.peak / 2**30:>10.2f} GiB"
+    )
 
 # %% [markdown]
-# As many numbers as weights is what a gradient takes, and Adam two more. With a billion weights that decides whether
-# it runs. So don't hold a gradient: `FusedOptimizer` applies the update while the backward pass computes it, and with
-# `inside=True` the product that would form the gradient of the weights subtracts it from them instead.
+# As many numbers as weights is what a gradient takes, and Adam two more. With a billion
+# weights that decides whether it runs. So don't hold a gradient: `FusedOptimizer` applies
+# the update while the backward pass computes it, and with `inside=True` the product that
+# would form the gradient of the weights subtracts it from them instead.
 #
 # ## Train
 
@@ -44,7 +50,9 @@ torch.manual_seed(0)
 PIXELS, BATCH = 16, 4
 images, labels = torch.randn(BATCH, 3, PIXELS, PIXELS), torch.randint(1000, (BATCH,))
 efcn = es.embed(resnet18(), images[:2])
-optimizer = es.FusedOptimizer(efcn, lambda parameters: torch.optim.SGD(parameters, lr=0.01), inside=True)
+optimizer = es.FusedOptimizer(
+    efcn, lambda parameters: torch.optim.SGD(parameters, lr=0.01), inside=True
+)
 print(f"{sum(p.numel() for p in efcn.parameters()):,} weights")
 
 for step in range(4):
@@ -62,7 +70,8 @@ assert all(value.grad is None for value in values)
 # %% [markdown]
 # ## With 192 pixels
 #
-# The same program with `PIXELS = 192` needs 6 GiB of memory. So that glibc gives freed memory back, start it with
+# The same program with `PIXELS = 192` needs 6 GiB of memory. So that glibc gives freed
+# memory back, start it with
 #
 # ```sh
 # MALLOC_MMAP_THRESHOLD_=131072 python program.py
@@ -78,8 +87,8 @@ assert all(value.grad is None for value in values)
 #
 # ## Keep it
 #
-# `save_sharded` writes tensor by tensor into files of bounded size, so that memory does not grow; `load_sharded`
-# reads into the storage that is there.
+# `save_sharded` writes tensor by tensor into files of bounded size, so that memory does not
+# grow; `load_sharded` reads into the storage that is there.
 
 # %%
 import tempfile
@@ -92,6 +101,6 @@ with tempfile.TemporaryDirectory() as folder:
 assert all(torch.equal(value, old) for value, old in zip(values, before, strict=True))
 
 # %% [markdown]
-# For a model of your own, ask first: `efcn-sparse doctor package.module:function --input 3,224,224 --batch 32
-# --budget 24GiB` prints what each layer stores and which supports fit; see [Plan a
-# training step](../howto/plan.md).
+# For a model of your own, ask first: `efcn-sparse doctor package.module:function --input
+# 3,224,224 --batch 32 --budget 24GiB` prints what each layer stores and which supports fit;
+# see [Plan a training step](../howto/plan.md).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A block-sparse MLP
 #
-# Train a multilayer perceptron that stores a tenth of its weights, beside the dense one that it came from. The data
-# are 1,797 handwritten digits of 8×8 pixels.
+# Train a multilayer perceptron that stores a tenth of its weights, beside the dense one
+# that it came from. The data are 1,797 handwritten digits of 8×8 pixels.
 
 # %%
 import time
@@ -23,9 +23,10 @@ train, test = order[:1400], order[1400:]
 # %% [markdown]
 # ## A layer
 #
-# `SparseLinear` stands where `nn.Linear` does. It cuts its weight matrix into blocks, here of 32×32, and stores some
-# of them: the [density](../../DESIGN.md#density) says which share. Which ones is the layer's
-# [pattern](../../DESIGN.md#pattern); without one of your own it is drawn at random.
+# `SparseLinear` stands where `nn.Linear` does. It cuts its weight matrix into blocks, here
+# of 32×32, and stores some of them: the [density](../../DESIGN.md#density) says which
+# share. Which ones is the layer's [pattern](../../DESIGN.md#pattern); without one of your
+# own it is drawn at random.
 
 # %%
 layer = es.SparseLinear(1024, 1024, density=0.1, block_shape=(32, 32))
@@ -33,8 +34,9 @@ print(layer)
 print("values:", tuple(layer.values.shape), "instead of", (1024, 1024))
 
 # %% [markdown]
-# `values` is the only copy of the weights, an ordinary parameter. So its gradient and the optimizer's state are as
-# small as it is, and nothing dense is formed in training. The picture shows where blocks are stored.
+# `values` is the only copy of the weights, an ordinary parameter. So its gradient and the
+# optimizer's state are as small as it is, and nothing dense is formed in training. The
+# picture shows where blocks are stored.
 
 # %%
 plt.figure(figsize=(3, 3))
@@ -46,8 +48,8 @@ plt.show()
 # %% [markdown]
 # ## A model
 #
-# `sparsify` replaces the `nn.Linear` layers whose names match, and keeps the blocks with the largest norms. The first
-# and the last layer are small, and stay dense.
+# `sparsify` replaces the `nn.Linear` layers whose names match, and keeps the blocks with
+# the largest norms. The first and the last layer are small, and stay dense.
 
 
 # %%
@@ -63,7 +65,9 @@ def mlp():
 
 models = {
     "dense": mlp(),
-    "10% of the blocks": es.sparsify(mlp(), {"[24]": dict(density=0.1, block_shape=(32, 32))}),
+    "10% of the blocks": es.sparsify(
+        mlp(), {"[24]": dict(density=0.1, block_shape=(32, 32))}
+    ),
 }
 print(es.sparsity(models["10% of the blocks"]))
 
@@ -94,15 +98,17 @@ for name, model in models.items():
     with torch.no_grad():
         accuracy = (model(x[test]).argmax(1) == y[test]).float().mean().item()
     weights = sum(p.numel() for p in model.parameters())
-    print(f"{name:>18}: {weights:9,} numbers, {1000 * seconds:4.1f} ms a step, {accuracy:.1%} right")
+    print(
+        f"{name:>18}: {weights:9,} numbers, {1000 * seconds:4.1f} ms a step, {accuracy:.1%} right"
+    )
     axes.plot(losses, label=name)
 axes.set(xlabel="step", ylabel="training loss", yscale="log")
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# Times are of the machine that built this page, while it did other things too; [When it pays](../when.md) has careful
-# ones.
+# Times are of the machine that built this page, while it did other things too; [When it
+# pays](../when.md) has careful ones.
 #
 # ## Which code runs
 #
@@ -112,5 +118,5 @@ plt.show()
 print(es.explain(layer))
 
 # %% [markdown]
-# Next: [choose a block shape and a density](../howto/choose_blocks.md), or take a trained transformer [from dense to
-# sparse](prune_transformer.py).
+# Next: [choose a block shape and a density](../howto/choose_blocks.md), or take a trained
+# transformer [from dense to sparse](prune_transformer.py).

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # On a GPU
 #
-# The layers run on GPUs through Triton, with the same code. **This backend is tested under Triton's interpreter and
-# has not run on hardware yet**, so there is no measured speed: [what is known](../gpu.md). The cells below run where
-# a GPU is; where this page was built there is none, and they say so.
+# The layers run on GPUs through Triton, with the same code. **This backend is tested under
+# Triton's interpreter and has not run on hardware yet**, so there is no measured speed:
+# [what is known](../gpu.md). The cells below run where a GPU is; where this page was built
+# there is none, and they say so.
 
 # %%
 import torch
@@ -12,13 +13,16 @@ from torch import nn
 import efcn_sparse as es
 
 device = "cuda" if torch.cuda.is_available() else None
-print(torch.cuda.get_device_name() if device else "no GPU here: the cells below are skipped")
+print(
+    torch.cuda.get_device_name() if device else "no GPU here: the cells below are skipped"
+)
 
 # %% [markdown]
 # ## Move the model
 #
-# `.to("cuda")` takes values and patterns along. Blocks of 64×64 or 128×128 suit tensor cores; compute capability 8.0
-# or more (A100, RTX 30, H100 and newer) and Triton 3.6 are needed.
+# `.to("cuda")` takes values and patterns along. Blocks of 64×64 or 128×128 suit tensor
+# cores; compute capability 8.0 or more (A100, RTX 30, H100 and newer) and Triton 3.6 are
+# needed.
 
 # %%
 torch.manual_seed(0)
@@ -31,8 +35,9 @@ if device:
 # %% [markdown]
 # ## Train in bf16
 #
-# Weights stay in fp32 and products are in bf16, with sums in fp32. For products in fp32 on tensor cores, call
-# `torch.set_float32_matmul_precision("high")`: by default none are used, as torch does.
+# Weights stay in fp32 and products are in bf16, with sums in fp32. For products in fp32 on
+# tensor cores, call `torch.set_float32_matmul_precision("high")`: by default none are used,
+# as torch does.
 
 # %%
 if device:
@@ -47,8 +52,8 @@ if device:
     print(f"loss {loss.item():.4f}")
 
 # %% [markdown]
-# The first call with a pattern plans it and compiles kernels, which takes seconds. Later ones only launch, so that a
-# step can be captured in a CUDA graph.
+# The first call with a pattern plans it and compiles kernels, which takes seconds. Later
+# ones only launch, so that a step can be captured in a CUDA graph.
 #
 # ## Compare with the dense layer
 #
@@ -64,7 +69,10 @@ if device:
     for name, call in {"dense": dense, "block-sparse": layer}.items():
         for _ in range(10):
             call(x)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (
+            torch.cuda.Event(enable_timing=True),
+            torch.cuda.Event(enable_timing=True),
+        )
         start.record()
         for _ in range(100):
             call(x)
@@ -84,5 +92,5 @@ if device:
 # print(es.spmm(torch.randn(4, 64), layer.values, layer.pattern, backend='triton').shape)"
 # ```
 #
-# `python -m benchmarks.gpu.run` measures a GPU in seven minutes; a page of results from yours [is
-# welcome](../gpu.md#measure).
+# `python -m benchmarks.gpu.run` measures a GPU in seven minutes; a page of results from
+# yours [is welcome](../gpu.md#measure).

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Sparsify and prune a transformer
 #
-# A small GPT learns the text of this library's own sources, byte by byte. Three ways to have a fraction of the
-# weights in its MLPs: keep the strongest blocks at the start, prune while training, and fine-tune blocks beside
-# frozen weights. On this page it trains for seconds, so losses are high: the figures of a longer training are
+# A small GPT learns the text of this library's own sources, byte by byte. Three ways to
+# have a fraction of the weights in its MLPs: keep the strongest blocks at the start, prune
+# while training, and fine-tune blocks beside frozen weights. On this page it trains for
+# seconds, so losses are high: the figures of a longer training are
 # [below](#what-a-longer-training-gives).
 
 # %%
@@ -27,10 +28,16 @@ class Block(nn.Module):
         super().__init__()
         self.before_attention, self.before_mlp = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+        self.mlp = nn.Sequential(
+            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+        )
 
     def forward(self, x):
-        q, k, v = self.qkv(self.before_attention(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.before_attention(x))
+            .unflatten(-1, (3, HEADS, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.before_mlp(x))
@@ -49,14 +56,18 @@ class GPT(nn.Module):
 
 def loss_of(model, text, starts):
     window = text[starts[:, None] + torch.arange(CONTEXT + 1)]
-    return nn.functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+    return nn.functional.cross_entropy(
+        model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten()
+    )
 
 
 def train(model, optimizer, after_step=lambda: None, steps=STEPS):
     generator, losses = torch.Generator().manual_seed(0), []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = loss_of(model, text, torch.randint(len(text) - CONTEXT, (BATCH,), generator=generator))
+        loss = loss_of(
+            model, text, torch.randint(len(text) - CONTEXT, (BATCH,), generator=generator)
+        )
         loss.backward()
         optimizer.step()
         after_step()
@@ -66,9 +77,18 @@ def train(model, optimizer, after_step=lambda: None, steps=STEPS):
 
 def report(name, model):
     with torch.no_grad():
-        loss = loss_of(model, unseen, torch.arange(0, len(unseen) - CONTEXT - 1, CONTEXT)[:128]).item()
-    mlps = sum(p.numel() for block in model.blocks for p in block.mlp.parameters() if p.requires_grad and p.dim() > 1)
-    print(f"{name:>10}: {mlps:8,} MLP weights trained, {loss:.3f} nats per byte of unseen text")
+        loss = loss_of(
+            model, unseen, torch.arange(0, len(unseen) - CONTEXT - 1, CONTEXT)[:128]
+        ).item()
+    mlps = sum(
+        p.numel()
+        for block in model.blocks
+        for p in block.mlp.parameters()
+        if p.requires_grad and p.dim() > 1
+    )
+    print(
+        f"{name:>10}: {mlps:8,} MLP weights trained, {loss:.3f} nats per byte of unseen text"
+    )
 
 
 # %% [markdown]
@@ -77,7 +97,8 @@ def report(name, model):
 #
 # ## Sparse from the start: `sparsify`
 #
-# The rules name layers by shell-style patterns, and what each keeps. Attention, embeddings and the head stay dense.
+# The rules name layers by shell-style patterns, and what each keeps. Attention, embeddings
+# and the head stay dense.
 
 # %%
 torch.manual_seed(0)
@@ -87,15 +108,18 @@ dense = copy.deepcopy(start)
 losses["dense"] = train(dense, torch.optim.AdamW(dense.parameters(), lr=2e-3))
 report("dense", dense)
 
-sparse = es.sparsify(copy.deepcopy(start), {"*.mlp.*": dict(density=0.25, block_shape=(16, 16))})
+sparse = es.sparsify(
+    copy.deepcopy(start), {"*.mlp.*": dict(density=0.25, block_shape=(16, 16))}
+)
 losses["sparsify"] = train(sparse, torch.optim.AdamW(sparse.parameters(), lr=2e-3))
 report("sparsify", sparse)
 
 # %% [markdown]
 # ## Prune while training: `Pruner`
 #
-# The layers stay dense while blocks are set to zero, more and more of them as the schedule says: those with the
-# smallest norms. After `finish()` the rest alone is stored, and the optimizer goes on with what it had.
+# The layers stay dense while blocks are set to zero, more and more of them as the schedule
+# says: those with the smallest norms. After `finish()` the rest alone is stored, and the
+# optimizer goes on with what it had.
 
 # %%
 pruned = copy.deepcopy(start)
@@ -117,8 +141,15 @@ plt.show()
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(6, 2.5), sharey=True)
-for axis, (name, model) in zip(axes, {"sparsify": sparse, "Pruner": pruned}.items(), strict=True):
-    axis.imshow(model.blocks[0].mlp[0].pattern.to_mask(), aspect="auto", cmap="Blues", interpolation="nearest")
+for axis, (name, model) in zip(
+    axes, {"sparsify": sparse, "Pruner": pruned}.items(), strict=True
+):
+    axis.imshow(
+        model.blocks[0].mlp[0].pattern.to_mask(),
+        aspect="auto",
+        cmap="Blues",
+        interpolation="nearest",
+    )
     axis.set(title=name, xlabel="inputs")
 axes[0].set_ylabel("outputs")
 plt.show()
@@ -126,9 +157,10 @@ plt.show()
 # %% [markdown]
 # ## Fine-tune blocks beside frozen weights: `SparseDelta`
 #
-# Where the dense weights must stay, a few blocks beside them can train, as LoRA's matrices do. They are placed where
-# the gradient of some batches is largest, and `merge` adds them to the dense weights. The dense model from above
-# learns another text, that of Python's module `random`.
+# Where the dense weights must stay, a few blocks beside them can train, as LoRA's matrices
+# do. They are placed where the gradient of some batches is largest, and `merge` adds them
+# to the dense weights. The dense model from above learns another text, that of Python's
+# module `random`.
 
 # %%
 import inspect
@@ -137,7 +169,9 @@ import random
 other = torch.tensor(list(inspect.getsource(random).encode()))
 starts = torch.arange(0, len(other) - CONTEXT - 1, CONTEXT)
 rules = {"*.mlp.*": dict(density=0.05, block_shape=(16, 16))}
-deltas = es.SparseDelta.add(dense, rules, lambda model, part: loss_of(model, other, part), starts.split(64))
+deltas = es.SparseDelta.add(
+    dense, rules, lambda model, part: loss_of(model, other, part), starts.split(64)
+)
 for name, parameter in dense.named_parameters():
     parameter.requires_grad_(name.endswith("delta.values"))
 
@@ -157,8 +191,9 @@ assert after < before
 # %% [markdown]
 # ## What a longer training gives
 #
-# Two blocks of width 256, 500 steps of 1,024 bytes, 90% of the MLPs' blocks of 16×16 pruned by magnitude during the
-# first 60% of the steps; an AMD EPYC (Zen 4), one thread of two cores, fp32, torch 2.13, other work on the machine:
+# Two blocks of width 256, 500 steps of 1,024 bytes, 90% of the MLPs' blocks of 16×16 pruned
+# by magnitude during the first 60% of the steps; an AMD EPYC (Zen 4), one thread of two
+# cores, fp32, torch 2.13, other work on the machine:
 #
 # | | dense | pruned | |
 # |---|---|---|---|
@@ -168,4 +203,5 @@ assert after < before
 # | the same, one token | 0.049 ms | 0.087 ms | 1.8 times slower |
 # | MLP 768 → 3072 → 768, blocks of 64, forward and backward, 2,048 tokens | 2,040 ms | 222 ms | 9.2 times faster |
 #
-# Next: scores, budgets over layers, group lasso, checkpoints and DDP in [the guide](../pruning.md).
+# Next: scores, budgets over layers, group lasso, checkpoints and DDP in [the
+# guide](../pruning.md).

@@ -1,15 +1,17 @@
 # %% [markdown]
 # # Several processes
 #
-# Sparse layers hold plain parameters, so PyTorch's tools for many processes apply. This page is a program that trains
-# one model in three ways: in one process; with DDP, where each process sees a part of the batch; and with the
-# *blocks* divided, where each process holds a part of the weights. Start it with
+# Sparse layers hold plain parameters, so PyTorch's tools for many processes apply. This
+# page is a program that trains one model in three ways: in one process; with DDP, where
+# each process sees a part of the batch; and with the *blocks* divided, where each process
+# holds a part of the weights. Start it with
 #
 # ```sh
 # torchrun --nproc-per-node 2 several_processes.py
 # ```
 #
-# Without torchrun, as in the cells below, one process is all there is. The last cell starts two.
+# Without torchrun, as in the cells below, one process is all there is. The last cell starts
+# two.
 
 # %%
 import copy
@@ -36,13 +38,15 @@ rank, world = dist.get_rank(), dist.get_world_size()
 # %% [markdown]
 # ## One model, alike everywhere
 #
-# Parameters can be sent around, and DDP does so; [patterns](../../DESIGN.md#pattern), that is which blocks are
-# stored, cannot. Every process must build the same ones. A seed is enough for that, and `check_same_patterns` raises
-# on every process if it was not.
+# Parameters can be sent around, and DDP does so; [patterns](../../DESIGN.md#pattern), that
+# is which blocks are stored, cannot. Every process must build the same ones. A seed is
+# enough for that, and `check_same_patterns` raises on every process if it was not.
 
 # %%
 torch.manual_seed(0)
-dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10))
+dense = nn.Sequential(
+    nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)
+)
 model = es.sparsify(dense, {"[02]": dict(density=0.25, block_shape=(16, 16))})
 es.distributed.check_same_patterns(model)
 
@@ -72,11 +76,13 @@ show("one process", alone)
 # %% [markdown]
 # ## DDP: a part of the batch each
 #
-# Gradients are averaged, so that the weights stay alike. The loss of the whole batch is the mean of the parts'
-# losses.
+# Gradients are averaged, so that the weights stay alike. The loss of the whole batch is the
+# mean of the parts' losses.
 
 # %%
-ddp = fit(DistributedDataParallel(copy.deepcopy(model)), x[rank::world], labels[rank::world])
+ddp = fit(
+    DistributedDataParallel(copy.deepcopy(model)), x[rank::world], labels[rank::world]
+)
 dist.all_reduce(ddp)
 show("DDP", ddp / world)
 assert torch.allclose(ddp / world, alone, atol=1e-4)
@@ -84,9 +90,9 @@ assert torch.allclose(ddp / world, alone, atol=1e-4)
 # %% [markdown]
 # ## A part of the blocks each
 #
-# `BlockRowParallel` makes the values of each sparse layer a `DTensor`, of which a process holds, multiplies and
-# trains a run of blocks; their results are summed. Every process sees the whole batch. Make the optimizer afterwards,
-# since `values` is a new parameter.
+# `BlockRowParallel` makes the values of each sparse layer a `DTensor`, of which a process
+# holds, multiplies and trains a run of blocks; their results are summed. Every process sees
+# the whole batch. Make the optimizer afterwards, since `values` is a new parameter.
 
 # %%
 mesh = init_device_mesh("cpu", (world,))
@@ -109,7 +115,9 @@ assert sum(every) == model[0].values.numel() + model[2].values.numel()
 
 # %%
 whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-state = get_model_state_dict(divided, options=whole)  # every process calls it; rank 0 gets all
+state = get_model_state_dict(
+    divided, options=whole
+)  # every process calls it; rank 0 gets all
 if rank == 0:
     print(model.load_state_dict(state))
 dist.barrier()  # over gloo: nobody leaves while another still reads
@@ -120,10 +128,19 @@ dist.destroy_process_group()
 
 # %%
 if "RANK" not in os.environ:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     program = "docs/tutorials/several_processes.py"
-    done = subprocess.run([*torchrun, program], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*torchrun, program], env=environment, capture_output=True, text=True, timeout=200
+    )
     print(done.stdout if done.returncode == 0 else done.stderr)
     assert done.returncode == 0
 
