@@ -78,7 +78,7 @@ print(es.sparsity(models["10% of the blocks"]))
 
 
 # %%
-def fit(model, steps=60):
+def fit(model, steps=40):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(1)
     losses, start = [], time.perf_counter()

@@ -17,7 +17,7 @@ from torch import nn
 
 import efcn_sparse as es
 
-SIDE, CHANNELS, STEPS = 8, 4, 200
+SIDE, CHANNELS, STEPS = 8, 4, 160
 partners = torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(7))
 
 
