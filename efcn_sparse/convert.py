@@ -91,7 +91,8 @@ def to_scipy(values: Tensor, pattern: BlockPattern) -> bsr_array:
 def from_scipy(matrix: bsr_array) -> tuple[BlockPattern, Tensor]:
     """``(pattern, values)`` of a SciPy BSR matrix, copied; duplicates are summed, and blocks sorted."""
     if getattr(matrix, "format", None) != "bsr":
-        raise ValueError(f"matrix must be a scipy.sparse.bsr_array, got {type(matrix).__name__}")
+        cure = "; matrix.tobsr(blocksize=(rows, cols)) makes one" if hasattr(matrix, "tobsr") else ""
+        raise ValueError(f"matrix must be a scipy.sparse.bsr_array, got {type(matrix).__name__}{cure}")
     matrix = matrix.copy()
     matrix.sum_duplicates()
     crow, col, data = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))

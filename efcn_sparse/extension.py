@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+_NEEDED = ("usual_spmm", "GATHER_SIDE", "CROWDED_SIDE")  # what an extension of an earlier version does not have
+
 
 @dataclass(frozen=True)
 class ExtensionStatus:
@@ -43,6 +45,8 @@ def extension_status() -> ExtensionStatus:
         return ExtensionStatus(False, "it was not built; reinstall with a C++ compiler and EFCN_BUILD=cpu", "")
     except (ImportError, OSError) as error:
         return ExtensionStatus(False, f"it does not load ({error}); rebuild it against the installed torch", "")
+    if any(not hasattr(module, name) for name in _NEEDED):
+        return ExtensionStatus(False, f"{module.__file__} is older than the Python code; rebuild the extension", "")
     return ExtensionStatus(True, "", str(module.__file__))
 
 

@@ -40,4 +40,16 @@ def factory_of(name: str, argument: str = "MODEL") -> Callable[[], Any]:
     found = imported(name, argument)
     if not callable(found):
         raise ValueError(f"{argument} must name a callable, got {name!r}, a {type(found).__name__}")
-    return found
+
+    def make() -> Any:
+        try:
+            return found()
+        except TypeError:  # told by those who call this without arguments
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            raise ValueError(
+                f"{argument} {name} must make a model, and raised {kind}: {error} (--traceback)"
+            ) from error
+
+    return make

@@ -239,6 +239,8 @@ class EmbeddedConv(nn.Module):
         geometry = self.geometry
         expected = (geometry.in_channels, *geometry.image_size)
         traced = isinstance(input, torch.fx.Proxy)  # of no known size: taken for a batch
+        if not traced and not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}")
         batched = traced or input.dim() == len(expected) + 1
         if not traced and tuple(input.shape[1:] if batched else input.shape) != expected:
             sizes = ", ".join(map(str, expected))

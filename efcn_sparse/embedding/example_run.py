@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from efcn_sparse.embedding.geometry import ConvGeometry
 
 _CONVOLUTION = re.compile(r"conv(?!ert)")  # aten::conv2d, aten::convolution, aten::mkldnn_convolution, ...
+_UNFOLD = ("aten::im2col", "aten::unfold")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Run:
         example, training: what it was given, and in which mode.
         output: what it returned.
         computed: the convolutions, in order.
+        unfolded: names of the modules that laid windows of their input side by side, as for a convolution by a product.
         shapes: by the name of a watched module, the shapes of what it got.
         traced: by the name of a traced module, the convolution that each of its calls was; None where it was more.
     """
@@ -116,6 +118,7 @@ class Run:
     training: bool
     output: Any = None
     computed: list[Call] = field(default_factory=list)
+    unfolded: set[str] = field(default_factory=set)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     traced: dict[str, list[ConvGeometry | None]] = field(default_factory=dict)
 
@@ -141,7 +144,7 @@ def run(
     copied.train(training)
     with _same_random_numbers(copied), torch.no_grad(), watch:
         done.output = example.call(copied)
-    done.computed = watch.computed
+    done.computed, done.unfolded = watch.computed, watch.unfolded
     return done
 
 
@@ -185,6 +188,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.computed: list[Call] = []
+        self.unfolded: set[str] = set()
         self._names = {id(module): name for name, module in model.named_modules()}
         self._parameters = dict(model.named_parameters())  # holds them, so that their ids stay theirs
         self._weights = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -198,6 +202,8 @@ class _Watch(TorchDispatchMode):
         name = func._schema.name
         if name == "aten::constant_pad_nd" and (len(args) < 3 or args[2] == 0):
             self._padded = output, args[0], args[1]
+        elif name in _UNFOLD:
+            self.unfolded.add(self._innermost())
         elif _CONVOLUTION.search(name) and isinstance(output, Tensor) and len(args) > 1:
             self._last = output, args
             self.computed.append(Call(self._innermost(), self._weights.get(id(args[1])), args[1].numel()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -98,7 +99,7 @@ def survey(
 
     runs = _runs(model, example, {name: conv for name, (conv, _) in choices.items()})
     functions = _functions(model, runs, rules, {own_names[0] for own_names in names.values()})
-    everything = [*names.values(), *functions]
+    everything = [*names.values(), *functions, *((name,) for done in runs for name in done.unfolded)]
     unused = [pattern for pattern in rules if not any(_matches(pattern, own_names) for own_names in everything)]
     if unused:
         known = [own_names[0] for own_names in everything]
@@ -193,6 +194,14 @@ def _functions(
             reason = f"its forward computes a convolution by itself{f', with {call.weight!r}' if call.weight else ''}"
             raise refuse(names[0], model.get_submodule(call.name), reason)
         found[names] = call.kernel
+    unfolded = sorted({name for done in runs for name in done.unfolded} - modules)
+    left = dict.fromkeys(pattern for pattern, rule in rules.items() if rule is None)
+    told = [name or "the model itself" for name in unfolded if _first(left, (name,)) is None]
+    if told:
+        warnings.warn(
+            f"{', '.join(told)}: unfolds its input; a product with that is a convolution, which is left as it is, not "
+            "counted by deviation. layers={name: None} says so and is silent"
+        )
     return found
 
 

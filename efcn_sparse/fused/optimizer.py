@@ -234,10 +234,10 @@ class FusedOptimizer(Optimizer):
         self._looks, rest = False, self._parameters_of_the_rest()
         self._seen = [(p, p.grad, p.grad._version) for p in rest if p.grad is not None]
 
-    def _warn_of_changes(self, expected: int) -> None:
+    def _warn_of_changes(self) -> None:
         """Warn, once, if the gradients of the rest were changed since backward: those of the values were not."""
         changed = any(
-            p.grad is not None and (p.grad is not gradient or gradient._version != version + expected)
+            p.grad is not None and (p.grad is not gradient or gradient._version != version)
             for p, gradient, version in self._seen
         )
         if changed and not self._told_of_changes:
@@ -275,7 +275,7 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad(), self.updating():
                 loss = closure()
-        self._warn_of_changes(expected=0 if scaler is None else 1)  # a scaler writes once into each
+        self._warn_of_changes()  # a scaler has written too, which moves no version counter
         unscaled = None if scaler is None else self._unscale(scaler)
         gradients = [*((*waiting, unscaled) for waiting in self._waiting), *((*held, None) for held in self._held())]
         rest = self._parameters_of_the_rest()

@@ -105,6 +105,8 @@ class Growth:
         if type(optimizer).__name__ in _CANNOT_FOLLOW:
             kind = type(optimizer).__name__
             raise ValueError(f"optimizer must keep a state for each value, which moves with its block, got {kind}")
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            raise ValueError("optimizer must take dense gradients, which values have, got SparseAdam; use Adam")
         self._layers = _growing(model, layers)
         self._copies = tuple(copy.module if isinstance(copy, AveragedModel) else copy for copy in copies)
         for layer in self._layers.values():

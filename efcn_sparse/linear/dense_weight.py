@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ class DenseWeight(Tensor):
             result = func(*args, **kwargs)
             shares = isinstance(result, Tensor) and any(_share(result, one) for one in args if isinstance(one, cls))
             return result.as_subclass(cls) if shares else result
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return copy.deepcopy(self.as_subclass(Tensor), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from efcn_sparse.pattern.checks import checked_density, checked_pair
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -81,6 +83,27 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     return out_by_in(module, weight)
 
 
+def check_rules(rules: Any, *optional: str) -> None:
+    """Refuse rules that are no dict of name patterns to ``dict(density=..., block_shape=...)`` or None.
+
+    Args:
+        optional: keys that a rule may have besides.
+    """
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules must be a dict of name patterns to dicts, got {type(rules).__name__}")
+    for pattern, rule in rules.items():
+        if rule is None:
+            continue
+        needed = {"density", "block_shape"}
+        if not isinstance(rule, Mapping) or not needed <= set(rule) <= needed | set(optional):
+            besides = "".join(f" (and {name})" for name in optional)
+            raise ValueError(
+                f"rules[{pattern!r}] must be a dict of density and block_shape{besides} or None, got {rule!r}"
+            )
+        checked_density(rule["density"])
+        checked_pair("block_shape", rule["block_shape"], least=1)
+
+
 def chosen_linears(
     model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], purpose: str, *known: str
 ) -> dict[str, tuple[nn.Module, Mapping[str, Any]]]:
@@ -93,6 +116,7 @@ def chosen_linears(
     Raises:
         ValueError: a rule matches no Linear or is no such dict, or a layer cannot be replaced without losing something.
     """
+    check_rules(rules)
     linears = {name: module for name, module in model.named_modules() if linear_base(module) is not None}
     chosen, unused = {}, set(rules)
     for name, module in linears.items():
@@ -103,7 +127,7 @@ def chosen_linears(
         rule = rules[pattern]
         if rule is None:
             continue
-        if set(rule) != {"density", "block_shape"} or not 0 < rule["density"] <= 1:
+        if not rule["density"]:
             raise ValueError(f"rules must be dict(density in (0, 1], block_shape=...) or None, got {rule!r}")
         base = linear_base(module)
         assert base is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.pattern import BlockPattern
-from efcn_sparse.pattern.checks import checked_pair
+from efcn_sparse.pattern.checks import checked_density, checked_pair
 from efcn_sparse.pattern.sources import covering
 
 
@@ -22,8 +22,7 @@ def strongest_blocks(weight: Tensor, *, density: float, block_shape: Sequence[in
 
     On the meta device the norms are not known: it is some pattern with as many blocks, in place of one to be loaded.
     """
-    if not 0.0 <= density <= 1.0:
-        raise ValueError(f"density must lie in [0, 1], got {density}")
+    density = checked_density(density)
     height, width = checked_pair("block_shape", block_shape, least=1)
     norms = sums_of_blocks(weight.double().square(), (height, width))
     if weight.is_meta:

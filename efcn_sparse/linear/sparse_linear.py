@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from efcn_sparse.linear import state
 from efcn_sparse.linear.dense_weight import DenseWeight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
+from efcn_sparse.linear.state import Lineage
 from efcn_sparse.ops import spmm
 from efcn_sparse.ops.checks import under_transforms
 from efcn_sparse.pattern import BlockPattern
@@ -95,6 +97,9 @@ class SparseLinear(nn.Module):
     _pattern: BlockPattern
     _seen: state.Seen
     _checked_broadcast: bool
+    _lineage: Lineage
+    _moves: int  # of the lineage, when this layer last looked
+    _copied: int | None = None  # the version of the values of a copy when it was made
 
     def __init__(
         self,
@@ -111,6 +116,8 @@ class SparseLinear(nn.Module):
         super().__init__()
         if pattern is None and density is not None and block_shape is not None:
             pattern = BlockPattern.random((out_features, in_features), block_shape, density)
+            if pattern.nnz_blocks == 0 and out_features and in_features:
+                warnings.warn("density=0 stores no block, so the output is the bias alone", stacklevel=2)
         elif density is not None or block_shape is not None:
             given = {"pattern": pattern, "density": density, "block_shape": block_shape}
             names = " and ".join(name for name, what in given.items() if what is not None)
@@ -124,6 +131,7 @@ class SparseLinear(nn.Module):
             device = default if default.type == "meta" else pattern.device
         device = torch.device(device)
         self.in_features, self.out_features = in_features, out_features
+        self._lineage = Lineage()
         self.backend = "auto"
         self.product: Product | None = None
         self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
@@ -158,7 +166,9 @@ class SparseLinear(nn.Module):
 
     @pattern.setter
     def pattern(self, pattern: BlockPattern) -> None:
-        self._pattern, self._checked_broadcast = pattern, False
+        if "_pattern" in self.__dict__ and pattern != self._pattern:
+            self._lineage.moves, self._lineage.latest = self._lineage.moves + 1, pattern.fingerprint
+        self._pattern, self._checked_broadcast, self._moves = pattern, False, self._lineage.moves
         self._seen = state.write_buffers(self, pattern)
         if isinstance(self.values, nn.Parameter):
             self.values.of_pattern = pattern.fingerprint  # type: ignore[attr-defined]
@@ -167,6 +177,8 @@ class SparseLinear(nn.Module):
         super().__setstate__(state)
         # a copy's arrays have new version counters, which would not tell that another pattern was written into them
         self._seen = [(part, None, -1) for part, _, _ in self._seen]
+        self._lineage = self.__dict__.get("_lineage") or Lineage()
+        self._moves, self._copied = self._lineage.moves, _version(self.values)
 
     def check_pattern(self) -> None:
         """See that values and buffers are those of the pattern, and that it is where they are; it is called often.
@@ -192,6 +204,19 @@ class SparseLinear(nn.Module):
             self.pattern = self._pattern.to(values.device)
         if self._awaits_numbers and not values.is_meta:
             self._awaits_numbers = False
+
+    def _others_moved(self) -> None:
+        """Warn if this is a copy that looks like an average: written to, and not training itself."""
+        self._moves = self._lineage.moves
+        trains = torch.is_grad_enabled() and self.values.requires_grad
+        written = self._copied is not None and _version(self.values) != self._copied
+        if written and not trains and self._lineage.latest != self._pattern.fingerprint:
+            warnings.warn(
+                f"{self._title}: values were written, and blocks of the layer that this one is a copy of have moved: "
+                "an average over parameters() would mix blocks of different places. Name the copy in "
+                "Growth(copies=[...]), or call adopt_patterns(average, model.state_dict()) after blocks moved",
+                stacklevel=2,
+            )
 
     def _settle(self) -> None:
         """Compare the pattern with buffers that somebody has written or replaced.
@@ -239,6 +264,8 @@ class SparseLinear(nn.Module):
         return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self._moves != self._lineage.moves:
+            self._others_moved()
         if self._pattern.nnz_blocks == 0 and getattr(self, "_is_fsdp_managed_module", False):
             self._refuse_empty_under_fsdp()
         if self.product is None or not torch.is_grad_enabled():
@@ -334,3 +361,9 @@ class SparseLinear(nn.Module):
         missing_keys += [key for key in missing if key not in state.index_keys(prefix)]
         self._awaits_numbers = False
         self.pattern = self._pattern.to(self.values.device)
+        if self._copied is not None:
+            self._copied = _version(self.values)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

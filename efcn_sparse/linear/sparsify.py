@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from efcn_sparse.linear.refusals import as_linear, linear_base, reason_to_keep, shared_parameter
+from efcn_sparse.linear.refusals import as_linear, check_rules, linear_base, reason_to_keep, shared_parameter
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
 
@@ -41,6 +41,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], *,
         >>> es.sparsify(net, {"2": None, "[0-1]": dict(density=0.25, block_shape=(8, 8))})[0].pattern.nnz_blocks
         16
     """
+    check_rules(rules, "cover")
     chosen: dict[str, Mapping[str, Any]] = {}
     unused = set(rules)
     for name, module in model.named_modules(remove_duplicate=False):
@@ -82,7 +83,7 @@ def densify(model: nn.Module) -> nn.Module:
     Law: ``densify(model)(x) == model(x)``, up to the order of sums.
 
     Raises:
-        NotImplementedError: a convolution is embedded with a low-rank part, which needs the pattern.
+        NotImplementedError: a convolution is embedded with a low-rank part, which is no Linear.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -96,7 +97,8 @@ def densify(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if getattr(module, "low_rank", None) is not None:
             raise NotImplementedError(
-                f"{name or type(module).__name__}: a low-rank part needs the pattern of its layer"
+                f"{name or type(module).__name__}: must have no low-rank part, which is a product beside the blocks "
+                "and no nn.Linear; torch.export takes the model as it is, and unembed(model) gives the nearest CNN"
             )
         if isinstance(module, SparseLinear):
             memo[id(module)] = module.to_linear()

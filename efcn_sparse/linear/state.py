@@ -20,6 +20,19 @@ def index_keys(prefix: str) -> list[str]:
     return [f"{prefix}{part}" for part in PARTS] + [f"{prefix}pattern.{part}" for part in PARTS]
 
 
+class Lineage:
+    """What a layer and its copies have in common: how often blocks of one of them moved, and where they are then."""
+
+    def __init__(self) -> None:
+        self.moves, self.latest = 0, ""
+
+    def __deepcopy__(self, memo: Any) -> Lineage:
+        return self
+
+    def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
+        return Lineage, ()
+
+
 # -- buffers ---------------------------------------------------------------------------------------------------------
 
 
@@ -146,9 +159,14 @@ def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> B
 
 def _whole(array: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
     """Integers that became floating-point numbers, as in the mean of several state dicts, as integers again."""
-    if not array.is_floating_point() or not bool((array == array.round()).all()):
+    if not array.is_floating_point():
         return array
-    return array.to(dtype)
+    whole = array.double().round()
+    if bool(((array.double() - whole).abs() > 8 * torch.finfo(array.dtype).eps * whole.abs().clamp(min=1)).any()):
+        raise ValueError(
+            "index arrays were averaged, as by a mean of state dicts; average the entries with is_floating_point() only"
+        )
+    return whole.to(dtype)
 
 
 def take_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, missing: list[str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.pattern.checks import (
+    checked_density,
     checked_indices,
     checked_mask,
     checked_masks,
@@ -223,8 +224,7 @@ class BlockPattern:
             16
         """
         shape, block_shape = _checked_shapes(shape, block_shape)
-        if not 0.0 <= density <= 1.0:
-            raise ValueError(f"density must lie in [0, 1], got {density}")
+        density = checked_density(density)
         grid = grid_of(shape, block_shape)
         device = index_device() if generator is None else generator.device
         flat = draw_blocks(grid[0] * grid[1], density, generator, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,15 @@ def checked_pair(name: str, pair: Sequence[int], least: int) -> tuple[int, int]:
     if (first, second) != tuple(pair) or min(first, second) < least:
         raise ValueError(f"{name} must be two integers of at least {least}, got {tuple(pair)}")
     return first, second
+
+
+def checked_density(density: object) -> float:
+    """``density`` as a float in [0, 1]."""
+    if not isinstance(density, numbers.Real):
+        raise TypeError(f"density must be a number in [0, 1], got {density!r}")
+    if not 0.0 <= float(density) <= 1.0:
+        raise ValueError(f"density must lie in [0, 1], got {density}")
+    return float(density)
 
 
 def index_device(device: torch.device | str | None = None) -> torch.device:

@@ -110,7 +110,9 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[st
             told = " ".join(",".join(header).split())[:300]
             raise ValueError(f"{path} must have the columns {','.join(columns)}, got {told}")
     if torn:
-        wrong.append(f"{path} {TORN}")
+        wrong.append(
+            f"{path} must be UTF-8, got other bytes in its last line" if "\ufffd" in torn else f"{path} {TORN}"
+        )
     return rows, wrong
 
 

@@ -178,6 +178,10 @@ def test_what_does_not_fit_into_memory_is_said_at_once(
     assert "refuse" not in capsys.readouterr().out
 
 
+def broken() -> torch.nn.Module:
+    raise RuntimeError("no weights here")
+
+
 OWN_REFUSED = {
     "alone": (
         ["--input", "3,8,8", "--leave-uncalled"],
@@ -248,6 +252,10 @@ REFUSED = {
     ),
     "not callable": (["torch:__version__.major", "--input", "3,4,4"], "MODEL must name "),
     "fails": (["json:dumps", "--input", "3,4,4"], "MODEL must be callable without arguments, got "),
+    "raises": (
+        ["tests.embedding.test_doctor:broken", "--input", "3,4,4"],
+        "MODEL tests.embedding.test_doctor:broken must make a model, and raised RuntimeError: no weights here",
+    ),
     "no module": (["builtins:dict", "--input", "3,4,4"], "MODEL must return an nn.Module, got dict from "),
     "nothing to embed": (
         ["torch.nn:Identity", "--input", "3,4,4"],

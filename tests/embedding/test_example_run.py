@@ -1,5 +1,6 @@
 """The example run leaves no trace: not in buffers, flags, hooks, gradients, generators or the example."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -75,3 +76,28 @@ def test_random_layers_draw_the_same_in_both_runs() -> None:
     expected = model(torch.ones(1, 2, 6, 6))
     torch.manual_seed(1)
     torch.testing.assert_close(efcn(torch.ones(1, 2, 6, 6)), expected)
+
+
+class Unfolding(nn.Module):
+    """A convolution by a product with windows of the input, before one that is a module."""
+
+    def __init__(self, by_tensor: bool) -> None:
+        super().__init__()
+        self.by_tensor, self.weight, self.conv = by_tensor, nn.Parameter(torch.randn(2, 18)), nn.Conv2d(2, 3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by_tensor:
+            windows = x.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 1, 4, 5, 2, 3).reshape(len(x), 18, 16)
+        else:
+            windows = nn.functional.unfold(x, 3)
+        return self.conv((self.weight @ windows).view(len(x), 2, 4, 4))
+
+
+@pytest.mark.parametrize("by_tensor", [False, True])
+def test_windows_that_are_multiplied_are_named(by_tensor: bool) -> None:
+    model, x = nn.Sequential(Unfolding(by_tensor)), torch.randn(1, 2, 6, 6)
+    with pytest.warns(UserWarning, match=r"^0: unfolds its input; .* left as it is"):
+        es.embed(model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        es.embed(model, x, layers={"0": None})

@@ -259,6 +259,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "boolean radius": (lambda: es.Dilated(True), ValueError, "radius must be an integer of at least 0, got True"),
     "other size": (lambda: es.embed(_NET, _X)(torch.zeros(1, 2, 5, 6)), ValueError,
                    "input must be [N, 2, 6, 6] or [2, 6, 6], got [1, 2, 5, 6]"),
+    "an array": (lambda: es.embed(_NET, _X)(_X.numpy()), TypeError, "input must be a tensor, got ndarray"),
     "other rank": (lambda: es.embed(_NET, _X)(torch.zeros(6, 6)), ValueError,
                    "input must be [N, 2, 6, 6] or [2, 6, 6], got [6, 6]"),
 }  # fmt: skip

@@ -141,7 +141,7 @@ def test_the_blocks_are_those_with_the_largest_gradient():
     ("rules", "data", "message"),
     [
         ({"nothing": None}, None, r"rules must each match an nn.Linear, got \['nothing'\]"),
-        ({"*": dict(density=0.5)}, None, "rules must be dict"),
+        ({"*": dict(density=0.5)}, None, r"rules\['\*'\] must be a dict of density and block_shape or None"),
         ({"*": dict(density=0.0, block_shape=(4, 4))}, None, "rules must be dict"),
         ({"*": dict(density=0.5, block_shape=(4, 4))}, [], "at least one batch"),
     ],

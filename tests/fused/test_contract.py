@@ -346,7 +346,7 @@ def test_what_is_no_longer_used_is_freed() -> None:
 
 @pytest.mark.parametrize("armed", [False, True])
 @pytest.mark.parametrize("kind", ["momentum", "adamw", "inside", "max_norm"])
-@pytest.mark.filterwarnings("ignore:FusedOptimizer")
+@pytest.mark.filterwarnings("ignore:FusedOptimizer", "error:FusedOptimizer. gradients were changed")
 def test_a_gradient_scaler_is_exact(kind: str, armed: bool) -> None:
     pair = Pair(kind, torch.float32)
     scalers = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -41,6 +44,44 @@ def test_after_regrowing_and_without_blocks_before() -> None:
     mine(torch.randn(3, 37)).sum().backward()
     assert mine.values.grad is not None
     assert mine.values.grad.shape == mine.values.shape
+
+
+def test_an_average_by_hand_after_blocks_moved_is_told() -> None:
+    mine, x = sparse(1), torch.randn(3, 37)
+    average, frozen, fork = (copy.deepcopy(mine) for _ in range(3))
+
+    def update() -> None:
+        with torch.no_grad():
+            for ours, theirs in zip(average.parameters(), mine.parameters(), strict=True):
+                ours.lerp_(theirs, 0.1)
+            average(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update()
+        es.regrow(mine, *factors(mine.pattern, 9), blocks=4)
+        optimizer = torch.optim.SGD(fork.parameters(), lr=0.1)
+        fork(x).sum().backward()  # another net by now, which goes its own way
+        optimizer.step()
+        with torch.no_grad():
+            fork(x), frozen(x), mine(x)
+    with pytest.warns(UserWarning, match=r"^SparseLinear\(37, 30\): values were written, .* an average over"):
+        update()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        es.adopt_patterns(average, mine.state_dict())
+        update()
+        es.regrow(mine, *factors(mine.pattern, 10), blocks=4)
+        es.adopt_patterns(average, mine.state_dict())
+        update()
+
+
+def test_averages_of_state_dicts_round_to_the_indices_or_are_refused_by_name() -> None:
+    mine, theirs = sparse(1), sparse(2)
+    own, others = mine.state_dict(), theirs.state_dict()
+    mine.load_state_dict({key: 0.9 * entry + 0.1 * entry for key, entry in own.items()})
+    with pytest.raises(ValueError, match=r"index arrays were averaged.*is_floating_point\(\) only"):
+        mine.load_state_dict({key: 0.9 * entry + 0.1 * others[key] for key, entry in own.items()})
 
 
 def test_training_goes_on_under_a_fused_optimizer() -> None:

@@ -97,6 +97,13 @@ BOTH: dict[str, tuple[Callable[..., Any], dict[str, Any], type[Exception], str]]
         "dy must hold numbers, got a meta tensor of shape [5, 8]",
     ),
 }
+
+
+def sparse_adam() -> es.Growth:
+    layer = es.SparseLinear(12, 8, MASKED)
+    return es.Growth(layer, torch.optim.SparseAdam(layer.parameters()), every=2)
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     **{f"outside-{name}": (call(**given), kind, message) for name, (call, given, kind, message) in BOTH.items()},
     **{f"regrow-{name}": (regrow(**given), kind, message) for name, (_, given, kind, message) in BOTH.items()},
@@ -181,6 +188,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         adafactor(),
         ValueError,
         "optimizer must keep scalars or tensors shaped like values [3, 4, 4], got state 'row_var' of shape [3, 4, 1]",
+    ),
+    "optimizer-of-sparse-gradients": (
+        sparse_adam,
+        ValueError,
+        "optimizer must take dense gradients, which values have, got SparseAdam; use Adam",
     ),
     "optimizer-with-lists": (
         lbfgs(),

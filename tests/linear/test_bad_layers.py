@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch import nn
 
@@ -71,6 +73,17 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "linear must have a weight, got a lazy one without; run it once first",
     ),
+    "density-is-text": (
+        lambda: es.SparseLinear(8, 6, density="x", block_shape=(4, 4)),
+        TypeError,
+        "density must be a number in [0, 1], got 'x'",
+    ),
+    "x-is-an-array": (lambda: LAYER(np.zeros((2, 8))), TypeError, "x must be a tensor, got ndarray"),
+    "matrix-without-blocks": (
+        lambda: es.convert.from_scipy(scipy.sparse.csr_array((6, 8))),
+        ValueError,
+        "matrix must be a scipy.sparse.bsr_array, got csr_array; matrix.tobsr(blocksize=(rows, cols)) makes one",
+    ),
     "density-negative": (_from(nn.Linear(8, 6), density=-0.1), ValueError, "density must lie in [0, 1], got -0.1"),
     "block-negative": (
         _from(nn.Linear(8, 6), block_shape=(4, -4)),
@@ -87,3 +100,8 @@ def test_refused(case: str) -> None:
         call()
     assert type(error.value) is kind
     assert str(error.value) == message
+
+
+def test_a_layer_without_blocks_is_told() -> None:
+    with pytest.warns(UserWarning, match="^density=0 stores no block, so the output is the bias alone"):
+        es.SparseLinear(8, 6, density=0, block_shape=(4, 4))

@@ -211,6 +211,13 @@ def test_a_rule_without_a_match_is_refused_and_nothing_changes() -> None:
             "block_shape must be two integers of at least 1, got (0, 4)",
         ),
         (dict(density=0.5, block_shape=4), ValueError, "block_shape must be two integers, got 4"),
+        (dict(density="x", block_shape=(4, 4)), TypeError, "density must be a number in [0, 1], got 'x'"),
+        (
+            dict(densty=0.5, block_shape=(4, 4)),
+            ValueError,
+            "rules['head'] must be a dict of density and block_shape (and cover) or None, got "
+            "{'densty': 0.5, 'block_shape': (4, 4)}",
+        ),
     ],
 )
 def test_bad_rules_change_nothing(rule: dict[str, object], kind: type[Exception], message: str) -> None:

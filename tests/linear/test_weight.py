@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 
@@ -90,6 +91,15 @@ def test_reading() -> None:
     loaded = torch.load(file, weights_only=True)
     assert type(loaded) is Tensor
     assert torch.equal(loaded, dense)
+
+
+def test_a_copy_is_a_plain_tensor() -> None:
+    layer = es.SparseLinear(8, 6, density=0.5, block_shape=(2, 2))
+    copied = copy.deepcopy(layer.weight.detach())
+    assert type(copied) is Tensor
+    assert torch.equal(copied, layer.to_linear().weight)
+    copied.zero_()
+    assert layer.weight.any()
 
 
 def test_gradients_and_transforms() -> None:
