@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "few_rows.h"
+#include "few_rows_gradient.h"
 #include "pack.h"
 
 namespace efcn_sparse::cpu {
@@ -24,6 +26,13 @@ class SampledProduct {
         lda_(a.stride(0)), batch_(a.size(0)), padded_batch_(round_up(batch_, Product<Operand>::k_multiple)),
         ld_left_(padded_batch_ + 64 / sizeof(Operand)),  // one cache line more: no power of two
         alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
+    if (kFew && batch_ <= kFewRows) {
+      few_ = 1;
+      while (few_ < batch_) few_ *= 2;
+      rows_.resize(few_ * b.size(1));
+      copy_rows(b.const_data_ptr<Stored>(), b.stride(0), 0, batch_, 0, b.size(1), b.size(1), rows_.data());
+      return;
+    }
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
     const bool crowded = b.stride(0) * sizeof(Stored) % kCrowdedBytes == 0 && walk.in_side >= kCrowdedSide;
     gathered_ = worth_gathering(walk);
@@ -46,17 +55,42 @@ class SampledProduct {
         walk_.rows,
         [&](auto&& next) {
           Workspace space;
-          for (int64_t i = next(); i >= 0; i = next()) block_row(i, space);
+          for (int64_t i = next(); i >= 0; i = next()) few_ > 0 ? few_rows(i, space) : block_row(i, space);
           Product<Operand>::release();
         },
         threads_for(batch_ * blocks * walk_.out_side * walk_.in_side));
   }
 
  private:
+  static constexpr bool kFew = !std::is_same_v<Result, at::Half>;
+
   struct Workspace {
     std::vector<Operand> left, gathered, paired;
-    std::vector<Sum> sums;
+    std::vector<Sum> sums, columns;
   };
+
+  void few_rows(int64_t i, Workspace& space) const {
+    if constexpr (kFew) {
+      const int64_t height = walk_.out_extent(i), elements = walk_.out_side * walk_.in_side;
+      space.columns.assign(height * few_, Sum(0));
+      space.sums.resize(elements);
+      for (int64_t n = 0; n < batch_; ++n)
+        for (int64_t h = 0; h < height; ++h)
+          space.columns[h * few_ + n] = static_cast<Sum>(a_[n * lda_ + i * walk_.out_side + h]);
+      for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1]; ++k) {
+        const int64_t j = walk_.neighbors[k], width = walk_.in_extent(j);
+        const Sum* right = rows_.data() + j * walk_.in_side;
+        if (masks_.of(k) == nullptr && height * width == elements) {
+          FewRowsGradient<Sum, Result>{height, width, few_, alpha_, beta_}.block(space.columns.data(), right,
+                                                                                 walk_.in_features, values_ + k * elements);
+        } else {
+          FewRowsGradient<Sum, Sum>{height, width, few_, Sum(1), Sum(0)}.block(space.columns.data(), right,
+                                                                               walk_.in_features, space.sums.data());
+          write(k, height, width, space.sums.data(), width);
+        }
+      }
+    }
+  }
 
   void block_row(int64_t i, Workspace& space) const {
     const int64_t begin = walk_.starts[i], end = walk_.starts[i + 1], height = walk_.out_extent(i);
@@ -155,6 +189,8 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
+  int64_t few_ = 0;         // the batch, padded with zeros to a power of two, where it is small
+  std::vector<Sum> rows_;  // b then, [few_, in_features]
   bool in_place_ = false, gathered_ = false;
   const Stored* x_;
   int64_t ldx_;
