@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from efcn_sparse import BlockPattern
+from efcn_sparse import BlockPattern, extension
+from efcn_sparse.training.metrics import METRICS, read_evaluations
 
 P = BlockPattern.dense((6, 8), (3, 4))
 LAYER = es.SparseLinear(8, 6, P)
@@ -105,3 +107,18 @@ def test_refused(case: str) -> None:
 def test_a_layer_without_blocks_is_told() -> None:
     with pytest.warns(UserWarning, match="^density=0 stores no block, so the output is the bias alone"):
         es.SparseLinear(8, 6, density=0, block_shape=(4, 4))
+
+
+def test_an_extension_of_an_earlier_version_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "_NEEDED", ("usual_spmm", "what_only_a_later_one_has"))
+    status = extension.extension_status.__wrapped__()
+    assert not status.available
+    if not extension.extension_is_off() and extension.extension_status().available:
+        assert status.reason.endswith("is older than the Python code; rebuild the extension")
+
+
+def test_other_bytes_at_the_end_of_a_table_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(",".join(METRICS).encode() + b"\n\xff\xfe\x00")
+    rows, wrong = read_evaluations(path, METRICS)
+    assert (rows, wrong) == ([], [f"{path} must be UTF-8, got other bytes in its last line"])
