@@ -1,6 +1,6 @@
 """A small GPT whose MLPs lose 90% of their blocks while it trains, on the text of this library's own sources.
 
-    python examples/prune_transformer.py --steps 1000
+    python -m experiments.prune_transformer --large
 
 Trains the net dense, and again with `es.Pruner`, for as many steps on the same batches. Prints both losses on text that
 neither has seen, and how much faster the pruned MLP is; with `--large` also for an MLP of GPT-2's size.
@@ -116,7 +116,7 @@ def compare(title: str, dense: nn.Sequential, sparse: nn.Sequential, tokens: int
 def main() -> None:
     """Train the dense and the pruned net."""
     parser = argparse.ArgumentParser(description="A transformer whose MLPs are pruned while it trains.")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--density", type=float, default=0.1, help="share of the MLPs' blocks that stays")
     parser.add_argument("--large", action="store_true", help="also time an MLP 768 -> 3072 -> 768, blocks of 64")
     arguments = parser.parse_args()
