@@ -215,8 +215,8 @@ def run(options: argparse.Namespace, support: es.Support, nbytes: int) -> tuple[
         "writing as many bytes into new memory, s": write,
         "steps, s": ", ".join(f"{s:.2f}" for s in seconds),
         "reading the weights twice and updating them in place, s": least_seconds(values),
-        "losses": ", ".join(f"{one:.4f}" for one in losses),
-        "loss of the CNN": f"{cnn_loss:.4f}",
+        "losses": ", ".join(f"{one:.6g}" for one in losses),
+        "loss of the CNN": f"{cnn_loss:.6g}",
     }
     well = first > 0 or abs(losses[0] - cnn_loss) <= _LOSS_TOLERANCE[dtype] * cnn_loss
     well = well and all(line[key] <= tolerance for line in checked for key in ("updated rows", "the update"))
