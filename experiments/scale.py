@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import math
 import os
 import signal
@@ -145,10 +146,13 @@ def run(options: argparse.Namespace, support: es.Support, nbytes: int) -> tuple[
     """The tables of the page, and whether all is well; meant for a process of its own."""
     torch.manual_seed(1906)
     dtype, tolerance = options.dtype, TOLERANCE[options.dtype]
-    images = torch.randn(options.batch, 3, options.pixels, options.pixels).to(dtype)
-    labels = torch.randint(1000, (options.batch,))
 
-    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    def batch(number: int) -> tuple[Tensor, Tensor]:  # another one for each step, or there is little left to learn
+        drawn = torch.Generator().manual_seed(number)
+        images = torch.randn(options.batch, 3, options.pixels, options.pixels, generator=drawn).to(dtype)
+        return images, torch.randint(1000, (options.batch,), generator=drawn)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         with updating(optimizer):
@@ -164,6 +168,7 @@ def run(options: argparse.Namespace, support: es.Support, nbytes: int) -> tuple[
     write = min(timed(lambda: torch.empty(nbytes, dtype=torch.uint8).fill_(1).nbytes)[0] for _ in range(2))
     before = settle()
     cnn = MODELS[options.net](1000).to(dtype)
+    images, labels = batch(0)
     seconds_embed, efcn = timed(lambda: es.embed(cnn, images[:1], support=support))
     embed_peak = peak_bytes() - before
     cnn_bytes = sum(parameter.nbytes for parameter in cnn.parameters())
@@ -188,7 +193,7 @@ def run(options: argparse.Namespace, support: es.Support, nbytes: int) -> tuple[
             )
         settle()
         with record_factors(efcn) as factors, growth.watch() if growth is not None else contextlib.nullcontext():
-            taken, loss = timed(lambda: step(efcn, optimizer))
+            taken, loss = timed(functools.partial(step, efcn, optimizer, *batch(number)))
         peaks.append(peak_bytes() - before)
         seconds.append(taken)
         losses.append(loss)
