@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from typing import Any
 
 from efcn_sparse.training.extras import require
+
+_NOT_SENT = "task must be what another process can import, or its name such as 'my_file.py:task'"
 
 
 class Processes(Executor):
@@ -58,10 +61,23 @@ class Processes(Executor):
             self._pools.append(pool)
             self._pids.add(pool.submit(os.getpid).result())
         try:
-            return pool.submit(fn, *args, **kwargs).result()
+            call = pickle.dumps((fn, args, kwargs))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(f"{_NOT_SENT}: {error}") from None
+        try:
+            return pool.submit(_called, call).result()
         except BrokenExecutor:
             self._own.pool = None
             raise
+
+
+def _called(call: bytes) -> Any:
+    """In a worker: an error in reading the call is the caller's, and no death of the worker."""
+    try:
+        fn, args, kwargs = pickle.loads(call)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{_NOT_SENT}: {error}") from None
+    return fn(*args, **kwargs)
 
 
 def _begin() -> None:

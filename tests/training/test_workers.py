@@ -12,6 +12,7 @@ import pytest
 
 import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
+from efcn_sparse.importing import imported
 from efcn_sparse.training.workers import Processes
 from tests.training.runs import checkpoints, numbers, rows
 
@@ -105,6 +106,15 @@ def test_an_error_in_a_worker_is_the_callers(tmp_path):
     )
     with Processes(1) as workers, pytest.raises(ValueError, match="augment raised KeyError: 'no'"):
         training.run_relax(f"{tmp_path / 'broken.py'}:task", config, tmp_path / "run", quiet=True, executor=workers)
+
+
+def test_a_task_that_cannot_be_sent_is_told(tmp_path):
+    task = dataclasses.replace(imported(EXAMPLE, "task"), loss=lambda output, y: output.sum())
+    with (
+        Processes(1) as workers,
+        pytest.raises(ValueError, match="task must be what another process can import"),
+    ):
+        training.run_relax(task, CONFIG, tmp_path / "run", quiet=True, executor=workers)
 
 
 @pytest.mark.slow
