@@ -192,16 +192,17 @@ assert after < before
 # ## What a longer training gives
 #
 # Two blocks of width 256, 500 steps of 1,024 bytes, 90% of the MLPs' blocks of 16×16 pruned
-# by magnitude during the first 60% of the steps; an AMD EPYC (Zen 4), one thread of two
+# by magnitude during the first 60% of the steps; an AMD EPYC (Zen 5), one thread of two
 # cores, fp32, torch 2.13, other work on the machine:
 #
 # | | dense | pruned | |
 # |---|---|---|---|
 # | MLP weights | 1,048,576 | 104,448 | |
-# | loss on unseen text, nats per byte | 2.195 | 2.293 | 4.5% worse |
-# | MLP 256 → 1024 → 256, blocks of 16, forward and backward, 1,024 tokens | 88 ms | 24 ms | 3.7 times faster |
-# | the same, one token | 0.049 ms | 0.087 ms | 1.8 times slower |
-# | MLP 768 → 3072 → 768, blocks of 64, forward and backward, 2,048 tokens | 2,040 ms | 222 ms | 9.2 times faster |
+# | loss on unseen text, nats per byte | 2.164 | 2.236 | 3.3% worse |
+# | MLP 256 → 1024 → 256, blocks of 16, forward and backward, 1,024 tokens | 148 ms | 33 ms | 4.5 times faster |
+# | the same, one token | 0.051 ms | 0.030 ms | 1.7 times faster |
+# | MLP 768 → 3072 → 768, blocks of 64, forward and backward, 2,048 tokens | 2,030 ms | 243 ms | 8.3 times faster |
+# | the same, one token | 1.10 ms | 0.175 ms | 6.3 times faster |
 #
 # Next: scores, budgets over layers, group lasso, checkpoints and DDP in [the
 # guide](../pruning.md).

@@ -120,6 +120,27 @@ def test_a_model_learns_through_its_deltas_alone():
     assert [layer.delta.pattern.nnz_blocks for layer in (again.first, again.twice)] == [6, 8]
 
 
+def test_the_fused_optimizer_moves_the_same_and_holds_no_gradient_of_a_delta():
+    torch.manual_seed(0)
+    net, data = Net(), batches()
+    es.SparseDelta.add(net, {"head": None, "*": dict(density=0.5, block_shape=(4, 4))}, loss, data)
+    twin = copy.deepcopy(net)
+    optimizer = torch.optim.AdamW([p for p in twin.parameters() if p.requires_grad], lr=0.02)
+    fused = es.FusedOptimizer(net, lambda parameters: torch.optim.AdamW(parameters, lr=0.02))
+    for batch in data:
+        loss(twin, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        total = loss(net, batch)
+        with fused.updating():
+            total.backward()
+        assert net.first.delta.values.grad is None
+        fused.step()
+        fused.zero_grad()
+    assert net.first.delta.values.any()
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), twin.parameters(), strict=True))
+
+
 def test_a_shared_layer_stays_shared():
     shared = nn.Linear(4, 4)
     net = nn.Sequential(shared, nn.Tanh(), shared)
