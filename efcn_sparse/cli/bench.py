@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the files asked for."""
     if args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    if args.shared and args.suite not in ("ops", "densities"):
-        raise ValueError(f"--shared goes with --suite ops and --suite densities, got {args.suite}")
+    if args.shared and args.suite not in ("ops", "densities", "landscape"):
+        raise ValueError(f"--shared goes with --suite ops, densities or landscape, got {args.suite}")
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if args.suite in ("all", "landscape"):
             print("landscape: products with the Hessian, then the memory of a path", file=sys.stderr, flush=True)
             pixels = {"full": 192, "quick": 96, "tiny": 32}[shapes]
-            tables[f"The landscape, batch {batch}"] = landscape.rows(batch, rounds, pixels, args.threads)
+            tables[f"The landscape, batch {batch}"] = landscape.rows(batch, rounds, pixels, threads, clock)
     title = f"Kernels and a training step, shapes {shapes}" + (", processor time" if args.shared else "")
     results = report.results(title, threads, tables)
     results["machine"]["versions"] |= versions

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from efcn_sparse.models import resnet18
 from efcn_sparse.sizes import size_text
 
 
-def rows(batch: int, rounds: int, pixels: int, threads: int) -> list[dict[str, Any]]:
+def rows(
+    batch: int, rounds: int, pixels: int, threads: int, clock: Callable[[], float] = time.perf_counter
+) -> list[dict[str, Any]]:
     """Products with the Hessian of VanillaCNN and its ``Local()`` eFCN, and the memory of a path between two eFCNs."""
     found: list[dict[str, Any]] = []
     for variant, name in (("cnn", "VanillaCNN"), ("efcn_sparse", "its eFCN, Local()")):
@@ -34,7 +38,7 @@ def rows(batch: int, rounds: int, pixels: int, threads: int) -> list[dict[str, A
             "first product": lambda net=net, data=data, v=direction: hessian(net, _loss, data).product(v),
             "further product": lambda again=again, v=direction: again.product(v),
         }
-        seconds = in_turn(calls, rounds)  # type: ignore[arg-type]
+        seconds = in_turn(calls, rounds, clock)  # type: ignore[arg-type]
         for call, times in seconds.items():
             ratio = median_ratio(times, seconds["gradient"])
             found.append(_row(f"{call} of {name}", **{"ms": 1e3 * statistics.median(times), "/ gradient": ratio}))

@@ -45,7 +45,7 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
     assert main(["bench", "--threads", "0"]) == 2
     assert "--threads must be at least 1, got 0" in capsys.readouterr().err
     assert main(["bench", "--shared"]) == 2
-    assert "--shared goes with --suite ops and --suite densities, got all" in capsys.readouterr().err
+    assert "--shared goes with --suite ops, densities or landscape, got all" in capsys.readouterr().err
     assert main(["bench", "--json", str(tmp_path / "no" / "out.json")]) == 2
     assert "--json must lie in a folder that is there" in capsys.readouterr().err
 
