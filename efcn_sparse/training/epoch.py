@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.examples import Examples, blaming
+from efcn_sparse.training.examples import Examples
 from efcn_sparse.training.images import derived_seed, order_of_epoch
 from efcn_sparse.training.task import Task
 
@@ -97,8 +97,7 @@ def train_epoch(
     watched = max(0, len(lesson.train) // batch_size - 1)
     seen: T | None = None
     for step, (x, y) in enumerate(lesson.train.batches(chunks, derived_seed("loader", seed, epoch))):
-        if task.augment is not None:
-            x, y = _augmented(task.augment, x, y, generator)
+        x, y = augmented(task, x, y, generator)
         with contextlib.ExitStack() as around:
             if watch is not None and step == watched:
                 seen = around.enter_context(watch(model))
@@ -118,9 +117,12 @@ def train_epoch(
     return seen
 
 
-def _augmented(augment: Callable[..., Any], x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    with blaming("augment"):
-        batch = augment(x, y, generator)
+def augmented(task: Task, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The batch that is trained on."""
+    if task.augment is None:
+        return x, y
+    with task.blaming("augment"):
+        batch = task.augment(x, y, generator)
     if not isinstance(batch, tuple) or len(batch) != 2 or not all(isinstance(one, Tensor) for one in batch):
         raise ValueError(f"augment must give the tensors x and y of a batch, got {type(batch).__name__}")
     if len(batch[0]) != len(batch[1]):

@@ -22,7 +22,7 @@ from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.carry import check_carried
 from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import Lesson, evaluate, train_epoch
+from efcn_sparse.training.epoch import Lesson, augmented, evaluate, train_epoch
 from efcn_sparse.training.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.plan import Stage, stages
 from efcn_sparse.training.run_directory import read_config
@@ -95,12 +95,13 @@ def _hidden_states(config: RelaxConfig, few: Lesson) -> Iterator[str]:
             yield f"{examples.field} gives another example when it is asked again; it has a generator of its own"
     if task.augment is not None:
         ((x, y),) = few.train.batches([slice(0, len(few.train))], 0)
-        augment = task.augment
-        if not _alike(lambda: list(augment(x.clone(), y.clone(), torch.Generator().manual_seed(0)))):
+        if not _alike(lambda: list(augmented(task, x.clone(), y.clone(), torch.Generator().manual_seed(0)))):
             yield "augment gives something else when its generator is the same"
     if not _alike(_SecondStep(config, few)):
-        yield "a net that was loaded from its checkpoint takes another step; optimizer, schedule, loss or the net keep "
-        "something that no checkpoint has"
+        yield (
+            "a net that was loaded from its checkpoint takes another step; optimizer, schedule, loss or the net keep "
+            "something that no checkpoint has"
+        )
 
 
 class _SecondStep:

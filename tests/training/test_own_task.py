@@ -193,6 +193,7 @@ def wrong(*_):
         (dict(optimizer=torch.optim.LBFGS), "optimizer raised TypeError: "),
         (dict(schedule=lambda optimizer, steps: None), "schedule raised TypeError: it must give a torch.opt"),
         (dict(schedule=lambda one, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(one)), "schedule raised"),
+        (dict(augment=wrong), "augment raised RuntimeError: no luck"),
         (dict(augment=lambda x, y, generator: x), "augment must give the tensors x and y of a batch, got Tensor"),
         (dict(augment=lambda x, y, generator: (x[:1], y)), "augment must give x and y of one length, got 1 and 16"),
         (dict(collate=wrong, train=[(X[0], 1)] * 20), "train raised RuntimeError: no luck"),
