@@ -4,7 +4,8 @@
 # ResNet-18 on images of 192×192 pixels, embedded as a locally connected network, has
 # 1,218,452,224 weights; as dense matrices it would have 2·10¹¹. A training step of four
 # images took 0.7 to 0.9 s and 4.9 GiB on two cores of an AMD EPYC (Zen 5): [figures and
-# method](../scale.md). This page does the same with images of 16×16 pixels.
+# method](../scale.md). This page does the same with images of 16×16 pixels. ResNet-50 at
+# 224 pixels, 3.9 billion weights, trains in 7.7 GiB in bf16.
 
 # %%
 import time

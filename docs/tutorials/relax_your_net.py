@@ -127,8 +127,8 @@ print(
 # %% [markdown]
 # ## As a command
 #
-# Put `task` into a file of yours. `efcn-sparse report` makes a page with figures,
-# comparisons and their confidence intervals.
+# Put `task` into a file of yours ([what it may hold](../howto/own_net.md)). `efcn-sparse
+# report` makes a page with figures, comparisons and their confidence intervals.
 #
 # ```sh
 # efcn-sparse relax my_file.py:task --seeds 5 --arms cnn elcn efcn-full --epochs 100 --run-dir runs/mine
