@@ -148,7 +148,7 @@ def measure_landscape(
         lessons = Lessons(task_of_run(there_now, task), there_now)
         done = {one.item.key: one for one in found}
         for number, item in enumerate(items, 1):
-            if item.key in done:
+            if item.key in done and done[item.key].item == item:  # the CNN may have gone on since
                 continue
             done[item.key] = Found(item, _measure(run_dir, config, settings, item, lessons.of_seed(item.seed)))
             write_found(file, settings, [*done.values()])

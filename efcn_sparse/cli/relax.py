@@ -188,7 +188,8 @@ def _report(run_dir: Path, task: Task) -> None:
     except ModuleNotFoundError as missing:  # the run itself is whole
         print(f"report: not written; {missing}")
         return
-    page, made_of = run_dir / "report.html", (run_dir / "metrics.csv", run_dir / "layers.csv", run_dir / "config.json")
+    made_of = [run_dir / name for name in ("metrics.csv", "layers.csv", "config.json", "landscape.json")]
+    page = run_dir / "report.html"
     if page.is_file() and all(page.stat().st_mtime_ns > path.stat().st_mtime_ns for path in made_of if path.is_file()):
         print(f"report: {page}")
         return

@@ -1,6 +1,7 @@
 """Paths and curvature between the nets that a run has kept: numbers, going on, refusals, figures."""
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -54,6 +55,20 @@ def test_each_thing_is_measured_once(measured):
     again = []
     measure_landscape(run, SETTINGS, tell=again.append)
     assert again == []
+
+
+def test_a_path_from_a_cnn_that_has_gone_on_is_measured_anew(measured, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(measured[0], run)
+    before = (run / FILE).read_text()
+    content = json.loads(before)
+    (path,) = (one for one in content["found"] if (one["arm"], one["what"]) == ("elcn", "cnn"))
+    path["epochs"][0], path["numbers"]["train_loss"][0] = 1, 7.0
+    (run / FILE).write_text(json.dumps(content))
+    told = []
+    measure_landscape(run, tell=told.append)
+    assert [line.split(":")[0] for line in told] == ["2/9 elcn-seed0-t1 cnn linear"]
+    assert json.loads((run / FILE).read_text()) == json.loads(before)
 
 
 def test_the_ends_of_a_path_are_evaluated_as_in_the_run(measured):
