@@ -4,6 +4,8 @@
 
 #include "cpu/operations.h"
 #include "cpu/pack.h"
+#include "cpu/product_columns.h"
+#include "cpu/spmm_columns.h"
 
 TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
   m.def(
@@ -34,7 +36,9 @@ PyMODINIT_FUNC PyInit__C() {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   for (const auto& [name, number] :
-       std::initializer_list<std::pair<const char*, int64_t>>{{"GATHER_SIDE", efcn_sparse::cpu::kGatherSide},
+       std::initializer_list<std::pair<const char*, int64_t>>{{"COLUMNS_SIDE", efcn_sparse::cpu::columns_side()},
+                                                              {"COLUMNS_BYTES", efcn_sparse::cpu::kColumnsBytes},
+                                                              {"GATHER_SIDE", efcn_sparse::cpu::kGatherSide},
                                                               {"GATHER_ROWS", efcn_sparse::cpu::kGatherRows},
                                                               {"DIRECT_RUN", efcn_sparse::cpu::kDirectRun},
                                                               {"CROWDED_BYTES", efcn_sparse::cpu::kCrowdedBytes},

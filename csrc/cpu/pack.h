@@ -29,9 +29,10 @@ inline bool worth_gathering(const Walk& walk) { return walk.in_side <= kGatherSi
 
 inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-// Weights stream from memory once a pass; the next block arrives while this one is packed.
+// Weights stream from memory once a pass; the next block arrives while this one is packed. Always inline: GCC drops a
+// call that only prefetches.
 template <typename T>
-inline void prefetch(const T* data, int64_t elements) {
+inline __attribute__((always_inline)) void prefetch(const T* data, int64_t elements) {
   const auto* bytes = reinterpret_cast<const char*>(data);
   for (int64_t i = 0; i < elements * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i);
 }

@@ -6,13 +6,14 @@
 
 #include "few_rows.h"
 #include "pack.h"
+#include "result.h"
+#include "spmm_columns.h"
 
 namespace efcn_sparse::cpu {
 namespace {
 
 constexpr int64_t kBatchRows = 512;       // rows of the batch in one task
 constexpr int64_t kMinBatchRows = 64;     // less than this is not worth another packing of the weights
-constexpr int64_t kTogether = 128;        // columns of y that a task writes, at least, where block rows are lower
 constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
 constexpr int64_t kSegmentK = 320;        // K of one product
 
@@ -33,16 +34,10 @@ class Multiplication {
  public:
   using Sum = typename Product<Operand>::Sum;
 
-  Multiplication(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const std::optional<at::Tensor>& bias,
-                 const Walk& walk, const Masks& masks, double alpha, double beta)
-      : walk_(walk), masks_(masks), values_(values.const_data_ptr<Stored>()),
-        bias_(bias ? bias->const_data_ptr<Stored>() : nullptr), y_(y.mutable_data_ptr<Stored>()), ldy_(y.stride(0)),
-        alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
-    x_ = x.const_data_ptr<Stored>();
-    batch_ = x.size(0);
-    ldx_ = x.stride(0);
-    few_ = are_few<Sum>(batch_, walk, std::is_same_v<Operand, at::BFloat16>);
-    if (few_) return;
+  Multiplication(const at::Tensor& x, const Stored* values, const Walk& walk, const Masks& masks,
+                 const Result<Stored, Sum>& result)
+      : walk_(walk), masks_(masks), values_(values), result_(result), x_(x.const_data_ptr<Stored>()), batch_(x.size(0)),
+        ldx_(x.stride(0)) {
     constexpr int64_t multiple = Product<Operand>::k_multiple;
     const bool even = walk.in_side % multiple == 0 && walk.in_features % multiple == 0;
     const double run = mean_run_length(walk) * walk.in_side;
@@ -57,7 +52,6 @@ class Multiplication {
   }
 
   void run() {
-    if (few_) return run_few();
     const int64_t batch = batch_, blocks = walk_.starts[walk_.rows];
     const int64_t threads = threads_for(batch * blocks * walk_.out_side * walk_.in_side);
     int64_t rows = std::min(kBatchRows, batch);
@@ -87,40 +81,13 @@ class Multiplication {
     int64_t lda;  // of all segments
   };
 
-  // The weights as they are stored, read once.
-  void run_few() {
-    int64_t padded = 1;
-    while (padded < batch_) padded *= 2;
-    FewRows<Stored, Sum> job{walk_, masks_, values_, nullptr, ldx_, padded};
-    std::vector<Sum> copy;
-    if constexpr (std::is_same_v<Stored, Sum>) job.x = x_;
-    if (!std::is_same_v<Stored, Sum> || padded != batch_) {
-      job.ldx = walk_.in_features;
-      copy.resize(padded * job.ldx);
-      copy_rows(x_, ldx_, 0, batch_, 0, job.ldx, job.ldx, copy.data());
-      job.x = copy.data();
-    }
-    share_tasks(
-        walk_.rows,
-        [&](auto&& next) {
-          Workspace space;
-          std::vector<Stored> block(masks_.index == nullptr ? 0 : masks_.elements);
-          space.sums.resize(padded * walk_.out_side);
-          for (int64_t i = next(); i >= 0; i = next()) {
-            job.block_row(i, space.sums.data(), block.data());
-            write(i * walk_.out_side, walk_.out_extent(i), 0, batch_, walk_.out_side, space);
-          }
-        },
-        threads_for(padded * walk_.starts[walk_.rows] * masks_.elements));
-  }
-
   // Block rows [begin, end) of the result side by side, so that whole cache lines of y are written.
   void block_rows(int64_t begin, int64_t end, int64_t first, int64_t last, Workspace& space) const {
     const int64_t width = (end - 1 - begin) * walk_.out_side + walk_.out_extent(end - 1), rows = last - first;
     space.sums.resize(std::max<size_t>(space.sums.size(), rows * width));
     for (int64_t i = begin; i < end; ++i)
       sum_block_row(i, first, rows, space.sums.data() + (i - begin) * walk_.out_side, width, space);
-    write(begin * walk_.out_side, width, first, rows, width, space);
+    result_.write(begin * walk_.out_side, width, first, rows, width, space.sums.data(), space.bias);
   }
 
   void sum_block_row(int64_t i, int64_t first, int64_t rows, Sum* sums, int64_t ld, Workspace& space) const {
@@ -193,40 +160,45 @@ class Multiplication {
     space.lda = width;
   }
 
-  // y = alpha (sums + bias) + beta y for columns [begin, begin + n) of some rows.
-  void write(int64_t begin, int64_t n, int64_t first, int64_t rows, int64_t ld, Workspace& space) const {
-    space.bias.assign(n, Sum(0));
-    if (bias_ != nullptr)
-      for (int64_t j = 0; j < n; ++j) space.bias[j] = static_cast<Sum>(bias_[begin + j]);
-    const Sum* __restrict bias = space.bias.data();
-    for (int64_t m = 0; m < rows; ++m) {
-      Stored* __restrict out = y_ + (first + m) * ldy_ + begin;
-      const Sum* __restrict sum = space.sums.data() + m * ld;
-      if (alpha_ == Sum(1) && beta_ == Sum(0)) {
-        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + bias[j]);
-      } else {
-        for (int64_t j = 0; j < n; ++j) out[j] = scaled(sum[j] + bias[j], out[j]);
-      }
-    }
-  }
-
-  Stored scaled(Sum result, Stored before) const {  // what was there is not read for beta = 0: it may be NaN
-    return static_cast<Stored>(beta_ == Sum(0) ? alpha_ * result : alpha_ * result + beta_ * static_cast<Sum>(before));
-  }
-
   Walk walk_;
   Masks masks_;
-  const Stored *values_, *bias_;
-  Stored* y_;
-  int64_t ldy_;
-  Sum alpha_, beta_;
-  bool few_;
+  const Stored* values_;
+  const Result<Stored, Sum>& result_;
   Reading reading_;
   const Stored* x_;
   int64_t batch_, ldx_, width_;  // width_: a block's columns, as the product takes them
   at::Tensor panels_;            // [blocks, batch, width_]
   const Operand* panel_data_ = nullptr;
 };
+
+// The weights as they are stored, read once.
+template <typename Stored, typename Sum>
+void multiply_few_rows(const at::Tensor& x, const Stored* values, const Walk& walk, const Masks& masks,
+                       const Result<Stored, Sum>& result) {
+  const int64_t batch = x.size(0);
+  int64_t padded = 1;
+  while (padded < batch) padded *= 2;
+  FewRows<Stored, Sum> job{walk, masks, values, nullptr, x.stride(0), padded};
+  std::vector<Sum> copy;
+  if constexpr (std::is_same_v<Stored, Sum>) job.x = x.const_data_ptr<Sum>();
+  if (!std::is_same_v<Stored, Sum> || padded != batch) {
+    job.ldx = walk.in_features;
+    copy.resize(padded * job.ldx);
+    copy_rows(x.const_data_ptr<Stored>(), x.stride(0), 0, batch, 0, job.ldx, job.ldx, copy.data());
+    job.x = copy.data();
+  }
+  share_tasks(
+      walk.rows,
+      [&](auto&& next) {
+        std::vector<Stored> block(masks.index == nullptr ? 0 : masks.elements);
+        std::vector<Sum> sums(padded * walk.out_side), bias;
+        for (int64_t i = next(); i >= 0; i = next()) {
+          job.block_row(i, sums.data(), block.data());
+          result.write(i * walk.out_side, walk.out_extent(i), 0, batch, walk.out_side, sums.data(), bias);
+        }
+      },
+      threads_for(padded * walk.starts[walk.rows] * masks.elements));
+}
 
 }  // namespace
 
@@ -247,7 +219,19 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
     added = added->contiguous();
   }
   dispatch_operand(x.scalar_type(), "x", [&](auto stored, auto operand) {
-    Multiplication<decltype(stored), decltype(operand)>(y, x, values, added, walk, pattern.masks, alpha, beta).run();
+    using Stored = decltype(stored);
+    using Operand = decltype(operand);
+    using Sum = typename Product<Operand>::Sum;
+    constexpr bool halves = std::is_same_v<Operand, at::BFloat16>;
+    const Stored* numbers = values.const_data_ptr<Stored>();
+    const Result<Stored, Sum> result{y.mutable_data_ptr<Stored>(), y.stride(0),
+                                     added ? added->const_data_ptr<Stored>() : nullptr, static_cast<Sum>(alpha),
+                                     static_cast<Sum>(beta)};
+    if (are_few<Sum>(x.size(0), walk, halves)) return multiply_few_rows(x, numbers, walk, pattern.masks, result);
+    if constexpr (!halves)
+      if (std::min(walk.in_side, walk.out_side) < columns_side())
+        return ByColumns<Stored, Sum>(x, numbers, walk, pattern.masks, result).run();
+    Multiplication<Stored, Operand>(x, numbers, walk, pattern.masks, result).run();
   });
 }
 

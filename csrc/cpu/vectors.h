@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 #define EFCN_INLINE inline __attribute__((always_inline))
 #if defined(__x86_64__)

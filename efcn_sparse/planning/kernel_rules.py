@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from efcn_sparse.extension import extension_status
@@ -15,6 +16,8 @@ def spmm_copy(x: Tensor, in_side: int, out_side: int) -> int:
     rules = _rules()
     if rules is None:
         return x.nbytes
+    if x.element_size() >= 4 and min(in_side, out_side) < rules.COLUMNS_SIDE:
+        return min(x.nbytes, rules.COLUMNS_BYTES * torch.get_num_threads())  # a few rows at a time
     in_place = x.element_size() >= 4 and in_side >= rules.DIRECT_RUN
     return 0 if in_place or _gathered(rules, in_side, out_side) else x.nbytes
 

@@ -1,0 +1,54 @@
+// Sums [rows, lanes] (+)= W [rows, K] X^T [K, lanes] for blocks of W as they are stored: each weight is read as a scalar,
+// and multiplied with one feature of neighboring rows of the batch, which lie side by side. No weight is packed.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace efcn_sparse::cpu {
+
+// Blocks with a side shorter than this are multiplied by columns: packing them would take long. With wider ones a product
+// for each block is as fast.
+int64_t columns_side();
+
+// A block, or its part in the first `k` features.
+template <typename T>
+struct Piece {
+  const T* weights;  // (row, k) at row * ld + k if stored along k, else at k * ld + row
+  const T* columns;  // [k, lanes]
+  int64_t k;
+};
+
+template <typename T>
+struct ColumnProduct {
+  int64_t lanes;  // rows of the batch side by side, a whole number of vectors; at most `most_lanes`
+  int64_t ld;
+  bool along_k;
+
+  // `upcoming` pieces after those `count` are multiplied next.
+  void run(int64_t rows, const Piece<T>* pieces, int64_t count, int64_t upcoming, T* sums, bool add) const;
+
+  static int64_t vector();  // lanes of a register
+  static int64_t most_lanes();
+};
+
+// Numbers of 16 bits as fp32.
+void widen(const at::BFloat16* from, int64_t count, float* to);
+void widen(const at::Half* from, int64_t count, float* to);
+
+// A stored block as it is multiplied, zeros off its mask: the stored numbers themselves where they serve.
+template <typename Stored, typename Sum>
+const Sum* widened(const Stored* block, const uint8_t* mask, int64_t elements, Sum* buffer) {
+  if constexpr (std::is_same_v<Stored, Sum>) {
+    if (mask == nullptr) return block;
+    for (int64_t e = 0; e < elements; ++e) buffer[e] = mask[e] ? block[e] : Sum(0);
+  } else {
+    widen(block, elements, buffer);
+    for (int64_t e = 0; mask != nullptr && e < elements; ++e) buffer[e] = mask[e] ? buffer[e] : Sum(0);
+  }
+  return buffer;
+}
+
+}  // namespace efcn_sparse::cpu
