@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shapes.add_argument("--tiny", action="store_true", help="only to see that everything runs: the numbers say nothing")
     parser.add_argument(
         "--suite",
-        choices=["all", "ops", "densities", "vanilla", "local", "landscape"],
+        choices=["all", "ops", "few-rows", "calls", "densities", "vanilla", "local", "landscape"],
         default="all",
         help="which part (default: all)",
     )
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the files asked for."""
     if args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    if args.shared and args.suite not in ("ops", "densities", "landscape"):
-        raise ValueError(f"--shared goes with --suite ops, densities or landscape, got {args.suite}")
+    if args.shared and args.suite not in ("ops", "few-rows", "calls", "densities", "landscape"):
+        raise ValueError(f"--shared goes with --suite ops, few-rows, calls, densities or landscape, got {args.suite}")
     if args.json is not None and not args.json.parent.is_dir():  # before minutes of work, not after
         raise ValueError(f"--json must lie in a folder that is there, got {args.json}")
 
-    from efcn_sparse.measure import landscape, locally_connected, ops, report, vanilla
+    from efcn_sparse.measure import calls, landscape, locally_connected, ops, report, vanilla
     from efcn_sparse.measure.timing import in_turn, threads_set_to
 
     clock = time.thread_time if args.shared else time.perf_counter
@@ -66,15 +66,24 @@ def run(args: argparse.Namespace) -> int:
             rows = tables[f"Operations, {cases[0].size}×{cases[0].size}, {cases[0].density:.0%} stored"] = []
             for case in cases:
                 print(f"ops: {case}", file=sys.stderr, flush=True)
-                calls, density = ops.contestants(case)
-                rows.append(ops.row(case, in_turn(calls, rounds, clock), density))
+                contestants, density = ops.contestants(case)
+                rows.append(ops.row(case, in_turn(contestants, rounds, clock), density))
+        if args.suite in ("all", "few-rows"):
+            cases = list(ops.few_row_cases(shapes))
+            rows = tables[f"One row and eight, {cases[0].size}×{cases[0].size}, {cases[0].density:.0%} stored"] = []
+            for case in cases:
+                print(f"few rows: {case}", file=sys.stderr, flush=True)
+                contestants, density = ops.contestants(case)
+                rows.append(ops.row(case, in_turn(contestants, 3 * rounds, clock), density))
+        if args.suite in ("all", "calls"):
+            tables["A call"] = calls.rows(rounds, clock)
         if args.suite in ("all", "densities"):
             cases = list(ops.density_cases(shapes))
             rows = tables[f"Speed-up by density, {cases[0].size}×{cases[0].size}"] = []
             for case in cases:
                 print(f"densities: {case}, {case.density:.0%} stored", file=sys.stderr, flush=True)
-                calls, density = ops.contestants(case, sparse=False)
-                rows.append({"density": density, **ops.row(case, in_turn(calls, min(rounds, 5), clock), density)})
+                contestants, density = ops.contestants(case, sparse=False)
+                rows.append({"density": density, **ops.row(case, in_turn(contestants, min(rounds, 5), clock), density)})
         batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
         if args.suite in ("all", "vanilla"):
             print("vanilla: training steps, then the peak memory of each", file=sys.stderr, flush=True)

@@ -26,6 +26,14 @@ def test_it_writes_what_it_prints(tmp_path, capsys):
     assert rows[0]["rate to dense"] == pytest.approx(rows[0]["speed-up"] / 4)
 
 
+@pytest.mark.parametrize(("suite", "lines"), [("few-rows", 2), ("calls", 2)])
+def test_small_suites(tmp_path, suite, lines):
+    out = tmp_path / "found.json"
+    assert main(["bench", "--tiny", "--suite", suite, "--threads", "1", "--shared", "--json", str(out)]) == 0
+    (rows,) = json.loads(out.read_text())["tables"].values()
+    assert len(rows) == lines
+
+
 def test_the_densities_are_those_of_the_patterns(tmp_path):
     out = tmp_path / "out.json"
     assert main(["bench", "--tiny", "--suite", "densities", "--threads", "1", "--json", str(out)]) == 0
@@ -45,7 +53,7 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
     assert main(["bench", "--threads", "0"]) == 2
     assert "--threads must be at least 1, got 0" in capsys.readouterr().err
     assert main(["bench", "--shared"]) == 2
-    assert "--shared goes with --suite ops, densities or landscape, got all" in capsys.readouterr().err
+    assert "--shared goes with --suite ops, few-rows, calls, densities or landscape, got all" in capsys.readouterr().err
     assert main(["bench", "--json", str(tmp_path / "no" / "out.json")]) == 2
     assert "--json must lie in a folder that is there" in capsys.readouterr().err
 
