@@ -90,7 +90,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     pages = []
 
-    def write_report(folder):
+    def write_report(folder, task):
         pages.append(folder)
         (folder / "report.html").write_text("page")
         return folder / "report.html"
