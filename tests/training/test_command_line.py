@@ -54,7 +54,7 @@ TINY = [
             ["relax", "--preset", "vanilla-cifar10"],
             "--data must be given for uoft-cs/cifar10: pass --data FOLDER",
         ),
-        (["relax"], "the following arguments are required: --preset"),
+        (["relax"], "TASK or --preset must be given, and not both"),
         (["bake"], "invalid choice: 'bake'"),
         ([], "the following arguments are required: COMMAND"),
     ],
