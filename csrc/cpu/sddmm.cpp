@@ -81,8 +81,8 @@ class SampledProduct {
         const int64_t j = walk_.neighbors[k], width = walk_.in_extent(j);
         const Sum* right = rows_.data() + j * walk_.in_side;
         if (masks_.of(k) == nullptr && height * width == elements) {
-          FewRowsGradient<Sum, Result>{height, width, few_, alpha_, beta_}.block(space.columns.data(), right,
-                                                                                 walk_.in_features, values_ + k * elements);
+          FewRowsGradient<Sum, Result>{height, width, few_, alpha_, beta_}.block(
+              space.columns.data(), right, walk_.in_features, values_ + k * elements);
         } else {
           FewRowsGradient<Sum, Sum>{height, width, few_, Sum(1), Sum(0)}.block(space.columns.data(), right,
                                                                                walk_.in_features, space.sums.data());
@@ -189,7 +189,7 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
-  int64_t few_ = 0;         // the batch, padded with zeros to a power of two, where it is small
+  int64_t few_ = 0;        // the batch, padded with zeros to a power of two, where it is small
   std::vector<Sum> rows_;  // b then, [few_, in_features]
   bool in_place_ = false, gathered_ = false;
   const Stored* x_;
@@ -203,8 +203,8 @@ class SampledProduct {
 
 void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
            at::IntArrayRef shape, double alpha, double beta) {
-  const Structure pattern(structure, shape, values);
-  const Walk& walk = pattern.by_row;
+  const Structure pattern(structure, shape, values, /*transpose=*/false);
+  const Walk& walk = pattern.walk;
   TORCH_CHECK(a.dim() == 2 && a.size(1) == walk.out_features && (a.stride(1) == 1 || a.size(1) <= 1), "a must be [N, ",
               walk.out_features, "] with contiguous rows, got ", a.sizes());
   TORCH_CHECK(

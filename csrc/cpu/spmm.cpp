@@ -204,8 +204,8 @@ void multiply_few_rows(const at::Tensor& x, const Stored* values, const Walk& wa
 
 void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const std::optional<at::Tensor>& bias,
           at::TensorList structure, at::IntArrayRef shape, bool transpose, double alpha, double beta) {
-  const Structure pattern(structure, shape, values);
-  const Walk& walk = transpose ? pattern.by_column : pattern.by_row;
+  const Structure pattern(structure, shape, values, transpose);
+  const Walk& walk = pattern.walk;
   TORCH_CHECK(x.dim() == 2 && x.size(1) == walk.in_features && (x.stride(1) == 1 || x.size(1) <= 1), "x must be [N, ",
               walk.in_features, "] with contiguous rows, got ", x.sizes());
   TORCH_CHECK(y.dim() == 2 && y.size(0) == x.size(0) && y.size(1) == walk.out_features && y.is_contiguous(),

@@ -34,8 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"one of {', '.join(INPUTS)}, or package.module:function, a callable that returns an nn.Module, or a pair "
-        "of it and its inputs: a tensor, a tuple, or a dict of keyword arguments, the batch being the first side",
+        help=f"one of {', '.join(INPUTS)}, or package.module:function, a callable that returns an nn.Module, or it "
+        "and its inputs: a tensor, a tuple, a dict of keyword arguments, or a tuple and a dict, the batch being the "
+        "first side",
     )
     parser.add_argument(
         "--input", metavar="C,H,W", help="size of one input without the batch (default: that of the named model)"
@@ -124,7 +125,8 @@ def _run(args: argparse.Namespace) -> int:
     except Exception as error:  # whatever a model raises that gets other inputs than it takes
         raise ValueError(
             f"{args.model} must run on {_told(example)}, got {type(error).__name__}: {error}; for other inputs let it "
-            "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments"
+            "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or (model, tuple, "
+            "dict)"
         ) from error
     told, lines = as_dict(planned), [table(planned)]
     lines += _warning(support, planner)
@@ -155,17 +157,21 @@ def _made(args: argparse.Namespace) -> tuple[nn.Module, Example]:
             made = factory()
         except TypeError as error:
             raise ValueError(f"MODEL must be callable without arguments, got {args.model!r}: {error}") from error
-        if not isinstance(made, tuple) or len(made) != 2:
+        if not isinstance(made, tuple) or len(made) not in (2, 3):
             size = input_size(args.input or INPUTS.get(args.model)) if isinstance(made, nn.Module) else []
             made = made, torch.empty(1, *size)
         elif args.input is not None:
             raise ValueError(f"--input must be left out where MODEL returns its inputs too, got {args.input!r}")
-    model, inputs = made
+    model, inputs, *named = made
     if not isinstance(model, nn.Module):
         raise ValueError(f"MODEL must return an nn.Module, got {type(model).__name__} from {args.model!r}")
-    if isinstance(inputs, dict):
-        return model, Example((), inputs)
-    return model, Example(inputs if isinstance(inputs, tuple) else (inputs,))
+    if isinstance(inputs, dict) and not named:
+        inputs, named = (), [inputs]
+    if not all(isinstance(keywords, dict) for keywords in named):
+        raise ValueError(
+            f"MODEL must return keyword arguments as a dict, got {type(named[0]).__name__} from {args.model!r}"
+        )
+    return model, Example(inputs if isinstance(inputs, tuple) else (inputs,), *named)
 
 
 def _told(example: Example) -> str:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from efcn_sparse.fused.changed_gradients import ChangedGradients
 from efcn_sparse.fused.elementwise import check_elementwise
 from efcn_sparse.fused.inside import InsideUpdate
 from efcn_sparse.fused.layer_update import LayerUpdate, MakeOptimizer
 from efcn_sparse.fused.precision import STORAGE
-from efcn_sparse.fused.product import Gradient, Update, UpdatingProduct, refuse_sharded
+from efcn_sparse.fused.product import Gradient, Update, UpdatingProduct, layers_of
 from efcn_sparse.fused.workspace import Workspace
-from efcn_sparse.linear import SparseLinear
 
 
 class FusedOptimizer(Optimizer):
@@ -117,9 +117,8 @@ class FusedOptimizer(Optimizer):
         self._armed = self._told = False
         self._scaler: torch.amp.GradScaler | None = None
         self._waiting: list[tuple[Update, Gradient]] = []
-        self._seen: list[tuple[nn.Parameter, Tensor, int]] = []  # gradients of the rest at the end of backward
-        self._looks = self._told_of_changes = False
-        layers = _layers_of(model)
+        self._changed = ChangedGradients(self._parameters_of_the_rest)
+        layers = layers_of(model)
         self._updates: dict[str, LayerUpdate | InsideUpdate] = {
             name: InsideUpdate(name, layer, make)
             if inside
@@ -216,9 +215,7 @@ class FusedOptimizer(Optimizer):
         return scaler
 
     def _take(self, product: UpdatingProduct, gradient: Gradient) -> None:
-        if not self._looks:
-            self._looks = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._see_the_rest)
+        self._changed.note_after_backward()
         update = product.update
         if self._max_norm is None and not self._skip_nonfinite and self._scaler is None:
             update.step(gradient)
@@ -228,25 +225,6 @@ class FusedOptimizer(Optimizer):
 
     def _parameters_of_the_rest(self) -> list[nn.Parameter]:
         return [p for group in (self._rest.param_groups if self._rest else ()) for p in group["params"]]
-
-    def _see_the_rest(self) -> None:
-        """At the end of backward."""
-        self._looks, rest = False, self._parameters_of_the_rest()
-        self._seen = [(p, p.grad, p.grad._version) for p in rest if p.grad is not None]
-
-    def _warn_of_changes(self) -> None:
-        """Warn, once, if the gradients of the rest were changed since backward: those of the values were not."""
-        changed = any(
-            p.grad is not None and (p.grad is not gradient or gradient._version != version)
-            for p, gradient, version in self._seen
-        )
-        if changed and not self._told_of_changes:
-            self._told_of_changes = True
-            warnings.warn(
-                "FusedOptimizer: gradients were changed between the backward pass inside updating() and step(), as by "
-                "clip_grad_norm_, which does not reach the values of sparse layers; clip with "
-                "FusedOptimizer(max_norm=...)"
-            )
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -275,7 +253,7 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad(), self.updating():
                 loss = closure()
-        self._warn_of_changes()  # a scaler has written too, which moves no version counter
+        self._changed.warn()  # a scaler has written too, which moves no version counter
         unscaled = None if scaler is None else self._unscale(scaler)
         gradients = [*((*waiting, unscaled) for waiting in self._waiting), *((*held, None) for held in self._held())]
         rest = self._parameters_of_the_rest()
@@ -344,7 +322,7 @@ class FusedOptimizer(Optimizer):
 
     def _end_step(self) -> None:
         self._waiting.clear()
-        self._seen, self._looks = [], False
+        self._changed.forget()
         for product in self._products.values():
             product.done = False
 
@@ -442,18 +420,3 @@ def _made_again(
     optimizer = kind(model, make, **settings)
     optimizer.load_state_dict(state)
     return optimizer
-
-
-def _layers_of(model: nn.Module) -> dict[str, SparseLinear]:
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    if not any(layer.values.requires_grad for layer in layers.values()):
-        raise ValueError(f"model must hold a SparseLinear that trains, got {type(model).__name__} without one")
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        if layer.product is not None:
-            raise ValueError(f"{name or 'model'}: must have no fused optimizer yet; detach() the other one first")
-        refuse_sharded(name or "model", layer.values)
-        other = owners.setdefault(id(layer.values), name)
-        if other != name:
-            raise ValueError(f"{name or 'model'}: must have values of its own, got those of {other or 'model'}")
-    return layers

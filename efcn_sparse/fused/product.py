@@ -222,6 +222,22 @@ class FusedProduct(torch.autograd.Function):
 # -- where an update inside backward would go wrong in silence -----------------------------------------------------
 
 
+def layers_of(model: nn.Module) -> dict[str, SparseLinear]:
+    """The sparse layers of ``model`` by name, or ``ValueError`` if one of them cannot be given another product."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not any(layer.values.requires_grad for layer in layers.values()):
+        raise ValueError(f"model must hold a SparseLinear that trains, got {type(model).__name__} without one")
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        if layer.product is not None:
+            raise ValueError(f"{name or 'model'}: must have no fused optimizer yet; detach() the other one first")
+        refuse_sharded(name or "model", layer.values)
+        other = owners.setdefault(id(layer.values), name)
+        if other != name:
+            raise ValueError(f"{name or 'model'}: must have values of its own, got those of {other or 'model'}")
+    return layers
+
+
 def refuse_sharded(name: str, values: Tensor) -> None:
     """Raise ``ValueError`` unless ``values`` are a plain tensor, all of it in this process."""
     if type(values.detach()) is not Tensor:

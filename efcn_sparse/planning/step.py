@@ -56,6 +56,7 @@ def predict_step(
     fused: bool = False,
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    leave_uncalled: bool = False,
 ) -> StepPrediction:
     """Memory and FLOPs of a training step of ``embed(model, batch, support=support, layers=layers)`` on the CPU.
 
@@ -65,7 +66,8 @@ def predict_step(
     can be as much as all tensors below 32 MiB together, unless ``MALLOC_MMAP_THRESHOLD_=131072`` is in the environment.
 
     Args:
-        model, support, layers: as for :func:`embed`; the model may be on the meta device, and is not changed.
+        model, support, layers, leave_uncalled: as for :func:`embed`; the model may be on the meta device, and is not
+            changed.
         batch, example_inputs, example_kwargs: the inputs of one step, of the batch size in question, as for
             :func:`embed`; tensors may be on the meta device.
         optimizer: ``"sgd"``, ``"momentum"`` or ``"adamw"``; or ``"sgd-inside"``, which is
@@ -85,7 +87,10 @@ def predict_step(
     """
     kind = checked_optimizer(optimizer)
     example = Example.of(batch, example_inputs, example_kwargs)
-    planned = plan(model, support=support, layers=layers, example_inputs=example.args, example_kwargs=example.kwargs)
+    planned = plan(
+        model, support=support, layers=layers, example_inputs=example.args, example_kwargs=example.kwargs,
+        leave_uncalled=leave_uncalled,
+    )  # fmt: skip
     return watch_step(model, example, planned, kind, fused)
 
 

@@ -135,6 +135,8 @@ class Net(nn.Module):
 def alone(): return Net()
 def positional(): return Net(), ({"pixels": torch.empty(1, 3, 8, 8)}, 2.0)
 def keywords(): return Net(), {"batch": {"pixels": torch.empty(1, 3, 8, 8)}, "names": ["logits"]}
+def both(): return Net(), ({"pixels": torch.empty(1, 3, 8, 8)},), {"names": ["logits"]}
+def not_named(): return Net(), (torch.empty(1, 3, 8, 8),), 2.0
 def state(): return Net().state_dict()
 def one_input(): return nn.Conv2d(3, 8, 3), torch.empty(1, 3, 8, 8)
 def big(): return nn.Conv2d(64, 64, 3, padding=1), torch.empty(1, 64, 64, 64)
@@ -149,7 +151,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-@pytest.mark.parametrize("function", ["positional", "keywords"])
+@pytest.mark.parametrize("function", ["positional", "keywords", "both"])
 def test_a_model_with_its_own_inputs(function: str, own: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Dicts, keywords and what is no tensor; the batch is the first side of the tensors in them."""
     peaks = {}
@@ -186,11 +188,12 @@ OWN_REFUSED = {
     "alone": (
         ["--input", "3,8,8", "--leave-uncalled"],
         r"\S+:alone must run on an input of \[1, 3, 8, 8\], got IndexError: .*; for other inputs let it return "
-        r"\(model, inputs\), with inputs a tensor, a tuple, or a dict of keyword arguments",
+        r"\(model, inputs\), with inputs a tensor, a tuple, or a dict of keyword arguments, or \(model, tuple, dict\)",
     ),
     "keywords": ([], r"cannot embed 'idle' \(Conv2d\): the example run does not call it; --skip 'idle' leaves it as it "
                  r"is, and --leave-uncalled every such one"),
     "positional": (["--input", "3,8,8"], r"--input must be left out where MODEL returns its inputs too, got '3,8,8'"),
+    "not_named": ([], r"MODEL must return keyword arguments as a dict, got float from '\S+:not_named'"),
     "state": ([], r"MODEL must return an nn.Module, got OrderedDict from '\S+:state'"),
 }  # fmt: skip
 

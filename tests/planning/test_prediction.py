@@ -175,7 +175,7 @@ class Named(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
+        self.conv, self.idle = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
 
     def forward(self, batch: dict[str, Tensor], times: int, *, mask: Tensor | None = None) -> dict[str, Tensor]:
         y = self.conv(batch["x"]) * times
@@ -185,7 +185,7 @@ class Named(nn.Module):
 def test_inputs_of_any_kind() -> None:
     """They are counted, and the batch of all of them is the batch."""
     model, x, mask = Named(), torch.randn(2, 3, 6, 6), torch.ones(2, 1, 1, 1)
-    inputs: dict[str, Any] = dict(example_inputs=({"x": x}, 3), example_kwargs={"mask": mask})
+    inputs: dict[str, Any] = dict(example_inputs=({"x": x}, 3), example_kwargs={"mask": mask}, leave_uncalled=True)
     predicted = predict_step(model, **inputs)
     assert predicted.inputs == x.nbytes + mask.nbytes
     planner = StepPlanner(model, **inputs)
