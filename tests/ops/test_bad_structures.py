@@ -108,6 +108,40 @@ def test_what_is_written_after_the_first_look_is_seen(row: Row) -> None:
     assert torch.equal(OPS.spmm(x, values, None, list(structure), p.shape, False, row.backend), expected)
 
 
+BEHIND = {  # what is written through NumPy moves no version counter; the first message is of the kernels
+    "col_indices": (0, 10**7, False, r"col_indices must lie in \[0, 8\)"),
+    "crow_indices": (2, -(2**31), False, r"crow_indices must ascend from 0 to \d+"),
+    "ccol_indices": (-1, 10**6, True, r"ccol_indices must ascend from 0 to \d+"),
+    "row_indices": (3, -1, True, r"row_indices must lie in \[0, 4\)"),
+    "block_order": (-1, 2**31 - 1, True, r"block_order must lie in \[0, \d+\)"),
+    "mask_index": (0, -2, False, r"mask_index must lie in \[-1, \d+\)"),
+}
+
+
+@pytest.mark.skipif(not es.extension_status().available, reason="the compiled kernels are not here")
+@pytest.mark.parametrize("field", BEHIND)
+def test_what_is_written_past_the_version_counter_stays_within_memory(field: str) -> None:
+    """The numbers may be wrong then; what the compiled kernels read and write is theirs."""
+    at, number, transpose, message = BEHIND[field]
+    p = pattern("masked-ragged")
+    structure = Structure(*(part.clone() for part in p.structure))
+    x, dy, values = torch.randn(3, 43), torch.randn(3, 29), torch.randn(p.values_shape)
+    left, inner = dy if transpose else x, torch.ops.efcn_sparse_cpu
+    calls = [
+        lambda: OPS.spmm(left, values, None, list(structure), p.shape, transpose, "cpu"),
+        lambda: inner.spmm(torch.empty_like(x if transpose else dy), left, values, None, list(structure), p.shape,
+                           transpose, 1.0, 0.0),
+    ]  # fmt: skip
+    if not transpose:
+        calls.append(lambda: OPS.sddmm(dy, x, list(structure), p.shape, p.block_shape, "cpu"))
+    for call in calls:
+        call()
+    getattr(structure, field).numpy()[at] = number
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_a_look_is_not_taken_for_another_array() -> None:
     """Memory is used again: arrays that came to lie where checked ones lay are looked at."""
     p = pattern("square")
