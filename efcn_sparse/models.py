@@ -55,15 +55,18 @@ def digits_cnn(classes: int = 10) -> nn.Module:
     return _three_convolutions(16, 2, classes)
 
 
-def fashion_cnn(classes: int = 10) -> nn.Module:
+def fashion_cnn(classes: int = 10, *, width: int = 8) -> nn.Module:
     """The same for 1×28×28 images, half as wide.
+
+    Args:
+        width: channels after the first convolution; the others give twice as many.
 
     Example:
         >>> import torch
         >>> fashion_cnn()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    return _three_convolutions(8, 3, classes)
+    return _three_convolutions(width, 3, classes)
 
 
 def _three_convolutions(width: int, last_size: int, classes: int) -> nn.Module:

@@ -35,7 +35,7 @@ def load_idx_images(folder: str | Path, *, image_shape: tuple[int, int, int], cl
     folder = Path(folder).expanduser()
     parts: list[Tensor] = []
     for split, prefix in _PARTS.items():
-        images, labels = (_find(folder, f"{prefix}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        images, labels = (find_idx(folder, f"{prefix}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte"))
         x, y = read_idx(images), read_idx(labels)
         if x.dim() != 3 or (1, *x.shape[1:]) != image_shape or not len(x):
             expected = f"[N, {image_shape[1]}, {image_shape[2]}]"
@@ -88,7 +88,8 @@ def _exactly(file: IO[bytes] | gzip.GzipFile, count: int, path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def _find(folder: Path, name: str) -> Path:
+def find_idx(folder: Path, name: str) -> Path:
+    """The file ``name`` of a folder, gzipped or not, in one of the spellings that are in use."""
     for candidate in (name, f"{name}.gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz"):
         if (folder / candidate).is_file():
             return folder / candidate
