@@ -179,7 +179,7 @@ def curves(rows: list[dict[str, Any]]) -> tuple[list[str], int]:
 def drawable(results: dict[str, Any]) -> bool:
     """Whether the file has what a picture shows: a table by density, or both a layer and a network."""
     first = [rows[0] for rows in results.get("tables", {}).values()]
-    return results["schema"] == 1 or any("density" in row for row in first) or {"op", "call"} <= set().union(*first)
+    return results.get("schema") == 1 or any("density" in row for row in first) or {"op", "call"} <= set().union(*first)
 
 
 def picture(results: dict[str, Any]) -> str:

@@ -49,9 +49,9 @@ def test_table_of_a_whole_run(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(headline, "CASES", {"tiny": tiny})
     headline.main([
         "--cases", "tiny", "--seeds", "2", "--data", str(folder), "--run-dir", str(tmp_path / "runs"),
-        "--results", str(tmp_path / "results"),
+        "--results", str(tmp_path / "headline.json"), "--figure", str(tmp_path / "headline.svg"),
     ])  # fmt: skip
-    found = json.loads((tmp_path / "results" / "relax-fashion-mnist.json").read_text())
+    found = json.loads((tmp_path / "headline.json").read_text())
     (at_0, at_1) = headline.rows(found)
     efcn, cnn, stem = (np.array(found["tiny"][key]) for key in ("efcn-full/1/2", "cnn//2", "cnn//1"))
     assert at_1.over_cnn[0] == pytest.approx((efcn - cnn).mean())
@@ -60,4 +60,4 @@ def test_table_of_a_whole_run(folder, tmp_path, monkeypatch, capsys):
     assert at_1.over_cnn[1] == pytest.approx(half, rel=1e-3, abs=1e-9)
     assert at_0.end == 1
     assert f"| {at_0.efcn:.1f} |" in capsys.readouterr().out
-    assert (tmp_path / "results" / "relax-fashion-mnist.svg").stat().st_size > 1000
+    assert (tmp_path / "headline.svg").stat().st_size > 1000
