@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ class UpdatingProduct:
     would accumulate it: every use of the layer, and of its values elsewhere, has delivered by then.
     """
 
+    _uncompiled: ClassVar[Callable[[UpdatingProduct, Tensor], Tensor] | None] = None
+
     def __init__(
         self,
         name: str,
@@ -70,6 +72,8 @@ class UpdatingProduct:
         armed: Callable[[], bool],
         take: Callable[[UpdatingProduct, Gradient], None],
     ) -> None:
+        if UpdatingProduct._uncompiled is None:  # not at import: it imports torch._dynamo, and Triton with that
+            UpdatingProduct._uncompiled = torch.compiler.disable(UpdatingProduct._product, reason=_NO_FULLGRAPH)
         self.name, self.layer, self.update = name or "model", layer, update
         self.done = False  # whether the values have had their gradient since the last step
         self._armed, self._take = armed, take
@@ -98,6 +102,7 @@ class UpdatingProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
+            assert self._uncompiled is not None
             return self._uncompiled(x)
         return self._product(x)
 
@@ -115,8 +120,6 @@ class UpdatingProduct:
                 copy = layer.values.detach().to(x.dtype)
         y: Tensor = FusedProduct.apply(x, layer.values, layer.bias, copy, self)
         return y
-
-    _uncompiled = torch.compiler.disable(_product, reason=_NO_FULLGRAPH)
 
     def check_place(self) -> None:
         """Raise ``RuntimeError`` if the values were replaced since the optimizer was made, or moved from the slices."""

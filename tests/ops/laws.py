@@ -16,7 +16,7 @@ from tests.oracle import assert_accurate
 from tests.table import Row
 
 
-def spmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, transpose: bool, bias: bool) -> None:
+def spmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 11, transpose: bool, bias: bool) -> None:
     """Law 1: ``spmm == x @ Wᵀ + bias``, or ``x @ W + bias``."""
     pattern = pattern.to(row.device)
     out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
@@ -28,7 +28,7 @@ def spmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, transpose:
     assert_accurate(y, oracle.spmm(x, values, pattern, transpose=transpose, bias=shift), "spmm")
 
 
-def sddmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7) -> None:
+def sddmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 11) -> None:
     """Law 1: ``sddmm == aᵀ b`` at the stored blocks, zero outside the support."""
     pattern = pattern.to(row.device)
     a, b = randn(batch, pattern.shape[0], row=row, seed=3), randn(batch, pattern.shape[1], row=row, seed=4)
@@ -38,7 +38,7 @@ def sddmm_is_dense(row: Row, pattern: BlockPattern, *, batch: int = 7) -> None:
     assert_accurate(values, oracle.sddmm(a, b, pattern), "sddmm")
 
 
-def gradients_are_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, transpose: bool) -> None:
+def gradients_are_dense(row: Row, pattern: BlockPattern, *, batch: int = 11, transpose: bool) -> None:
     """The gradients of x, values and bias under a random dy are those of the dense matrix."""
     pattern = pattern.to(row.device)
     out_features, in_features = pattern.shape[::-1] if transpose else pattern.shape
@@ -55,7 +55,7 @@ def gradients_are_dense(row: Row, pattern: BlockPattern, *, batch: int = 7, tran
     assert_accurate(dbias, terms, "dbias")
 
 
-def operations_are_adjoint(row: Row, pattern: BlockPattern, *, batch: int = 7) -> None:
+def operations_are_adjoint(row: Row, pattern: BlockPattern, *, batch: int = 11) -> None:
     """Law 2: ⟨sddmm(a, b), v⟩ = ⟨a, spmm(b, v)⟩ = ⟨spmm(a, v, transposed), b⟩."""
     pattern = pattern.to(row.device)
     a, b = randn(batch, pattern.shape[0], row=row, seed=6), randn(batch, pattern.shape[1], row=row, seed=7)
@@ -77,7 +77,7 @@ def operations_are_adjoint(row: Row, pattern: BlockPattern, *, batch: int = 7) -
     assert abs(third - second) <= bound, f"<spmm(a, v, T), b> = {third} but <a, spmm(b, v)> = {second}"
 
 
-def results_accumulate(row: Row, pattern: BlockPattern, *, batch: int = 7, alpha: float, beta: float) -> None:
+def results_accumulate(row: Row, pattern: BlockPattern, *, batch: int = 11, alpha: float, beta: float) -> None:
     """``out ← alpha · result + beta · out`` for both operations; with beta 0 a NaN in ``out`` is not read."""
     pattern = pattern.to(row.device)
     a, b = randn(batch, pattern.shape[0], row=row, seed=3), randn(batch, pattern.shape[1], row=row, seed=4)

@@ -61,3 +61,9 @@ def test_says_once_that_it_is_slow(project, run, meant):
             "plain torch for cpu tensors, which is several times slower: the compiled extension is missing" in said[0]
         )
         assert "it was not built; reinstall with a C++ compiler and EFCN_BUILD=cpu" in said[0]
+
+
+def test_import_brings_neither_dynamo_nor_triton(python):
+    """Both are slow to import, and Triton reads TRITON_INTERPRET when it is."""
+    code = "import sys, efcn_sparse; print([name for name in ('torch._dynamo', 'triton') if name in sys.modules])"
+    assert python(code).strip() == "[]"
