@@ -1,6 +1,7 @@
 """``make`` says in one line what it cannot install itself, before it installs anything."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,9 @@ def test_only_what_a_target_needs_is_installed(project, run, target, tools, last
     assert done.returncode == 0, done.stderr
     assert ("--editable '.[dev]'" in done.stdout) is tools
     assert last in done.stdout.splitlines()[-1]
+
+
+def test_requirements_are_constraints_too():
+    """Make passes the file to pip as both, and pip refuses constraints with extras."""
+    lines = (Path(__file__).parents[2] / "requirements-dev.txt").read_text().splitlines()
+    assert [line for line in lines if "[" in line.partition("#")[0]] == []
