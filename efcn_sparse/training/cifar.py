@@ -59,7 +59,7 @@ def load_hub_images(
         names = sorted({path.parent.name for paths in files.values() for path in paths})
         return _normalized({
             split: (
-                _pixels((pillow.open(path) for path in paths), len(paths), image_shape, split),
+                _pixels(map(pillow.open, paths), [str(path) for path in paths], image_shape),
                 _labels([names.index(path.parent.name) for path in paths], "train/<class>", classes),
             )
             for split, paths in files.items()
@@ -114,7 +114,8 @@ def _from_tables(library: Any, loaded: Any, label: str, image_shape: tuple[int, 
         image_column = _column(table, _IMAGE_COLUMNS)
         label_column = _column(table, (label, "label"))
         decoded = table.cast_column(image_column, library.Image())[image_column]
-        pixels = _pixels(decoded, len(table), image_shape, split)
+        names = [f"image {index} of {split}" for index in range(len(table))]
+        pixels = _pixels(decoded, names, image_shape)
         parts[split] = pixels, _labels(table[label_column], f"the column {label_column!r}", classes)
     return _normalized(parts)
 
@@ -136,16 +137,22 @@ def _column(table: Any, names: tuple[str, ...]) -> str:
     raise ValueError(f"data must have a column {wanted}, got {', '.join(table.column_names)}")
 
 
-def _pixels(decoded: Iterable[Any], count: int, image_shape: tuple[int, int, int], split: str) -> Tensor:
+def _pixels(decoded: Iterable[Any], names: list[str], image_shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = image_shape
-    pixels = np.empty((count, height, width, channels), dtype=np.uint8)
-    for index, image in enumerate(decoded):
+    pixels = np.empty((len(names), height, width, channels), dtype=np.uint8)
+    images = iter(decoded)
+    for index, name in enumerate(names):
+        try:
+            image = next(images)
+            if image.size == (width, height):
+                image.load()
+        except Exception as error:  # Pillow raises many kinds
+            raise ValueError(f"data must hold images that can be read, got {name}: {error}") from error
         if image.size != (width, height):
-            raise ValueError(f"data must hold {width}x{height} images, got {image.size[0]}x{image.size[1]}")
+            size = f"{image.size[0]}x{image.size[1]}"
+            raise ValueError(f"data must hold {width}x{height} images, got {size} in {name}")
         if image.mode not in _EIGHT_BITS:
-            raise ValueError(
-                f"data must hold images of 8 bits a channel, got mode {image.mode} in image {index} of {split}"
-            )
+            raise ValueError(f"data must hold images of 8 bits a channel, got mode {image.mode} in {name}")
         pixels[index] = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 

@@ -29,11 +29,11 @@ def encoded(pixels):
     return buffer.getvalue()
 
 
-def write_parquet(path, pixels, labels, image="img", label="label"):
+def write_parquet(path, pixels, labels, image="img", label="label", cut=None):
     import pyarrow
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = {image: [{"bytes": encoded(p), "path": None} for p in pixels], label: labels}
+    table = {image: [{"bytes": encoded(p)[:cut], "path": None} for p in pixels], label: labels}
     parquet.write_table(pyarrow.table(table), path)
 
 
@@ -113,7 +113,25 @@ def test_images_of_more_than_8_bits_are_refused(tmp_path, mode):
     kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
     for split in ("train", "test"):
         write_image(tmp_path / split / "apple" / "0.tif", pil.fromarray(noise(1)[0, :, :, 0].astype(kind) * 100))
-    with pytest.raises(ValueError, match=f"^data must hold images of 8 bits a channel, got mode {mode} in image 0 of"):
+    message = f"data must hold images of 8 bits a channel, got mode {mode} in {tmp_path / 'train/apple/0.tif'}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training.load_data(config(tmp_path))
+
+
+@pytest.mark.parametrize("kept", [20, 2000])  # in the header, in the pixels
+def test_an_image_that_cannot_be_read_is_named(tmp_path, kept):
+    for split in ("train", "test"):
+        write_image(tmp_path / split / "apple" / "0.png", pil.fromarray(noise(1)[0]))
+    damaged = tmp_path / "train/apple/0.png"
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=re.escape(f"data must hold images that can be read, got {damaged}: ")):
+        training.load_data(config(tmp_path))
+
+
+def test_an_image_of_a_parquet_file_that_cannot_be_read_is_named(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", noise(2), [0, 1], cut=2000)
+    with pytest.raises(ValueError, match=r"^data must hold images that can be read, got image 0 of train: "):
         training.load_data(config(tmp_path))
 
 
@@ -191,7 +209,7 @@ def folder_with(tmp_path, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(pixels=noise(2, side=28)), "data must hold 32x32 images, got 28x28"),
+        (dict(pixels=noise(2, side=28)), "data must hold 32x32 images, got 28x28 in image 0 of train"),
         (dict(labels=[0, 10]), "data must have labels in [0, 10), got 0 to 10"),
         (dict(image="photo"), "data must have a column 'img' or 'image', got photo, label"),
         (dict(label="kind"), "data must have a column 'label', got img, kind"),
