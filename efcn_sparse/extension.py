@@ -9,7 +9,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-_NEEDED = ("usual_spmm", "GATHER_SIDE", "CROWDED_SIDE")  # what an extension of an earlier version does not have
+_NEEDED = (
+    "usual_spmm",
+    "COLUMNS_SIDE",
+    "GATHER_SIDE",
+    "CROWDED_SIDE",
+)  # what an extension of an earlier version does not have
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from efcn_sparse.checkpoint.atomic import read_json
 from efcn_sparse.training.arms import Arm, Look, looks_of
+from efcn_sparse.training.checkpoint import epochs_on_disk
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.metrics import KEYS, LAYERS, METRICS, TORN, Evaluation, read_evaluations
 from efcn_sparse.training.plan import Stage, stages
@@ -139,7 +140,10 @@ def _read_environment(path: Path, problems: list[str]) -> dict[str, Any]:
 def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> tuple[Trace, ...]:
     """The traces of a CSV; a row that appears again (after a resume) replaces the earlier one."""
     if not path.is_file():
-        problems.append(f"{path.name} is missing: nothing has been evaluated yet.")
+        why = "nothing has been evaluated yet"
+        if epochs_on_disk(path.parent / "checkpoints"):
+            why = "it was lost, for there are checkpoints; relax with --repair trains their epochs again"
+        problems.append(f"{path.name} is missing: {why}.")
         return ()
     evaluations, wrong = read_evaluations(path, columns)
     for sentence in wrong:

@@ -74,6 +74,12 @@ def test_missing_files_are_told(folder):
         "metrics.csv is missing: nothing has been evaluated yet.",
         "layers.csv is missing: nothing has been evaluated yet.",
     )
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "cnn-seed0-e1.safetensors").touch()
+    assert read_run(folder).problems[1:] == tuple(
+        f"{name} is missing: it was lost, for there are checkpoints; relax with --repair trains their epochs again."
+        for name in ("metrics.csv", "layers.csv")
+    )
 
 
 @pytest.mark.parametrize(

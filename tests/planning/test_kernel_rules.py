@@ -12,7 +12,7 @@ from efcn_sparse.planning.kernel_rules import sddmm_copy, spmm_copy
 
 COPIES = {  # in_side, out_side, dtype, features: what SpMM and SDDMM copy, as a share of the input
     "wide": (64, 64, torch.float32, 200, 0, 0),
-    "narrow and high": (6, 64, torch.float32, 200, 0, 0),
+    "narrow and high": (6, 64, torch.float32, 200, 1, 0),
     "narrow and low": (6, 16, torch.float32, 200, 1, 0),
     "between": (32, 64, torch.float32, 200, 1, 0),
     "crowded": (64, 64, torch.float32, 512, 0, 1),
