@@ -27,8 +27,8 @@ from torch import Tensor
 from efcn_sparse.analysis.statistics import spread
 from efcn_sparse.models import fashion_cnn
 from efcn_sparse.training import RelaxConfig, Task, load_arm, run_relax
-from efcn_sparse.training.idx import FASHION_MNIST, find_idx, read_idx
-from efcn_sparse.training.images import Images
+from efcn_sparse.training.data.idx import FASHION_MNIST, find_idx, read_idx
+from efcn_sparse.training.data.images import Images
 
 SHIFT = 6  # pixels at most, up, down, left and right
 ARMS = ("elcn", "efcn-full")

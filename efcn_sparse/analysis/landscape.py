@@ -19,11 +19,11 @@ from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.parts import PARTS
 from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import Lesson, measure
 from efcn_sparse.training.nets import kept_epochs, load_arm, task_of_run
-from efcn_sparse.training.plan import stage_name, stages
-from efcn_sparse.training.run_directory import RunDirectory, read_config
-from efcn_sparse.training.source import Lessons
+from efcn_sparse.training.run.epoch import TaskData, measure
+from efcn_sparse.training.run.plan import stage_name, stages
+from efcn_sparse.training.run.run_directory import RunDirectory, read_config
+from efcn_sparse.training.run.source import DataBySeed
 from efcn_sparse.training.task import Task
 
 FILE = "landscape.json"
@@ -145,12 +145,12 @@ def measure_landscape(
         if not items:
             raise ValueError(f"run_dir must hold an embedded net's start and end, got none in {run_dir}")
         there_now = config if data is None else dataclasses.replace(config, data=data)
-        lessons = Lessons(task_of_run(there_now, task), there_now)
+        data_by_seed = DataBySeed(task_of_run(there_now, task), there_now)
         done = {one.item.key: one for one in found}
         for number, item in enumerate(items, 1):
             if item.key in done and done[item.key].item == item:  # the CNN may have gone on since
                 continue
-            done[item.key] = Found(item, _measure(run_dir, config, settings, item, lessons.of_seed(item.seed)))
+            done[item.key] = Found(item, _measure(run_dir, config, settings, item, data_by_seed.of_seed(item.seed)))
             write_found(file, settings, [*done.values()])
             tell(f"{number}/{len(items)} {item.key}: {_told(done[item.key])}")
     return file
@@ -200,17 +200,17 @@ def _items(run_dir: str | Path, config: RelaxConfig, kinds: Sequence[str]) -> tu
 
 
 def _measure(
-    run_dir: str | Path, config: RelaxConfig, settings: Settings, item: Item, lesson: Lesson
+    run_dir: str | Path, config: RelaxConfig, settings: Settings, item: Item, task_data: TaskData
 ) -> dict[str, Any]:
     def net(arm: Arm, epoch: int) -> nn.Module:
         embedded = arm != CNN
         relax_epoch = item.relax_epoch if embedded else None
-        return load_arm(run_dir, arm, item.seed, relax_epoch, epoch, task=lesson.task).to(config.device)
+        return load_arm(run_dir, arm, item.seed, relax_epoch, epoch, task=task_data.task).to(config.device)
 
     first, last = item.epochs
     if item.what not in PATHS:
-        return _curvature(settings, item, net(item.arm, first), net(item.arm, last), lesson)
-    limited = lesson.limited(settings.images, settings.images)
+        return _curvature(settings, item, net(item.arm, first), net(item.arm, last), task_data)
+    limited = task_data.limited(settings.images, settings.images)
     parts = [slice(at, at + 500) for at in range(0, len(limited.train), 500)]
     along = path(
         net(CNN, first), net(item.arm, last), lambda at: {**measure(at, limited), "loss": 0.0},
@@ -220,11 +220,11 @@ def _measure(
     return {"positions": list(along.positions)} | {name: [at[name] for at in along.metrics] for name in names}
 
 
-def _curvature(settings: Settings, item: Item, start: nn.Module, end: nn.Module, lesson: Lesson) -> dict[str, Any]:
+def _curvature(settings: Settings, item: Item, start: nn.Module, end: nn.Module, task_data: TaskData) -> dict[str, Any]:
     start, end = on_common_support(start, end)
     at = start if item.what == "start" else end
-    batches = list(lesson.train.batches([slice(0, settings.curvature_images)], 0))
-    curved = hessian(at, lambda net, batch: lesson.loss(net, *batch), batches)
+    batches = list(task_data.train.batches([slice(0, settings.curvature_images)], 0))
+    curved = hessian(at, lambda net, batch: task_data.loss(net, *batch), batches)
     others = dict(start.named_parameters())
     way = {name: (there - others[name]).detach() for name, there in end.named_parameters()}
     numbers: dict[str, Any] = {}

@@ -16,9 +16,9 @@ from efcn_sparse.checkpoint.atomic import read_json
 from efcn_sparse.training.arms import Arm, Look, looks_of
 from efcn_sparse.training.checkpoint import epochs_on_disk
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.metrics import KEYS, LAYERS, METRICS, TORN, Evaluation, read_evaluations
-from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.run_directory import read_config
+from efcn_sparse.training.run.metrics import KEYS, LAYERS, METRICS, TORN, Evaluation, read_evaluations
+from efcn_sparse.training.run.plan import Stage, stages
+from efcn_sparse.training.run.run_directory import read_config
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

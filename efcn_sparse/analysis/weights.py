@@ -13,9 +13,9 @@ from torch import nn
 from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile, incoming_weights, receptive_field
 from efcn_sparse.analysis.run_data import Floats, Run
 from efcn_sparse.training.arms import ELCN, Arm
-from efcn_sparse.training.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.nets import build_like, task_of_run
-from efcn_sparse.training.plan import Stage
+from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
+from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.task import Task
 
 if TYPE_CHECKING:

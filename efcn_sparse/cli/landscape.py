@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure what is missing, and print the barriers and curvatures."""
     from efcn_sparse.analysis.landscape import Settings, measure_landscape, read_landscape
     from efcn_sparse.analysis.landscape_tables import tables
-    from efcn_sparse.training.source import load_task
+    from efcn_sparse.training.run.source import load_task
 
     names = ("points", "images", "curvature_images", "vectors")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}

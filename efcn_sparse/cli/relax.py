@@ -16,15 +16,15 @@ from typing import Any
 from efcn_sparse.training import PRESETS, Event, RelaxConfig, Task, run_relax
 from efcn_sparse.training.arms import FORMS
 from efcn_sparse.training.extras import require
-from efcn_sparse.training.metrics import METRICS, read_evaluations
-from efcn_sparse.training.plan import stages
-from efcn_sparse.training.relax import unfinished
-from efcn_sparse.training.relaxing import RELAXING
-from efcn_sparse.training.run_directory import refuse_other
-from efcn_sparse.training.selective import COPIES
-from efcn_sparse.training.source import Source
-from efcn_sparse.training.watch import Callback
-from efcn_sparse.training.workers import Processes, dask_workers
+from efcn_sparse.training.optim.relaxing import RELAXING
+from efcn_sparse.training.optim.selective import COPIES
+from efcn_sparse.training.run.metrics import METRICS, read_evaluations
+from efcn_sparse.training.run.plan import stages
+from efcn_sparse.training.run.relax import unfinished
+from efcn_sparse.training.run.run_directory import refuse_other
+from efcn_sparse.training.run.source import Source
+from efcn_sparse.training.run.watch import Callback
+from efcn_sparse.training.run.workers import Processes, dask_workers
 
 _MOST_SEEDS = 1000
 _MOST_WORKERS = 999

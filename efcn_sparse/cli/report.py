@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the path of its page."""
     from efcn_sparse.analysis import write_report
-    from efcn_sparse.training.source import load_task
+    from efcn_sparse.training.run.source import load_task
 
     print(write_report(args.run_dir, load_task(args.task) if args.task else None))
     return 0

@@ -14,10 +14,10 @@ import torch
 
 from efcn_sparse.checkpoint.atomic import parse_json
 from efcn_sparse.training.arms import CNN, CONTROL, FCN, FORMS, Arm
+from efcn_sparse.training.optim.relaxing import RELAXING, PartEntry, parts_of_layers
+from efcn_sparse.training.optim.selective import COPIES
+from efcn_sparse.training.optim.shares import Part
 from efcn_sparse.training.presets import PRESETS
-from efcn_sparse.training.relaxing import RELAXING, PartEntry, parts_of_layers
-from efcn_sparse.training.selective import COPIES
-from efcn_sparse.training.shares import Part
 
 
 def snapshot_epochs(epochs: int, count: int = 20) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class RelaxConfig:
         relaxing: what an embedded net is free to leave: ``both`` weight sharing and locality, only ``sharing``
             (off-local weights stay zero), only ``locality`` (local weights stay tied), or ``none``.
         parts: settings by part and layer, such as ``"off-local:rate=0.5,l1=1e-5"`` or ``"conv1/tied:rate=0"``; see
-            :class:`~efcn_sparse.training.relaxing.PartEntry`. They come after ``relaxing``, and the last one counts.
+            :class:`~efcn_sparse.training.optim.relaxing.PartEntry`. They come after ``relaxing``; the last one counts.
         copies: ``mean``, as SGD on W has it, or ``sum``, which gives the tied part the step of the CNN. If this,
             ``relaxing`` or ``parts`` is given, embedded nets train with :class:`SelectiveSGD`.
         carry_momentum: let embedded nets, and ``cnn-relaxed``, go on with the CNN's momentum

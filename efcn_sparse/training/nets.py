@@ -10,12 +10,12 @@ from torch import nn
 
 from efcn_sparse.embedding import EmbeddedConv, Full, Support, embed
 from efcn_sparse.training.arms import FCN, Arm
-from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.data import preset_task
-from efcn_sparse.training.images import derived_seed
-from efcn_sparse.training.plan import stage_name, stages
-from efcn_sparse.training.run_directory import read_config
+from efcn_sparse.training.data.images import derived_seed
+from efcn_sparse.training.data.load import preset_task
+from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, stored_block_shapes
+from efcn_sparse.training.run.plan import stage_name, stages
+from efcn_sparse.training.run.run_directory import read_config
 from efcn_sparse.training.task import Task
 
 BlockShapes = Mapping[str, tuple[int, int]]

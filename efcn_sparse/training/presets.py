@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from efcn_sparse.models import alexnet_variant, digits_cnn, fashion_cnn, vanilla_cnn
-from efcn_sparse.training.idx import FASHION_MNIST
+from efcn_sparse.training.data.idx import FASHION_MNIST
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from efcn_sparse.training.examples import Examples, blaming
-from efcn_sparse.training.images import derived_seed
+from efcn_sparse.training.data.examples import Examples, blaming
+from efcn_sparse.training.data.images import derived_seed
 
 
 def classification(output: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import pytest
 from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.figures import canvas
 from efcn_sparse.cli.main import main
-from efcn_sparse.training.metrics import LOCALITY, SUPPORT
+from efcn_sparse.training.run.metrics import LOCALITY, SUPPORT
 from tests.analysis.synthetic import write_landscape, write_run
 
 FIGURES = [

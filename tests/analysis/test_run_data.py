@@ -11,7 +11,7 @@ import pytest
 
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.training.arms import CNN, FULL
-from efcn_sparse.training.metrics import LAYERS, LOCALITY, METRICS, SUPPORT
+from efcn_sparse.training.run.metrics import LAYERS, LOCALITY, METRICS, SUPPORT
 
 METRICS_HEADER, LAYERS_HEADER = ",".join(METRICS), ",".join(LAYERS)
 

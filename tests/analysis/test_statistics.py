@@ -11,7 +11,7 @@ from efcn_sparse.analysis.run_data import Trace, read_run
 from efcn_sparse.analysis.sentences import findings, headline, progress
 from efcn_sparse.analysis.statistics import finals, mean_curve, rank_correlation, spread
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.metrics import LAYERS, METRICS
+from efcn_sparse.training.run.metrics import LAYERS, METRICS
 
 EVALUATIONS = {  # (arm, seed, relax epoch): (epoch, test accuracy, delta)
     ("cnn", 0, ""): [(0, 0.1, ""), (2, 0.5, ""), (3, 0.7, ""), (4, 0.8, "")],

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
-from efcn_sparse.training.metrics import LAYERS, METRICS, read_evaluations
-from efcn_sparse.training.run_directory import read_config
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
+from efcn_sparse.training.run.metrics import LAYERS, METRICS, read_evaluations
+from efcn_sparse.training.run.run_directory import read_config
 
 COUNT = int(os.environ.get("EFCN_FUZZ", "300"))
 ODD: tuple[Any, ...] = (

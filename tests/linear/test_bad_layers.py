@@ -14,7 +14,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse import BlockPattern, extension
-from efcn_sparse.training.metrics import METRICS, read_evaluations
+from efcn_sparse.training.run.metrics import METRICS, read_evaluations
 
 P = BlockPattern.dense((6, 8), (3, 4))
 LAYER = es.SparseLinear(8, 6, P)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from efcn_sparse.training import RelaxConfig
-from efcn_sparse.training.data import preset_task
-from efcn_sparse.training.epoch import Lesson
-from efcn_sparse.training.metrics import MetricsFile
+from efcn_sparse.training.data.load import preset_task
+from efcn_sparse.training.run.epoch import TaskData
+from efcn_sparse.training.run.metrics import MetricsFile
 
 DIGITS = preset_task(RelaxConfig(preset="digits"))
 
 
-def lesson(config: RelaxConfig, seed: int) -> Lesson:
+def task_data(config: RelaxConfig, seed: int) -> TaskData:
     """The task of a preset with its examples."""
-    return Lesson.of(preset_task(config), config, seed)
+    return TaskData.of(preset_task(config), config, seed)
 
 
 def rows(run_dir: Path, name: str) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 import efcn_sparse as es
 from efcn_sparse.fused import layer_update, updating
 from efcn_sparse.training import Part, SelectiveSGD, carry_state
-from efcn_sparse.training.optimizer_state import live_states
+from efcn_sparse.training.optim.optimizer_state import live_states
 
 SIZE = (2, 8, 7)
 FROZEN = Part(rate=0.0)

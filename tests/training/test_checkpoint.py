@@ -13,8 +13,8 @@ import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.fused import layer_update, updating
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
-from efcn_sparse.training.metrics import MetricsFile
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
+from efcn_sparse.training.run.metrics import MetricsFile
 
 ARMS = ("cnn", "fcn", "elcn")
 OTHER = {1: (32, 2), 16: (8, 16), 32: (16, 8)}  # by input channels

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from efcn_sparse.checkpoint import shard_file
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,8 +21,8 @@ PROGRAM = """
 import os, random, resource, signal, sys, time, torch
 from pathlib import Path
 import efcn_sparse
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.optimizer import make_optimizer
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.optim.optimizer import make_optimizer
 
 torch.set_num_threads(1)
 path, HOME = Path(sys.argv[1]) / "here.safetensors", os.path.dirname(efcn_sparse.__file__)

@@ -12,8 +12,8 @@ MIB = 1 << 20
 PROGRAM = """
 import sys, torch, efcn_sparse as es
 from pathlib import Path
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.optimizer import make_optimizer
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.optim.optimizer import make_optimizer
 
 def status(key):
     return 1024 * int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])

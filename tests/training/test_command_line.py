@@ -110,7 +110,7 @@ def test_without_the_extra_of_a_preset_it_is_named(tmp_path, capsys, monkeypatch
 
 
 def test_the_outcome_is_the_last_accuracy_with_its_spread(tmp_path):
-    from efcn_sparse.training.metrics import METRICS
+    from efcn_sparse.training.run.metrics import METRICS
 
     rows = [
         "cnn,0,,0,0.1,1,1,1,0.5,,,,,,,,1", "cnn,0,,1,0.1,1,1,1,0.9,,,,,,,,1", "cnn,1,,1,0.1,1,1,1,0.8,,,,,,,,1",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import efcn_sparse.training as training
-from efcn_sparse.training.plan import stages
+from efcn_sparse.training.run.plan import stages
 
 ARMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from efcn_sparse.training.data import digits, place, split_originals
+from efcn_sparse.training.data.load import digits, place, split_originals
 
 
 def test_train_and_test_originals_are_disjoint_and_all_are_used():

@@ -10,7 +10,7 @@ import pytest
 import efcn_sparse.training as training
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.cli.relax import outcome
-from efcn_sparse.training.relax import unfinished
+from efcn_sparse.training.run.relax import unfinished
 from tests.training.runs import checkpoints, interrupt_after, numbers, rows
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-grown1.3", "efcn-lowrank2")

@@ -11,11 +11,11 @@ import torch
 import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.fused import layer_update, updating
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.metrics import MetricsFile
 from efcn_sparse.training.nets import build_fcn
-from efcn_sparse.training.optimizer import make_optimizer
-from efcn_sparse.training.optimizer_state import live_states
+from efcn_sparse.training.optim.optimizer import make_optimizer
+from efcn_sparse.training.optim.optimizer_state import live_states
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.run.metrics import MetricsFile
 from tests.training.runs import DIGITS, checkpoints, numbers
 
 TINY = dict(
@@ -26,7 +26,7 @@ TINY = dict(
 SCRIPT = """
 import os, signal, sys
 import efcn_sparse.training as training
-from efcn_sparse.training.metrics import MetricsFile
+from efcn_sparse.training.run.metrics import MetricsFile
 append = MetricsFile.append
 
 def kill_at_the_last_epoch(self, rows):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efcn_sparse.training import RelaxConfig, load_data, run_relax
-from efcn_sparse.training.idx import FASHION_MNIST, load_idx_images, read_idx
+from efcn_sparse.training.data.idx import FASHION_MNIST, load_idx_images, read_idx
 
 SHAPE, CLASSES = (1, 3, 2), 4
 

@@ -6,7 +6,7 @@ import pytest
 
 import efcn_sparse as es
 from efcn_sparse import training
-from efcn_sparse.training.metrics import LOCALITY
+from efcn_sparse.training.run.metrics import LOCALITY
 
 
 def rows(run):

@@ -7,9 +7,9 @@ import torch
 
 import efcn_sparse as es
 import efcn_sparse.training as training
-from efcn_sparse.training.carry import carry_state
-from efcn_sparse.training.selective import SelectiveSGD
-from efcn_sparse.training.shares import Part
+from efcn_sparse.training.optim.carry import carry_state
+from efcn_sparse.training.optim.selective import SelectiveSGD
+from efcn_sparse.training.optim.shares import Part
 from tests.training.runs import checkpoints, interrupt_after, numbers, rows
 
 ARM = "efcn-lowrank3"

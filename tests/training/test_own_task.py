@@ -269,7 +269,7 @@ def test_the_command_takes_a_file(tmp_path, whole, capsys):
 SCRIPT = """
 import sys
 import efcn_sparse.training as training
-from efcn_sparse.training.workers import Processes
+from efcn_sparse.training.run.workers import Processes
 config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
 with Processes(2) as workers:
     training.run_relax(sys.argv[3], config, sys.argv[2], quiet=True, checkpoint_seconds=0.0, executor=workers)

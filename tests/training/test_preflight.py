@@ -16,7 +16,7 @@ from efcn_sparse.planning import predict_step
 from efcn_sparse.sizes import size_text
 from efcn_sparse.training import RelaxConfig, run_relax
 from efcn_sparse.training.arms import Arm
-from efcn_sparse.training.preflight import BUDGET, check_fits, needed_bytes
+from efcn_sparse.training.run.preflight import BUDGET, check_fits, needed_bytes
 
 _ARMS = ("cnn", "fcn", "elcn", "efcn-dilated2", "efcn-grown1.5", "efcn-full")
 

@@ -8,10 +8,10 @@ import torch
 import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.embedding import EmbeddedConv
-from efcn_sparse.training.epoch import evaluate
-from efcn_sparse.training.metrics import LAYERS, METRICS
 from efcn_sparse.training.nets import build_fcn
-from tests.training.runs import DIGITS, lesson
+from efcn_sparse.training.run.epoch import evaluate
+from efcn_sparse.training.run.metrics import LAYERS, METRICS
+from tests.training.runs import DIGITS, task_data
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-dilated1", "efcn-full")
 
@@ -61,9 +61,9 @@ def test_an_embedding_reads_as_the_cnn_it_came_from(run_dir, arm):
 
 def test_the_control_at_the_cnns_own_rate_is_the_cnn(config, tmp_path, run_dir):
     """At the same learning rate the relaxed control would repeat the CNN's own epochs, which is why it is left out."""
-    from efcn_sparse.training.epoch import train_epoch
+    from efcn_sparse.training.run.epoch import train_epoch
 
-    model, learnt = training.load_arm(run_dir, "cnn", 0, None, 3), lesson(config, 0)
+    model, learnt = training.load_arm(run_dir, "cnn", 0, None, 3), task_data(config, 0)
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     for epoch in (4, 5):
@@ -115,8 +115,8 @@ def test_the_numbers_stored_are_those_of_the_support(run_dir):
 
 def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
     """From the checkpoint before the epoch, the same steps once more, with gradients of the dense matrices."""
-    from efcn_sparse.training.examples import _rows
-    from efcn_sparse.training.images import order_of_epoch
+    from efcn_sparse.training.data.examples import _rows
+    from efcn_sparse.training.data.images import order_of_epoch
 
     images = training.load_data(config, 0)
     model = training.load_arm(run_dir, "efcn-dilated1", 0, 3, 4).train()
@@ -143,9 +143,9 @@ def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
 def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
     import contextlib
 
-    from efcn_sparse.training.epoch import train_epoch
+    from efcn_sparse.training.run.epoch import train_epoch
 
-    learnt, sizes = lesson(config, 0), []
+    learnt, sizes = task_data(config, 0), []
     model = DIGITS.fresh(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
@@ -170,7 +170,7 @@ def test_a_loaded_net_has_the_recorded_accuracy(config, run_dir, arm, time):
     epoch = training.kept_epochs(run_dir, arm, 1, time)[-1]
     model = training.load_arm(run_dir, arm, 1, time, epoch)
     assert not model.training
-    found = evaluate(model, lesson(config, 1), "test")
+    found = evaluate(model, task_data(config, 1), "test")
     (row,) = rows_of(run_dir, arm=arm, seed=1, relax_epoch="" if time is None else time, epoch=epoch)
     assert found["accuracy"] == float(row["test_accuracy"])
     assert found["loss"] == pytest.approx(float(row["test_loss"]), rel=1e-5)

@@ -11,11 +11,11 @@ import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.training import Part, SelectiveSGD
 from efcn_sparse.training.arms import CNN, CONTROL, ELCN, FCN
-from efcn_sparse.training.metrics import MetricsFile
 from efcn_sparse.training.nets import embed_as
-from efcn_sparse.training.optimizer import optimizer_of
-from efcn_sparse.training.relaxing import PartEntry, parts_of_layers
-from efcn_sparse.training.shares import Parts
+from efcn_sparse.training.optim.optimizer import optimizer_of
+from efcn_sparse.training.optim.relaxing import PartEntry, parts_of_layers
+from efcn_sparse.training.optim.shares import Parts
+from efcn_sparse.training.run.metrics import MetricsFile
 from tests.training.runs import DIGITS
 
 FROZEN = Part(rate=0.0)

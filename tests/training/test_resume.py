@@ -11,8 +11,8 @@ import time
 import pytest
 
 import efcn_sparse.training as training
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.metrics import LOCALITY, METRICS, SUPPORT, MetricsFile
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.run.metrics import LOCALITY, METRICS, SUPPORT, MetricsFile
 from tests.training.runs import checkpoints, interrupt_after, numbers
 
 TINY = dict(

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 import efcn_sparse.training as training
-from efcn_sparse.training.run_directory import RunDirectory
+from efcn_sparse.training.run.run_directory import RunDirectory
 
 HOLD = """
 import sys, time
 from efcn_sparse.training import RelaxConfig
-from efcn_sparse.training.run_directory import RunDirectory
+from efcn_sparse.training.run.run_directory import RunDirectory
 with RunDirectory(sys.argv[1], RelaxConfig.from_json(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)

@@ -16,7 +16,7 @@ SIZE = (2, 8, 7)
 
 @pytest.fixture(autouse=True)
 def _many_chunks(monkeypatch):
-    monkeypatch.setattr("efcn_sparse.training.shares._CHUNK_ELEMENTS", 1 << 10)
+    monkeypatch.setattr("efcn_sparse.training.optim.shares._CHUNK_ELEMENTS", 1 << 10)
 
 
 def cnn():
@@ -319,7 +319,7 @@ def test_entries_outside_the_support_stay_zero(beta):
 
 
 def test_its_state_is_saved_and_loaded(tmp_path):
-    from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
+    from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 
     _, efcn = pair()
     other = copy.deepcopy(efcn)

@@ -13,7 +13,7 @@ import pytest
 import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.importing import imported
-from efcn_sparse.training.workers import Processes
+from efcn_sparse.training.run.workers import Processes
 from tests.training.runs import checkpoints, numbers, rows
 
 EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'own_net.py'}:task"

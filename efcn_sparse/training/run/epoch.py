@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.examples import Examples
-from efcn_sparse.training.images import derived_seed, order_of_epoch
+from efcn_sparse.training.data.examples import Examples
+from efcn_sparse.training.data.images import derived_seed, order_of_epoch
 from efcn_sparse.training.task import Task
 
 EVALUATION_BATCH = 2000
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TaskData:
     """A task with the examples of one seed: what a net is trained on."""
 
     task: Task
@@ -36,7 +36,7 @@ class Lesson:
     test: Examples
 
     @classmethod
-    def of(cls, task: Task, config: RelaxConfig, seed: int) -> Lesson:
+    def of(cls, task: Task, config: RelaxConfig, seed: int) -> TaskData:
         """The examples of ``seed``, as ``config`` limits them, for its device."""
         train = task.examples("train", seed, limit=config.train_limit, device=config.device)
         return cls(task, train, task.examples("test", seed, limit=config.test_limit, device=config.device))
@@ -45,9 +45,9 @@ class Lesson:
         """How many steps an epoch has."""
         return -(-len(self.train) // batch_size)
 
-    def limited(self, train: int, test: int) -> Lesson:
+    def limited(self, train: int, test: int) -> TaskData:
         """The same with the first examples alone."""
-        return Lesson(self.task, self.train.limited(train), self.test.limited(test))
+        return TaskData(self.task, self.train.limited(train), self.test.limited(test))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -68,7 +68,7 @@ class Lesson:
 def train_epoch(
     model: nn.Module,
     optimizer: Optimizer,
-    lesson: Lesson,
+    task_data: TaskData,
     *,
     batch_size: int,
     seed: int,
@@ -90,20 +90,20 @@ def train_epoch(
         What ``watch`` gave; None without it.
     """
     model.train()
-    task = lesson.task
+    task = task_data.task
     torch.manual_seed(derived_seed("dropout", seed, epoch))
     generator = torch.Generator("cpu").manual_seed(derived_seed("augment", seed, epoch))
-    chunks = order_of_epoch(seed, epoch, len(lesson.train)).split(batch_size)
-    watched = max(0, len(lesson.train) // batch_size - 1)
+    chunks = order_of_epoch(seed, epoch, len(task_data.train)).split(batch_size)
+    watched = max(0, len(task_data.train) // batch_size - 1)
     seen: T | None = None
-    for step, (x, y) in enumerate(lesson.train.batches(chunks, derived_seed("loader", seed, epoch))):
+    for step, (x, y) in enumerate(task_data.train.batches(chunks, derived_seed("loader", seed, epoch))):
         x, y = augmented(task, x, y, generator)
         with contextlib.ExitStack() as around:
             if watch is not None and step == watched:
                 seen = around.enter_context(watch(model))
             if growth is not None:
                 around.enter_context(growth.watch())
-            loss = lesson.loss(model, x, y)
+            loss = task_data.loss(model, x, y)
             optimizer.zero_grad()
             around.enter_context(updating(optimizer))
             loss.backward()
@@ -130,22 +130,22 @@ def augmented(task: Task, x: Tensor, y: Tensor, generator: torch.Generator) -> t
     return batch
 
 
-def measure(model: nn.Module, lesson: Lesson) -> dict[str, float]:
+def measure(model: nn.Module, task_data: TaskData) -> dict[str, float]:
     """Mean loss and metrics in evaluation mode, on the test examples and on up to 10,000 training examples."""
-    train, test = evaluate(model, lesson, "train", TRAIN_EVALUATED), evaluate(model, lesson, "test")
+    train, test = evaluate(model, task_data, "train", TRAIN_EVALUATED), evaluate(model, task_data, "test")
     named = {f"train_{name}": value for name, value in train.items()}
     return named | {f"test_{name}": value for name, value in test.items()}
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, lesson: Lesson, field: str, most: int | None = None) -> dict[str, float]:
+def evaluate(model: nn.Module, task_data: TaskData, field: str, most: int | None = None) -> dict[str, float]:
     """The mean ``loss``, ``accuracy`` and other metrics of ``model`` in evaluation mode; its mode is restored.
 
     Args:
         field: ``train`` or ``test``.
         most: how many examples are used at most.
     """
-    task, examples = lesson.task, getattr(lesson, field)
+    task, examples = task_data.task, getattr(task_data, field)
     count = len(examples) if most is None else min(most, len(examples))
     chunks = [slice(at, min(at + EVALUATION_BATCH, count)) for at in range(0, count, EVALUATION_BATCH)]
     was_training = model.training
@@ -158,7 +158,7 @@ def evaluate(model: nn.Module, lesson: Lesson, field: str, most: int | None = No
             with task.blaming("loss"):
                 loss = functional.cross_entropy(output, y, reduction="sum").double()
         else:
-            loss = lesson.loss_of(output, y).double() * len(x)
+            loss = task_data.loss_of(output, y).double() * len(x)
         with task.blaming("metrics"):
             found = {name: torch.as_tensor(value) for name, value in task.metrics(output, y).items()}
             if "accuracy" not in found or "loss" in found:

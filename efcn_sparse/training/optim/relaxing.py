@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from efcn_sparse.training.shares import Part, Parts
+from efcn_sparse.training.optim.shares import Part, Parts
 
 RELAXING: dict[str, tuple[str, ...]] = {  # what stays as it is
     "both": (),

@@ -14,9 +14,9 @@ from efcn_sparse.fused.layer_update import MakeOptimizer
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.plan import Stage
-from efcn_sparse.training.relaxing import parts_of_layers
-from efcn_sparse.training.selective import SelectiveSGD
+from efcn_sparse.training.optim.relaxing import parts_of_layers
+from efcn_sparse.training.optim.selective import SelectiveSGD
+from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.task import Task
 
 

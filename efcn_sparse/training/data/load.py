@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efcn_sparse.training.cifar import load_hub_images
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.data.cifar import load_hub_images
+from efcn_sparse.training.data.idx import load_idx_images
+from efcn_sparse.training.data.images import Images, derived_seed
 from efcn_sparse.training.extras import require
-from efcn_sparse.training.idx import load_idx_images
-from efcn_sparse.training.images import Images, derived_seed
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.task import Task
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk
-from efcn_sparse.training.metrics import LAYERS, METRICS, diverged, gaps, is_stillborn, read_evaluations
-from efcn_sparse.training.plan import Stage
+from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk
+from efcn_sparse.training.run.metrics import LAYERS, METRICS, diverged, gaps, parent_diverged, read_evaluations
+from efcn_sparse.training.run.plan import Stage
 
 _MOST_TOLD = 8  # stages, in a message
 
@@ -36,7 +36,7 @@ class State:
         kept = epochs_on_disk(path / "checkpoints")
         latest = {stage: epochs[-1] for stage, epochs in kept.items()}
         metrics, _ = read_evaluations(path / "metrics.csv", METRICS)
-        covered = [row for row in metrics if row.epoch <= latest.get(row.stage, -1) or is_stillborn(row)]
+        covered = [row for row in metrics if row.epoch <= latest.get(row.stage, -1) or parent_diverged(row)]
         lost = gaps(plan, latest, covered, read_evaluations(path / "layers.csv", LAYERS)[0], layers)
         return cls(plan, kept, latest, diverged(covered), lost)
 

@@ -19,13 +19,13 @@ from efcn_sparse.checkpoint.atomic import read_json
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.training.arms import CNN, Arm
-from efcn_sparse.training.carry import check_carried
-from efcn_sparse.training.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import Lesson, augmented, evaluate, train_epoch
-from efcn_sparse.training.optimizer import optimizer_of, scheduler_of
-from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.run_directory import read_config
+from efcn_sparse.training.optim.carry import check_carried
+from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
+from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.run.epoch import TaskData, augmented, evaluate, train_epoch
+from efcn_sparse.training.run.plan import Stage, stages
+from efcn_sparse.training.run.run_directory import read_config
 from efcn_sparse.training.task import Task
 
 _log = logging.getLogger("efcn_sparse.training")
@@ -33,7 +33,7 @@ _SAMPLES = 32  # of a data set's examples, by which it is recognized
 FILE = "task.json"
 
 
-def try_out(config: RelaxConfig, lesson: Lesson) -> tuple[str, ...]:
+def try_out(config: RelaxConfig, task_data: TaskData) -> tuple[str, ...]:
     """Train the CNN for two steps, look whether it can be gone on with exactly, and embed it in thought.
 
     What cannot be resumed bit by bit is told in warnings.
@@ -45,12 +45,12 @@ def try_out(config: RelaxConfig, lesson: Lesson) -> tuple[str, ...]:
         ValueError: something does not fit, cannot be embedded, raises an error or gives the wrong thing; the message
             names the field of the task, or of ``config``.
     """
-    task = lesson.task
+    task = task_data.task
     config.check_task(task.convolutions, own_optimizer=task.optimizer is not None)
     if config.data is not None:
         raise ValueError(f"data must be left out beside a task, which has its own, got {config.data!r}")
     _check_embeds(config, task)
-    few = lesson.limited(config.batch_size, 2)
+    few = task_data.limited(config.batch_size, 2)
     metrics = evaluate(task.fresh(0).to(config.device), few, "test")
     _check_optimizer(config, task)
     for told in _hidden_states(config, few):
@@ -85,7 +85,7 @@ def _check_optimizer(config: RelaxConfig, task: Task) -> None:
         check_carried(optimizer_of(replace(config, fused=False), task, CNN, config.lr, task.fresh(0)))
 
 
-def _hidden_states(config: RelaxConfig, few: Lesson) -> Iterator[str]:
+def _hidden_states(config: RelaxConfig, few: TaskData) -> Iterator[str]:
     """What a second call does otherwise, or a second process would."""
     task = few.task
     if not _alike(lambda: [*task.fresh(0).state_dict().values()]):
@@ -107,7 +107,7 @@ def _hidden_states(config: RelaxConfig, few: Lesson) -> Iterator[str]:
 class _SecondStep:
     """The state of the CNN after two steps; from the second call on, with a checkpoint in between."""
 
-    def __init__(self, config: RelaxConfig, few: Lesson) -> None:
+    def __init__(self, config: RelaxConfig, few: TaskData) -> None:
         self._config, self._few, self._calls = replace(config, fused=False), few, 0
 
     def __call__(self) -> list[Tensor]:
@@ -147,21 +147,21 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def recognize(run_dir: Path, config: RelaxConfig, lesson: Lesson, seed: int) -> str:
+def recognize(run_dir: Path, config: RelaxConfig, task_data: TaskData, seed: int) -> str:
     """The text of ``task.json``, by which the task of a run is recognized when it goes on.
 
     Args:
-        seed: of the lesson's examples.
+        seed: of the task_data's examples.
 
     Raises:
         ValueError: ``run_dir`` was begun with another task; the message names the field.
     """
-    path, here = run_dir / FILE, _described(lesson, seed)
+    path, here = run_dir / FILE, _described(task_data, seed)
     there = read_json(path) if path.is_file() else {}
     for field, text in here.items():
         if field in there and there[field] != text:
             raise ValueError(f"{field} must be what run_dir {run_dir} was begun with, {there[field]}, got {text}")
-    if lesson.task.schedule is not None and (run_dir / "config.json").is_file():
+    if task_data.task.schedule is not None and (run_dir / "config.json").is_file():
         before = {stage.name: stage.last for stage in stages(read_config(run_dir))}
         for stage in stages(config):
             if before.get(stage.name, stage.last) != stage.last:
@@ -172,13 +172,13 @@ def recognize(run_dir: Path, config: RelaxConfig, lesson: Lesson, seed: int) -> 
     return json.dumps({**there, **here}, indent=2) + "\n"
 
 
-def _described(lesson: Lesson, seed: int) -> dict[str, str]:
+def _described(task_data: TaskData, seed: int) -> dict[str, str]:
     """The fields of a task in words that are the same in every process."""
-    task = lesson.task
+    task = task_data.task
     shapes = {name: list(tensor.shape) for name, tensor in task.fresh(0).state_dict().items()}
     text = hashlib.blake2b(json.dumps(shapes).encode(), digest_size=8).hexdigest()
     told = {"build": f"a net of {len(shapes)} tensors, {text}"}
-    for examples in (lesson.train, lesson.test):
+    for examples in (task_data.train, task_data.test):
         where = f" of seed {seed}" if task.depends_on_seed(examples.field) else ""
         alike = _alike(lambda examples=examples: examples.samples(1))  # type: ignore[misc]
         digest = _digest(examples.samples(_SAMPLES)) if alike else "drawn at random"

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from efcn_sparse.training.data.images import Images, derived_seed
 from efcn_sparse.training.extras import require
-from efcn_sparse.training.images import Images, derived_seed
 
 SPLITS = ("train", "test")
 _IMAGE_COLUMNS = ("img", "image")

@@ -15,7 +15,13 @@ from torch.optim import Optimizer
 from efcn_sparse.checkpoint.atomic import parse_json, replace_atomically
 from efcn_sparse.checkpoint.fill import adopt, fill, read_entry, targets_in, tensors_of
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
-from efcn_sparse.training.optimizer_state import check_states, live_states, make_room, plain_state, restore_plain_state
+from efcn_sparse.training.optim.optimizer_state import (
+    check_states,
+    live_states,
+    make_room,
+    plain_state,
+    restore_plain_state,
+)
 
 _OPTIMIZER = "optimizer/"  # no module name holds a slash
 _PLAIN = f"{_OPTIMIZER}plain"  # JSON, where an optimizer keeps more than tensors

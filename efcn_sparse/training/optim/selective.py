@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
-from efcn_sparse.training.shares import Part, Parts, Shares
+from efcn_sparse.training.optim.shares import Part, Parts, Shares
 
 COPIES = ("mean", "sum")
 _PLAIN = Part()

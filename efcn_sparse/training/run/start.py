@@ -13,14 +13,14 @@ from efcn_sparse.embedding import LowRankPart, start_low_rank
 from efcn_sparse.gradients import record_factors
 from efcn_sparse.growth import Growth
 from efcn_sparse.training.arms import CNN
-from efcn_sparse.training.carry import carry_state
-from efcn_sparse.training.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import Lesson
-from efcn_sparse.training.images import derived_seed, order_of_epoch
+from efcn_sparse.training.data.images import derived_seed, order_of_epoch
 from efcn_sparse.training.nets import build_like, embed_as
-from efcn_sparse.training.optimizer import optimizer_of, scheduler_of
-from efcn_sparse.training.plan import Stage, stage_name
+from efcn_sparse.training.optim.carry import carry_state
+from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
+from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
+from efcn_sparse.training.run.epoch import TaskData
+from efcn_sparse.training.run.plan import Stage, stage_name
 
 _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 
@@ -28,9 +28,9 @@ _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 Trained = tuple[nn.Module, Optimizer, LRScheduler | None]
 
 
-def begin(config: RelaxConfig, stage: Stage, lesson: Lesson, checkpoints: Path) -> Trained:
+def begin(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: Path) -> Trained:
     """The net, optimizer and scheduler that ``stage`` starts with: from scratch, or from the CNN at its relax time."""
-    task = lesson.task
+    task = task_data.task
     if stage.relax_epoch is None:
         model = build_like(stage.arm, task, stage.seed)
     else:
@@ -38,23 +38,23 @@ def begin(config: RelaxConfig, stage: Stage, lesson: Lesson, checkpoints: Path) 
         load_checkpoint(_of_cnn(stage, checkpoints), cnn)
         model = embed_as(stage.arm, cnn, task)
     model = model.to(config.device)
-    begin_low_rank(model, lesson, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
+    begin_low_rank(model, task_data, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
     optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
     if config.carry_momentum and stage.relax_epoch is not None:  # what the CNN had at that epoch; at epoch 0 none
         cnn = task.fresh(stage.seed).to(config.device)
         of_cnn = optimizer_of(config, task, CNN, config.lr, cnn)
         load_checkpoint(_of_cnn(stage, checkpoints), cnn, of_cnn)
         carry_state(cnn, of_cnn, model, optimizer)
-    return model, optimizer, scheduler_of(task, optimizer, stage, lesson.steps(config.batch_size), stage.first)
+    return model, optimizer, scheduler_of(task, optimizer, stage, task_data.steps(config.batch_size), stage.first)
 
 
-def resume(config: RelaxConfig, stage: Stage, lesson: Lesson, epoch: int, checkpoints: Path) -> Trained:
+def resume(config: RelaxConfig, stage: Stage, task_data: TaskData, epoch: int, checkpoints: Path) -> Trained:
     """The net, optimizer and scheduler of ``stage`` as they were at its checkpoint of ``epoch``."""
-    task, path = lesson.task, checkpoint_path(checkpoints, stage.name, epoch)
+    task, path = task_data.task, checkpoint_path(checkpoints, stage.name, epoch)
     model = build_like(stage.arm, task, stage.seed, stored_block_shapes(path)).to(config.device)
     optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
     # before the checkpoint is loaded: a scheduler begins with the rate that it finds
-    scheduler = scheduler_of(task, optimizer, stage, lesson.steps(config.batch_size), epoch)
+    scheduler = scheduler_of(task, optimizer, stage, task_data.steps(config.batch_size), epoch)
     load_checkpoint(path, model, optimizer)
     return model, optimizer, scheduler
 
@@ -69,7 +69,7 @@ def _of_cnn(stage: Stage, checkpoints: Path) -> Path:
     return checkpoint_path(checkpoints, name_of_cnn(stage), stage.relax_epoch)
 
 
-def begin_low_rank(model: nn.Module, lesson: Lesson, *, batch_size: int, seed: int, epoch: int) -> None:
+def begin_low_rank(model: nn.Module, task_data: TaskData, *, batch_size: int, seed: int, epoch: int) -> None:
     """Turn V of each low-rank part along the gradient of the first batch of ``epoch``; other nets are left as they are.
 
     The gradient is taken in evaluation mode, so that statistics of batches stay as they are. No optimizer may be fused
@@ -77,12 +77,12 @@ def begin_low_rank(model: nn.Module, lesson: Lesson, *, batch_size: int, seed: i
     """
     if not any(isinstance(module, LowRankPart) for module in model.modules()):
         return
-    chosen = order_of_epoch(seed, epoch, len(lesson.train))[:batch_size]
-    ((x, y),) = lesson.train.batches([chosen], derived_seed("loader", seed, epoch))
+    chosen = order_of_epoch(seed, epoch, len(task_data.train))[:batch_size]
+    ((x, y),) = task_data.train.batches([chosen], derived_seed("loader", seed, epoch))
     was_training = model.training
     model.eval()
     with torch.enable_grad(), record_factors(model) as factors:
-        lesson.loss(model, x, y).backward()
+        task_data.loss(model, x, y).backward()
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     start_low_rank(model, factors)

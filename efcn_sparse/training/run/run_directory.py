@@ -18,7 +18,7 @@ import torch
 from efcn_sparse.checkpoint.atomic import SUFFIX, open_to_append, own_folder, read_json, write_text_atomically
 from efcn_sparse.extension import extension_status
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.metrics import STAGES
+from efcn_sparse.training.run.metrics import STAGES
 
 _log = logging.getLogger("efcn_sparse.training")
 _LOCK = ".lock"

@@ -9,12 +9,12 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from dataclasses import replace
 from typing import Any
 
-from efcn_sparse.training.checkpoint import checkpoint_path
-from efcn_sparse.training.plan import Stage
-from efcn_sparse.training.source import Lessons
-from efcn_sparse.training.stage import Job, train_stage
-from efcn_sparse.training.start import name_of_cnn
-from efcn_sparse.training.watch import Watch
+from efcn_sparse.training.run.checkpoint import checkpoint_path
+from efcn_sparse.training.run.plan import Stage
+from efcn_sparse.training.run.source import DataBySeed
+from efcn_sparse.training.run.stage import Job, train_stage
+from efcn_sparse.training.run.start import name_of_cnn
+from efcn_sparse.training.run.watch import Watch
 
 _log = logging.getLogger("efcn_sparse.training")
 _LOOK_EVERY = 0.2  # seconds
@@ -24,13 +24,13 @@ _DEATHS = 3  # of workers that trained the same stage, after which it is given u
 class Here(Executor):
     """Trains each stage in this process, at once."""
 
-    def __init__(self, lessons: Lessons, watch: Watch) -> None:
-        self._lessons, self._watch = lessons, watch
+    def __init__(self, data_by_seed: DataBySeed, watch: Watch) -> None:
+        self._data_by_seed, self._watch = data_by_seed, watch
 
     def submit(self, fn: Callable[..., Any], /, job: Job) -> Future[Any]:  # type: ignore[override]
         """A future that is done."""
         done: Future[Any] = Future()
-        done.set_result(fn(job, self._lessons, lambda: self._watch.look(job.stage)))
+        done.set_result(fn(job, self._data_by_seed, lambda: self._watch.look(job.stage)))
         return done
 
 
@@ -78,7 +78,7 @@ def train_all(jobs: Sequence[Job], executor: Executor, watch: Watch, finish: Cal
                 waiting.remove(job)
                 for one in running.values():  # the rows of a CNN are there before its checkpoint is
                     watch.look(one.stage)
-                job = replace(job, stillborn=_is_stillborn(job.stage, watch.diverged))
+                job = replace(job, parent_diverged=_parent_diverged(job.stage, watch.diverged))
                 running[executor.submit(train_stage, job)] = job
                 collect(0.0)
             collect(_LOOK_EVERY)
@@ -96,7 +96,7 @@ def _may_begin(job: Job, unfinished: set[str]) -> bool:
     return checkpoint_path(job.run_dir / "checkpoints", cnn, stage.relax_epoch).is_file()
 
 
-def _is_stillborn(stage: Stage, diverged: Mapping[str, int]) -> bool:
+def _parent_diverged(stage: Stage, diverged: Mapping[str, int]) -> bool:
     """Whether its CNN had diverged by the epoch at which it was to be embedded."""
     return stage.relax_epoch is not None and diverged.get(name_of_cnn(stage), stage.first + 1) <= stage.first
 

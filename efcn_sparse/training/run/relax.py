@@ -10,20 +10,20 @@ from pathlib import Path
 from efcn_sparse.checkpoint.atomic import write_text_atomically
 from efcn_sparse.training.arms import CNN, FCN
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.metrics import LAYERS, METRICS, STAGES, MetricsFile, part_path
-from efcn_sparse.training.plan import Stage, stages
-from efcn_sparse.training.preflight import check_device, check_fits
-from efcn_sparse.training.record import stage_log
-from efcn_sparse.training.run_directory import RunDirectory, refuse_other
-from efcn_sparse.training.schedule import Here, train_all
-from efcn_sparse.training.source import Lessons, Source
-from efcn_sparse.training.stage import Job, settled
-from efcn_sparse.training.state import State
+from efcn_sparse.training.run.metrics import LAYERS, METRICS, STAGES, MetricsFile, part_path
+from efcn_sparse.training.run.plan import Stage, stages
+from efcn_sparse.training.run.preflight import check_device, check_fits
+from efcn_sparse.training.run.record import stage_log
+from efcn_sparse.training.run.run_directory import RunDirectory, refuse_other
+from efcn_sparse.training.run.schedule import Here, train_all
+from efcn_sparse.training.run.source import DataBySeed, Source
+from efcn_sparse.training.run.stage import Job, settled
+from efcn_sparse.training.run.state import State
+from efcn_sparse.training.run.trial import FILE as TASK
+from efcn_sparse.training.run.trial import recognize, try_out
+from efcn_sparse.training.run.watch import Callback, Progress, Watch
+from efcn_sparse.training.run.workers import Processes
 from efcn_sparse.training.task import Task
-from efcn_sparse.training.trial import FILE as TASK
-from efcn_sparse.training.trial import recognize, try_out
-from efcn_sparse.training.watch import Callback, Progress, Watch
-from efcn_sparse.training.workers import Processes
 
 
 def run_relax(
@@ -95,14 +95,14 @@ def run_relax(
     if not repair and not unfinished(config, path, loaded):
         return path
     check_device(config.device)
-    plan, lessons = stages(config), Lessons(loaded, config)
-    lesson = lessons.of_seed(plan[0].seed)  # missing data are told before the folder is made
+    plan, data_by_seed = stages(config), DataBySeed(loaded, config)
+    task_data = data_by_seed.of_seed(plan[0].seed)  # missing data are told before the folder is made
     columns: tuple[str, ...] = METRICS
     described = ""
     if not loaded.preset:
         with settled(config.device, config.threads):
-            described = recognize(path, config, lesson, plan[0].seed)
-            own = try_out(config, lesson)
+            described = recognize(path, config, task_data, plan[0].seed)
+            own = try_out(config, task_data)
         columns += tuple(f"{part}_{name}" for part in ("train", "test") for name in own)
     check_fits(config, task=loaded, at_once=executor.count if isinstance(executor, Processes) else 1)
     threads = 1 if executor is not None and config.threads is None else config.threads
@@ -137,7 +137,7 @@ def run_relax(
             if executor is not None:  # what others wait for, and what takes longest, first
                 jobs.sort(key=lambda job: [CNN, FCN].index(job.stage.arm) if job.stage.arm in (CNN, FCN) else 2)
             watch = Watch(path, columns, state.diverged, callbacks, progress)
-            train_all(jobs, executor or Here(lessons, watch), watch, finish)
+            train_all(jobs, executor or Here(data_by_seed, watch), watch, finish)
             names = [stage.name for stage in plan]
             metrics.sort(names)
             layers.sort(names)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efcn_sparse.training.images import Images
+from efcn_sparse.training.data.images import Images
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 _PARTS = {"train": "train", "test": "t10k"}

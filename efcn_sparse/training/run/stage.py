@@ -21,14 +21,14 @@ from torch.optim import Optimizer
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.landscape import locality
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
-from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.epoch import Lesson, measure, train_epoch
-from efcn_sparse.training.metrics import LOCALITY, WEIGHTS, Row
-from efcn_sparse.training.plan import Stage
-from efcn_sparse.training.record import Record
-from efcn_sparse.training.source import Lessons, Source
-from efcn_sparse.training.start import begin, make_growth, resume
+from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
+from efcn_sparse.training.run.epoch import TaskData, measure, train_epoch
+from efcn_sparse.training.run.metrics import LOCALITY, WEIGHTS, Row
+from efcn_sparse.training.run.plan import Stage
+from efcn_sparse.training.run.record import Record
+from efcn_sparse.training.run.source import DataBySeed, Source
+from efcn_sparse.training.run.start import begin, make_growth, resume
 
 _ONE_AT_A_TIME = threading.Lock()  # torch has one generator and one number of threads for all threads of Python
 
@@ -41,7 +41,7 @@ class Job:
         source: where the task comes from.
         run_dir: of the run, on a disk that all workers share.
         columns: of metrics.csv.
-        stillborn: the CNN has diverged by the relax time, so that there is nothing to embed.
+        parent_diverged: the CNN has diverged by the relax time, so that there is nothing to embed.
         remade: epochs of which the CNN, which has come further, is to have a checkpoint once more.
         threads: of torch; None leaves them as they are.
         checkpoint_seconds: how much work a kill may cost at most, beside the epoch that it strikes.
@@ -52,39 +52,39 @@ class Job:
     run_dir: Path
     stage: Stage
     columns: tuple[str, ...]
-    stillborn: bool
+    parent_diverged: bool
     remade: tuple[int, ...]
     threads: int | None
     checkpoint_seconds: float
 
 
-def train_stage(job: Job, lessons: Lessons | None = None, notify: Callable[[], None] = lambda: None) -> None:
+def train_stage(job: Job, data_by_seed: DataBySeed | None = None, notify: Callable[[], None] = lambda: None) -> None:
     """Train the stage of ``job`` to its end; stages that are done are only given the checkpoints that they lack.
 
     Everything it needs is in ``job`` and in the run directory, and everything it makes is there.
 
     Args:
-        lessons: what the source gives; None: it is made here.
+        data_by_seed: what the source gives; None: it is made here.
         notify: called after each row.
     """
     with _ONE_AT_A_TIME, settled(job.config.device, job.threads):
         record = Record(job.run_dir, job.stage, job.columns, notify)
         with contextlib.closing(record):
             try:
-                if job.stillborn:
+                if job.parent_diverged:
                     _give_up(job.stage, record)
                     return
-                lessons = lessons or Lessons.of(job.source, job.config)
+                data_by_seed = data_by_seed or DataBySeed.of(job.source, job.config)
                 if not record.kept or record.kept[-1] < job.stage.last:
-                    _run(job, lessons.of_seed(job.stage.seed), record)
-                _remake_snapshots(job, lessons, record)
+                    _run(job, data_by_seed.of_seed(job.stage.seed), record)
+                _remake_snapshots(job, data_by_seed, record)
                 record.tell("done")
             except BaseException:
                 record.tell(f"stopped\n{traceback.format_exc()}")
                 raise
 
 
-def _run(job: Job, lesson: Lesson, record: Record) -> None:
+def _run(job: Job, task_data: TaskData, record: Record) -> None:
     """Train with an evaluation after every epoch.
 
     A net whose loss is no finite number any more has diverged: its last row says so, and the stage ends there. What
@@ -94,13 +94,13 @@ def _run(job: Job, lesson: Lesson, record: Record) -> None:
     epoch = record.kept[-1] if record.kept else stage.first
     record.tell(f"goes on from epoch {epoch}" if record.kept else f"begins at epoch {epoch}")
     if record.kept:
-        model, optimizer, scheduler = resume(config, stage, lesson, epoch, record.checkpoints)
+        model, optimizer, scheduler = resume(config, stage, task_data, epoch, record.checkpoints)
         record.forget()
     else:
-        model, optimizer, scheduler = begin(config, stage, lesson, record.checkpoints)
-        _evaluate(stage, model, optimizer, lesson, None, epoch, started, record)
+        model, optimizer, scheduler = begin(config, stage, task_data, record.checkpoints)
+        _evaluate(stage, model, optimizer, task_data, None, epoch, started, record)
         record.save(model, optimizer, epoch)
-    growth = make_growth(config, stage, model, optimizer, lesson.steps(config.batch_size), epoch)
+    growth = make_growth(config, stage, model, optimizer, task_data.steps(config.batch_size), epoch)
     saved = time.perf_counter()
     while epoch < stage.last and not record.diverged:
         epoch += 1
@@ -108,13 +108,13 @@ def _run(job: Job, lesson: Lesson, record: Record) -> None:
         gradient: GradientParts | None = None
         try:
             gradient = train_epoch(
-                model, optimizer, lesson, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
+                model, optimizer, task_data, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
                 scheduler=scheduler, watch=record_gradient_parts if stage.arm.embedded else None, growth=growth,
             )  # fmt: skip
         except ValueError:  # blocks do not move by a gradient that is not finite
             if all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
                 raise
-        _evaluate(stage, model, optimizer, lesson, gradient, epoch, started, record)
+        _evaluate(stage, model, optimizer, task_data, gradient, epoch, started, record)
         last = epoch == stage.last or record.diverged
         if last or epoch in stage.kept or time.perf_counter() - saved > job.checkpoint_seconds:
             record.save(model, optimizer, epoch)
@@ -128,7 +128,7 @@ def _give_up(stage: Stage, record: Record) -> None:
     record.sync()
 
 
-def _remake_snapshots(job: Job, lessons: Lessons, record: Record) -> None:
+def _remake_snapshots(job: Job, data_by_seed: DataBySeed, record: Record) -> None:
     """Train the CNN once more up to those epochs that it has no checkpoint of; its rows are there already.
 
     Law: they are the checkpoints that it would have, had they been asked for from the beginning.
@@ -138,16 +138,22 @@ def _remake_snapshots(job: Job, lessons: Lessons, record: Record) -> None:
         before = [epoch for epoch in epochs_on_disk(record.checkpoints)[cnn.name] if epoch <= wanted]
         if wanted in before:
             continue
-        lesson, start = lessons.of_seed(cnn.seed), before[-1] if before else cnn.first
+        task_data, start = data_by_seed.of_seed(cnn.seed), before[-1] if before else cnn.first
         record.tell(f"trains again from epoch {start} to {wanted}, of which a checkpoint is wanted")
         model, optimizer, scheduler = (
-            resume(config, cnn, lesson, start, record.checkpoints)
+            resume(config, cnn, task_data, start, record.checkpoints)
             if before
-            else begin(config, cnn, lesson, record.checkpoints)
+            else begin(config, cnn, task_data, record.checkpoints)
         )
         for epoch in range(start + 1, wanted + 1):
             train_epoch(
-                model, optimizer, lesson, batch_size=config.batch_size, seed=cnn.seed, epoch=epoch, scheduler=scheduler
+                model,
+                optimizer,
+                task_data,
+                batch_size=config.batch_size,
+                seed=cnn.seed,
+                epoch=epoch,
+                scheduler=scheduler,
             )
         save_checkpoint(checkpoint_path(record.checkpoints, cnn.name, wanted), model, optimizer)
 
@@ -160,7 +166,7 @@ def _evaluate(
     stage: Stage,
     model: nn.Module,
     optimizer: Optimizer,
-    lesson: Lesson,
+    task_data: TaskData,
     gradient: GradientParts | None,
     epoch: int,
     started: float,
@@ -168,8 +174,8 @@ def _evaluate(
 ) -> None:
     """Measure the net after ``epoch`` and write the rows of metrics.csv and layers.csv."""
     where = _key(stage, epoch)
-    lr = stage.lr if lesson.task.schedule is None else float(optimizer.param_groups[0]["lr"])
-    row: dict[str, Any] = {**where, "lr": lr, **measure(model, lesson)}
+    lr = stage.lr if task_data.task.schedule is None else float(optimizer.param_groups[0]["lr"])
+    row: dict[str, Any] = {**where, "lr": lr, **measure(model, task_data)}
     of_layers: list[Row] = []
     if stage.arm.embedded:
         whole, layers = deviation(model), gradient.layers if gradient else {}

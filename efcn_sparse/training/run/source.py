@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from efcn_sparse.importing import imported
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.data import preset_task
-from efcn_sparse.training.epoch import Lesson
+from efcn_sparse.training.data.load import preset_task
+from efcn_sparse.training.run.epoch import TaskData
 from efcn_sparse.training.task import Task
 
 
@@ -49,27 +49,27 @@ def load_task(target: str) -> Task:
     return found
 
 
-class Lessons:
+class DataBySeed:
     """The task of a run with its examples, which are loaded when they are first asked for; one seed's are kept."""
 
-    _latest: ClassVar[tuple[Source, RelaxConfig, Lessons] | None] = None  # of this process
+    _latest: ClassVar[tuple[Source, RelaxConfig, DataBySeed] | None] = None  # of this process
 
     def __init__(self, task: Task, config: RelaxConfig) -> None:
         self.task, self._config = task, config
-        self._kept: tuple[int, Lesson] | None = None
+        self._kept: tuple[int, TaskData] | None = None
 
     @classmethod
-    def of(cls, source: Source, config: RelaxConfig) -> Lessons:
+    def of(cls, source: Source, config: RelaxConfig) -> DataBySeed:
         """What ``source`` gives; the same again for the same arguments, unless the task itself was sent."""
         latest = cls._latest
         if latest is None or source.task is not None or latest[:2] != (source, config):
             latest = cls._latest = source, config, cls(source.load(config), config)
         return latest[2]
 
-    def of_seed(self, seed: int) -> Lesson:
+    def of_seed(self, seed: int) -> TaskData:
         """The task with the examples of ``seed``."""
         key = seed if any(map(self.task.depends_on_seed, ("train", "test"))) else 0
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # one at a time in memory
-            self._kept = key, Lesson.of(self.task, self._config, seed)
+            self._kept = key, TaskData.of(self.task, self._config, seed)
         return self._kept[1]

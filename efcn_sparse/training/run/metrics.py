@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 
 from efcn_sparse.checkpoint.atomic import open_to_append, write_text_atomically
 from efcn_sparse.training.arms import Arm
-from efcn_sparse.training.plan import Stage, stage_name
+from efcn_sparse.training.run.plan import Stage, stage_name
 
 WEIGHTS = ("delta", "tied", "untied", "off_local")
 SUPPORT = ("stored", "leak", "captured")
@@ -158,7 +158,7 @@ class MetricsFile:
     def __init__(self, path: Path, columns: Sequence[str], epochs: Mapping[str, int]) -> None:
         self._path, self._columns = path, tuple(columns)
         rows, _ = read_evaluations(path, columns)
-        kept = [row for row in rows if row.epoch <= epochs.get(row.stage, -1) or is_stillborn(row)]
+        kept = [row for row in rows if row.epoch <= epochs.get(row.stage, -1) or parent_diverged(row)]
         self._there = {row.key for row in kept}
         descriptor = open_to_append(path)
         try:
@@ -206,7 +206,7 @@ class MetricsFile:
         return _as_csv([self._columns, *([row.cells.get(name, "") for name in self._columns] for row in rows)])
 
 
-def is_stillborn(row: Evaluation) -> bool:
+def parent_diverged(row: Evaluation) -> bool:
     """Whether a row tells of a net that was never embedded, because its CNN had diverged by then."""
     return row.epoch == row.relax_epoch and row.cells.get("test_accuracy") == "nan"
 

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from efcn_sparse.embedding import EmbeddedConv, LowRankPart
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.training.optimizer_state import hand_over, live_states
-from efcn_sparse.training.selective import SelectiveSGD
+from efcn_sparse.training.optim.optimizer_state import hand_over, live_states
+from efcn_sparse.training.optim.selective import SelectiveSGD
 
 _SGD, _ADAM = "SGD", "Adam"
 _FAMILIES: dict[type[Optimizer], str] = {SGD: _SGD, SelectiveSGD: _SGD, Adam: _ADAM, AdamW: _ADAM}

@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from efcn_sparse.checkpoint.atomic import open_to_append
-from efcn_sparse.training.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
-from efcn_sparse.training.metrics import LAYERS, MetricsFile, Row, part_path
-from efcn_sparse.training.plan import Stage
+from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
+from efcn_sparse.training.run.metrics import LAYERS, MetricsFile, Row, part_path
+from efcn_sparse.training.run.plan import Stage
 
 
 class Record:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efcn_sparse.training.metrics import KEYS, part_path
-from efcn_sparse.training.plan import Stage
-from efcn_sparse.training.record import told
+from efcn_sparse.training.run.metrics import KEYS, part_path
+from efcn_sparse.training.run.plan import Stage
+from efcn_sparse.training.run.record import told
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Optimizers of embedded nets: settings by part of the weights, and momentum across the embedding."""

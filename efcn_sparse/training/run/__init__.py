@@ -1,0 +1,1 @@
+"""A run: its stages, the workers that train them, and the files of its directory."""
