@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from efcn_sparse.checkpoint.atomic import read_json
 from efcn_sparse.training.arms import Arm, Look, looks_of
-from efcn_sparse.training.checkpoint import epochs_on_disk
 from efcn_sparse.training.config import RelaxConfig
+from efcn_sparse.training.run.checkpoint import epochs_on_disk
 from efcn_sparse.training.run.metrics import KEYS, LAYERS, METRICS, TORN, Evaluation, read_evaluations
 from efcn_sparse.training.run.plan import Stage, stages
 from efcn_sparse.training.run.run_directory import read_config
