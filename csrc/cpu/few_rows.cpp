@@ -10,7 +10,8 @@
 namespace efcn_sparse::cpu {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes of weights that are on their way: what memory delivers in its latency
+constexpr int64_t kLongest = 256;  // products in a chain of sums; longer ones round badly
+constexpr int64_t kAhead = 4096;   // bytes of weights that are on their way: what memory delivers in its latency
 
 // A block's numbers, zeros off its mask.
 template <typename Stored, typename Sum>
@@ -72,6 +73,22 @@ EFCN_INLINE void all_dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t ro
   if constexpr (Rows > 1) all_dots<Bytes, Rows / 2, Batch>(job, i, row, sums, buffer);
 }
 
+// Adds partial sums to the sums, or writes them there, and begins anew.
+template <int Chains, int Batch, int Vectors, typename V, typename Sum>
+EFCN_INLINE void fold(V (&total)[Chains][Batch][Vectors], Sum* sums, int64_t side, bool add) {
+  constexpr int64_t width = sizeof(V) / sizeof(Sum);
+#pragma GCC unroll 8
+  for (int n = 0; n < Batch; ++n)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      V& sum = *reinterpret_cast<V*>(sums + n * side + v * width);
+      V here = total[0][n][v];
+      for (int chain = 1; chain < Chains; ++chain) here += total[chain][n][v];
+      sum = add ? sum + here : here;
+      for (int chain = 0; chain < Chains; ++chain) total[chain][n][v] = V{};
+    }
+}
+
 // Columns [column, column + Vectors * width) of block row i, stored along the output.
 template <int Bytes, int Vectors, int Batch, typename Stored, typename Sum>
 EFCN_INLINE void multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t column, Sum* sums, Stored* buffer) {
@@ -81,42 +98,43 @@ EFCN_INLINE void multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t c
   const Walk& walk = job.walk;
   const int64_t ahead = kAhead / static_cast<int64_t>(walk.in_side * Vectors * Bytes) + 1;
   V total[kChains][Batch][Vectors] = {};
+  int64_t summed = 0;
+  bool add = false;
   for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k) {
     const int64_t j = walk.neighbors[k], extent = walk.in_extent(j), side = walk.out_side;
     const Stored *w = numbers(job, k, buffer) + column, *next = later(job, k + ahead) + column;
     const Sum* x = job.x + j * walk.in_side;
-    int64_t r = 0;
-    for (; r + kChains <= extent; r += kChains)
+    for (int64_t r = 0; r < extent;) {
+      const int64_t end = std::min(extent, r + kLongest);
+      summed += end - r;
+      for (; r + kChains <= end; r += kChains)
 #pragma GCC unroll 4
-      for (int chain = 0; chain < kChains; ++chain) {
-        V left[Vectors];
+        for (int chain = 0; chain < kChains; ++chain) {
+          V left[Vectors];
+#pragma GCC unroll 4
+          for (int v = 0; v < Vectors; ++v) {
+            load<Sum, Bytes>(w + (r + chain) * side + v * width, left[v]);
+            __builtin_prefetch(next + (r + chain) * side + v * width);
+          }
+#pragma GCC unroll 8
+          for (int n = 0; n < Batch; ++n)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) total[chain][n][v] += left[v] * x[n * job.ldx + r + chain];
+        }
+      for (; r < end; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-          load<Sum, Bytes>(w + (r + chain) * side + v * width, left[v]);
-          __builtin_prefetch(next + (r + chain) * side + v * width);
+          V left;
+          load<Sum, Bytes>(w + r * side + v * width, left);
+#pragma GCC unroll 8
+          for (int n = 0; n < Batch; ++n) total[0][n][v] += left * x[n * job.ldx + r];
         }
-#pragma GCC unroll 8
-        for (int n = 0; n < Batch; ++n)
-#pragma GCC unroll 4
-          for (int v = 0; v < Vectors; ++v) total[chain][n][v] += left[v] * x[n * job.ldx + r + chain];
-      }
-    for (; r < extent; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        V left;
-        load<Sum, Bytes>(w + r * side + v * width, left);
-#pragma GCC unroll 8
-        for (int n = 0; n < Batch; ++n) total[0][n][v] += left * x[n * job.ldx + r];
-      }
-  }
-#pragma GCC unroll 8
-  for (int n = 0; n < Batch; ++n)
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
-      V sum = total[0][n][v];
-      for (int chain = 1; chain < kChains; ++chain) sum += total[chain][n][v];
-      *reinterpret_cast<V*>(sums + n * walk.out_side + column + v * width) = sum;
+      if (summed < kLongest) continue;
+      fold(total, sums + column, side, add);
+      add = true, summed = 0;
     }
+  }
+  if (summed > 0 || !add) fold(total, sums + column, walk.out_side, add);
 }
 
 // Columns that fill no vector.
@@ -129,11 +147,13 @@ EFCN_INLINE void last_multiples(const FewRows<Stored, Sum>& job, int64_t i, int6
   for (int64_t k = walk.starts[i]; k < walk.starts[i + 1] && column < end; ++k) {
     const int64_t j = walk.neighbors[k];
     const Stored* w = numbers(job, k, buffer);
-    for (int64_t r = 0; r < walk.in_extent(j); ++r)
-      for (int64_t c = column; c < end; ++c)
-        for (int n = 0; n < Batch; ++n)
-          sums[n * walk.out_side + c] +=
-              static_cast<Sum>(w[r * walk.out_side + c]) * job.x[n * job.ldx + j * walk.in_side + r];
+    for (int64_t c = column; c < end; ++c)
+      for (int n = 0; n < Batch; ++n) {
+        Sum sum = 0;
+        for (int64_t r = 0; r < walk.in_extent(j); ++r)
+          sum += static_cast<Sum>(w[r * walk.out_side + c]) * job.x[n * job.ldx + j * walk.in_side + r];
+        sums[n * walk.out_side + c] += sum;
+      }
   }
 }
 

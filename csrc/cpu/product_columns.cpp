@@ -23,8 +23,7 @@ EFCN_INLINE void tile(const Piece<T>* pieces, int64_t count, int64_t ld, int64_t
 #pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-      total[r][v] = add ? *reinterpret_cast<const V*>(sums + r * lanes + v * width) : V{};
+    for (int v = 0; v < Vectors; ++v) total[r][v] = V{};  // not the sums so far: long chains of sums round badly
   for (int64_t s = 0; s < count; ++s) {
     const T *w = pieces[s].weights + (AlongK ? row * ld : row), *x = pieces[s].columns;
     for (int64_t k = 0; k < pieces[s].k; ++k, x += lanes, w += AlongK ? 1 : ld) {
@@ -40,7 +39,10 @@ EFCN_INLINE void tile(const Piece<T>* pieces, int64_t count, int64_t ld, int64_t
 #pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) *reinterpret_cast<V*>(sums + r * lanes + v * width) = total[r][v];
+    for (int v = 0; v < Vectors; ++v) {
+      V& sum = *reinterpret_cast<V*>(sums + r * lanes + v * width);
+      sum = add ? sum + total[r][v] : total[r][v];
+    }
 }
 
 template <typename T>

@@ -164,9 +164,17 @@ class ByColumns {
         for (int64_t p = 0; p < chunk; ++p)
           space.pieces[p].columns = columns + (strips[s].row - strips[0].row) * walk_.in_features +
                                     walk_.neighbors[k + p] * walk_.in_side * strips[s].lanes;
-        ColumnProduct<Sum>{strips[s].lanes, walk_.stored_out_by_in ? walk_.in_side : walk_.out_side,
-                           walk_.stored_out_by_in}
-            .run(n, space.pieces.data(), chunk, stays ? upcoming : 0, sums_of(strips[s]), add);
+        const bool along = walk_.stored_out_by_in;
+        const ColumnProduct<Sum> product{strips[s].lanes, along ? walk_.in_side : walk_.out_side, along};
+        const Piece<Sum>& first = space.pieces[0];
+        if (first.k <= kChunkK)
+          product.run(n, space.pieces.data(), chunk, stays ? upcoming : 0, sums_of(strips[s]), add);
+        else  // in parts, since long chains of sums round badly; such a block is a chunk of its own
+          for (int64_t f = 0; f < first.k; f += kChunkK) {
+            const Piece<Sum> part{first.weights + f * (along ? 1 : product.ld), first.columns + f * product.lanes,
+                                  std::min(kChunkK, first.k - f)};
+            product.run(n, &part, 1, 0, sums_of(strips[s]), add || f > 0);
+          }
       }
       k += chunk;
     }

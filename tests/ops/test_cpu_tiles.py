@@ -43,9 +43,11 @@ def test_every_height(row: Row, batch: int) -> None:
 @pytest.mark.parametrize("row", CPU)
 @pytest.mark.parametrize("side", [16, 64, 112])
 def test_rows_longer_than_a_panel(row: Row, side: int) -> None:
-    long = BlockPattern.dense((side, 6000), (side, 24))
-    laws.spmm_is_dense(row, long, batch=29, transpose=False, bias=True)
-    laws.spmm_is_dense(row, long.transposed(), batch=29, transpose=True, bias=False)
+    for width in (24, 6000) if side < 48 else (24,):  # wider blocks: a product each
+        long = BlockPattern.dense((side, 6000), (side, width))
+        for batch in (5, 29):
+            laws.spmm_is_dense(row, long, batch=batch, transpose=False, bias=True)
+            laws.spmm_is_dense(row, long.transposed(), batch=batch, transpose=True, bias=False)
 
 
 @pytest.mark.parametrize("row", CPU)

@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "scipy-csr": (
         lambda: from_scipy(csr_array((4, 6))),
         ValueError,
-        "matrix must be a scipy.sparse.bsr_array, got csr_array",
+        "matrix must be a scipy.sparse.bsr_array, got csr_array; matrix.tobsr(blocksize=(rows, cols)) makes one",
     ),
     "scipy-dense": (
         lambda: from_scipy(bsr_array((4, 6), blocksize=(2, 3)).toarray()),
