@@ -177,9 +177,10 @@ def curves(rows: list[dict[str, Any]]) -> tuple[list[str], int]:
 
 
 def drawable(results: dict[str, Any]) -> bool:
-    """Whether the file has what a picture shows: a table by density, or both a layer and a network."""
-    first = [rows[0] for rows in results.get("tables", {}).values()]
-    return results.get("schema") == 1 or any("density" in row for row in first) or {"op", "call"} <= set().union(*first)
+    """Whether the file has what a picture shows: a table by density, or both a layer's three products and a network."""
+    rows = [row for table in results.get("tables", {}).values() for row in table]
+    whole = any(row.get("op") == "dw" for row in rows) and any("call" in row for row in rows)
+    return results.get("schema") == 1 or any("density" in row for row in rows) or whole
 
 
 def picture(results: dict[str, Any]) -> str:

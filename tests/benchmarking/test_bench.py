@@ -2,10 +2,12 @@
 
 import json
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.picture import drawable, picture
 from efcn_sparse.cli.main import main
 from efcn_sparse.measure import landscape, locally_connected, memory, ops, report, timing, vanilla
 from efcn_sparse.measure.ops import OPS, OpsCase
@@ -128,3 +130,11 @@ def test_peak_memory_sees_what_a_step_holds(monkeypatch):
 
     monkeypatch.setattr(vanilla, "make_trainer", lambda variant, batch: step if batch > 1 else (lambda: None))
     assert 60 << 20 <= memory._step_peak(timing.OURS, 2) <= 90 << 20
+
+
+def test_committed_results_can_be_drawn_or_are_left_out():
+    """As the site does it when it is built."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    drawn = [picture(results) for path in folder.glob("*.json") if drawable(results := json.loads(path.read_text()))]
+    assert drawn
+    assert all(text.startswith("<svg") for text in drawn)
