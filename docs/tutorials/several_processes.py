@@ -143,6 +143,9 @@ if "RANK" not in os.environ:
     )
     print(done.stdout if done.returncode == 0 else done.stderr)
     assert done.returncode == 0
+else:
+    sys.stdout.flush()
+    os._exit(0)  # Python's own end can meet a thread of gloo's that still runs, and abort
 
 # %% [markdown]
 # What works and what does not, FSDP2, blocks that move, clipping and checkpoints: [Many
