@@ -26,6 +26,17 @@ class Trace(NamedTuple):
     standard_error: float
 
 
+class _Called(nn.Module):
+    """``loss(model, batch)`` as a module, so that ``functional_call`` can exchange the parameters."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.model, batch)
+
+
 def hessian(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], data: Iterable[Any]) -> Hessian:
     """The Hessian of a loss in the trainable parameters of ``model``, as an operator: it is never formed.
 
@@ -39,8 +50,8 @@ def hessian(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], data: It
     Raises:
         ValueError: there are no batches, or nothing is trainable.
 
-    Source: Pearlmutter, Fast Exact Multiplication by the Hessian, Neural Computation 1994; here the gradient of
-    ⟨gradient, v⟩, which no kernel had to be written for: the derivatives of spmm and sddmm are the two again.
+    Source: Pearlmutter, Fast Exact Multiplication by the Hessian, Neural Computation 1994. No kernel had to be written
+    for it: the derivatives of spmm and sddmm, in either mode, are the two again.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -74,40 +85,72 @@ class Hessian:
             raise ValueError(f"model must have a trainable parameter, got {type(model).__name__} without one")
         self.size = sum(value.numel() for value in self.parameters.values())
         self._kept: tuple[list[int], dict[str, Tensor]] | None = None
+        self._has_forward_mode = True
 
-    def product(self, direction: dict[str, Tensor], part: str | None = None) -> dict[str, Tensor]:
-        """H v, with the names and shapes of ``parameters``; with ``part``, P H P v.
+    def product(
+        self, direction: dict[str, Tensor], part: str | None = None, *, keep_graph: bool = False
+    ) -> dict[str, Tensor]:
+        """H v, with the names and shapes of ``parameters``; with ``part``, P H P v. It costs about 2.7 gradients.
 
-        With a single batch, the graph of its gradient is kept from one product to the next until a parameter changes:
-        the first product costs about three gradients, each other about two.
+        It is the gradient of the loss's derivative along v (reverse over forward mode); where an operation of the model
+        has no forward mode, the derivative along v of the gradient (reverse over reverse), about 3.3 gradients.
 
         Args:
             direction: v by name, one tensor for each of ``parameters``, of its shape and dtype.
+            keep_graph: with a single batch, keep the graph of its gradient until a parameter changes. The first of
+                many products then costs about 3.3 gradients, each further one about two.
         """
         if part is not None:
             direction = self._within(direction, part)
         total = dict[str, Tensor]()
         for batch in self._data:
-            gradient = self._gradient(batch)
-            followed = [name for name, one in gradient.items() if one.requires_grad]  # else linear in all parameters
-            products: Iterable[Tensor] = map(torch.zeros_like, self.parameters.values())
-            if followed:
-                products = torch.autograd.grad(
-                    [gradient[name] for name in followed],
-                    list(self.parameters.values()),
-                    [direction[name] for name in followed],
-                    retain_graph=len(self._data) == 1,
-                    materialize_grads=True,
-                )
-            for name, product in zip(self.parameters, products, strict=True):
-                if len(self._data) > 1:
-                    total[name] = product / len(self._data) if name not in total else total[name].add_(
-                        product, alpha=1 / len(self._data)
-                    )  # fmt: skip
-                else:  # autograd may give the direction itself, where the loss is a sum of squares
-                    same = product.data_ptr() == direction[name].data_ptr()
-                    total[name] = product.clone() if same else product
+            found = None if keep_graph and len(self._data) == 1 else self._forward_mode(batch, direction)
+            if found is None:
+                found = self._from_gradient(batch, direction)
+            for name, product in found.items():
+                if name in total:
+                    total[name].add_(product, alpha=1 / len(self._data))
+                else:
+                    total[name] = product if len(self._data) == 1 else product / len(self._data)
         return total if part is None else self._within(total, part)
+
+    def _forward_mode(self, batch: Any, direction: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """H v as the gradient of the loss's derivative along v; None if an operation has no forward mode."""
+        if not self._has_forward_mode:
+            return None
+        called = _Called(self._model, self._loss)
+        along = {f"model.{name}": value for name, value in direction.items()}
+
+        def slope(parameters: dict[str, Tensor]) -> Tensor:
+            of = lambda moved: torch.func.functional_call(called, moved, (batch,))
+            return torch.func.jvp(of, (parameters,), (along,))[1]
+
+        try:
+            with evaluation_mode(self._model):
+                found = torch.func.grad(slope)({f"model.{name}": value.detach() for name, value in self.parameters.items()})
+        except (RuntimeError, NotImplementedError):  # what is wrong otherwise, reverse mode will say
+            self._has_forward_mode = False
+            return None
+        return {name.removeprefix("model."): value for name, value in found.items()}
+
+    def _from_gradient(self, batch: Any, direction: dict[str, Tensor]) -> dict[str, Tensor]:
+        """H v as the derivative along v of the gradient, whose graph stays if it is kept."""
+        gradient = self._gradient(batch)
+        followed = [name for name, one in gradient.items() if one.requires_grad]  # else linear in all parameters
+        products: Iterable[Tensor] = map(torch.zeros_like, self.parameters.values())
+        if followed:
+            products = torch.autograd.grad(
+                [gradient[name] for name in followed],
+                list(self.parameters.values()),
+                [direction[name] for name in followed],
+                retain_graph=len(self._data) == 1,
+                materialize_grads=True,
+            )
+        # autograd may give the direction itself, where the loss is a sum of squares
+        return {
+            name: product.clone() if product.data_ptr() == direction[name].data_ptr() else product
+            for name, product in zip(self.parameters, products, strict=True)
+        }
 
     def along(self, direction: dict[str, Tensor], part: str | None = None) -> float:
         """The curvature ⟨d, H d⟩ / ⟨d, d⟩ in one direction, or in that of its ``part``; NaN for a direction of zeros.
@@ -156,7 +199,7 @@ class Hessian:
 
         def multiply(vector: np.ndarray) -> np.ndarray:
             direction = self._split(torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype)))
-            return self._joined(self.product(direction, part)).cpu().numpy().astype(dtype)
+            return self._joined(self.product(direction, part, keep_graph=True)).cpu().numpy().astype(dtype)
 
         generator = torch.Generator().manual_seed(seed)
         start = self._split(torch.randn(self.size, generator=generator, dtype=torch.float64))
@@ -185,7 +228,7 @@ class Hessian:
         for sample in range(samples):
             signs = torch.randint(0, 2, (self.size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
             z = self._split(signs)
-            product = self.product(z, part)
+            product = self.product(z, part, keep_graph=samples > 1)
             found[sample] = sum(float((product[name].double() * z[name].double()).sum()) for name in product)
         error = float(found.std()) / math.sqrt(samples) if samples > 1 else math.nan
         return Trace(float(found.mean()), error)

@@ -1,5 +1,6 @@
 """Products, eigenvalues and traces against the dense Hessian, whole and projected onto the parts of the weights."""
 
+import functools
 import itertools
 
 import pytest
@@ -84,13 +85,45 @@ def test_products_eigenvalues_and_traces_are_those_of_the_dense_matrix(net):
 def test_a_kept_graph_is_not_used_after_the_weights_changed(net):
     found = es.landscape.hessian(net, loss, [small_batch(1)])
     direction = found._split(torch.ones(found.size, dtype=torch.float64))
-    before = found._joined(found.product(direction))
-    assert torch.equal(found._joined(found.product(direction)), before)
+    product = functools.partial(found.product, direction, keep_graph=True)
+    before = found._joined(product())
+    assert torch.equal(found._joined(product()), before)
+    assert torch.allclose(before, found._joined(found.product(direction)), rtol=1e-9, atol=1e-12)
     with torch.no_grad():
         net[0].linear.values.mul_(1.5)
-    after = found._joined(found.product(direction))
-    assert torch.equal(after, found._joined(es.landscape.hessian(net, loss, [small_batch(1)]).product(direction)))
+    after = found._joined(product())
+    fresh = es.landscape.hessian(net, loss, [small_batch(1)]).product(direction)
+    assert torch.allclose(after, found._joined(fresh), rtol=1e-9, atol=1e-12)
     assert not torch.allclose(after, before)
+
+
+class Square(torch.autograd.Function):
+    """x², with derivatives in reverse mode only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        return 2 * x * dy
+
+
+def test_an_operation_without_forward_mode_has_its_product(net):
+    of = lambda net, data: Square.apply(net(data[0])).mean()
+    found = es.landscape.hessian(net, of, [small_batch(1), small_batch(2)])
+    known = es.landscape.hessian(net, lambda net, data: net(data[0]).square().mean(), found._data)
+    direction = found._split(torch.randn(found.size, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    expected = known._joined(known.product(direction))
+    assert torch.allclose(found._joined(found.product(direction)), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_error_of_the_loss_reaches_the_caller(net):
+    found = es.landscape.hessian(net, lambda net, data: (net(data[0]) @ torch.ones(2)).mean(), [small_batch(1)])
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        found.product({name: torch.ones_like(value) for name, value in found.parameters.items()})
 
 
 def test_the_model_is_left_as_it_was():
