@@ -119,19 +119,21 @@ class Hessian:
         if not self._has_forward_mode:
             return None
         called = _Called(self._model, self._loss)
-        along = {f"model.{name}": value for name, value in direction.items()}
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(
+                called, {f"model.{name}": value for name, value in parameters.items()}, (batch,)
+            )
 
         def slope(parameters: dict[str, Tensor]) -> Tensor:
-            of = lambda moved: torch.func.functional_call(called, moved, (batch,))
-            return torch.func.jvp(of, (parameters,), (along,))[1]
+            return torch.func.jvp(loss, (parameters,), (direction,))[1]
 
         try:
             with evaluation_mode(self._model):
-                found = torch.func.grad(slope)({f"model.{name}": value.detach() for name, value in self.parameters.items()})
+                return torch.func.grad(slope)({name: value.detach() for name, value in self.parameters.items()})
         except (RuntimeError, NotImplementedError):  # what is wrong otherwise, reverse mode will say
             self._has_forward_mode = False
             return None
-        return {name.removeprefix("model."): value for name, value in found.items()}
 
     def _from_gradient(self, batch: Any, direction: dict[str, Tensor]) -> dict[str, Tensor]:
         """H v as the derivative along v of the gradient, whose graph stays if it is kept."""

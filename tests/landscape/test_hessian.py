@@ -112,9 +112,9 @@ class Square(torch.autograd.Function):
 
 
 def test_an_operation_without_forward_mode_has_its_product(net):
-    of = lambda net, data: Square.apply(net(data[0])).mean()
-    found = es.landscape.hessian(net, of, [small_batch(1), small_batch(2)])
-    known = es.landscape.hessian(net, lambda net, data: net(data[0]).square().mean(), found._data)
+    data = [small_batch(1), small_batch(2)]
+    found = es.landscape.hessian(net, lambda net, data: Square.apply(net(data[0])).mean(), data)
+    known = es.landscape.hessian(net, lambda net, data: net(data[0]).square().mean(), data)
     direction = found._split(torch.randn(found.size, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
     expected = known._joined(known.product(direction))
     assert torch.allclose(found._joined(found.product(direction)), expected, rtol=1e-9, atol=1e-12)
