@@ -119,6 +119,7 @@ class Hessian:
         if not self._has_forward_mode:
             return None
         called = _Called(self._model, self._loss)
+        along = {name: direction[name] for name in self.parameters}
 
         def loss(parameters: dict[str, Tensor]) -> Tensor:
             return torch.func.functional_call(
@@ -126,7 +127,7 @@ class Hessian:
             )
 
         def slope(parameters: dict[str, Tensor]) -> Tensor:
-            return torch.func.jvp(loss, (parameters,), (direction,))[1]
+            return torch.func.jvp(loss, (parameters,), (along,))[1]
 
         try:
             with evaluation_mode(self._model):
