@@ -39,7 +39,7 @@ _TOLERANCE = 1e-3  # of the largest eigenvalues: seeds differ by more
 
 
 @dataclass(frozen=True)
-class Settings:
+class LandscapeSettings:
     """What the numbers of a landscape.json were measured with.
 
     Attributes:
@@ -98,7 +98,7 @@ class Found:
 
 def measure_landscape(
     run_dir: str | Path,
-    settings: Settings | None = None,
+    settings: LandscapeSettings | None = None,
     *,
     kinds: Sequence[str] = ("linear",),
     data: str | None = None,
@@ -138,7 +138,7 @@ def measure_landscape(
         there, found = _read(file)
         if settings is not None and there is not None and settings != there:
             raise ValueError(f"settings must be those of {file} (or remove it), which are {there}, got {settings}")
-        settings = settings or there or Settings()
+        settings = settings or there or LandscapeSettings()
         items, missing = _items(run_dir, config, kinds)
         for sentence in missing:
             tell(sentence)
@@ -200,7 +200,7 @@ def _items(run_dir: str | Path, config: RelaxConfig, kinds: Sequence[str]) -> tu
 
 
 def _measure(
-    run_dir: str | Path, config: RelaxConfig, settings: Settings, item: Item, task_data: TaskData
+    run_dir: str | Path, config: RelaxConfig, settings: LandscapeSettings, item: Item, task_data: TaskData
 ) -> dict[str, Any]:
     def net(arm: Arm, epoch: int) -> nn.Module:
         embedded = arm != CNN
@@ -220,7 +220,9 @@ def _measure(
     return {"positions": list(along.positions)} | {name: [at[name] for at in along.metrics] for name in names}
 
 
-def _curvature(settings: Settings, item: Item, start: nn.Module, end: nn.Module, task_data: TaskData) -> dict[str, Any]:
+def _curvature(
+    settings: LandscapeSettings, item: Item, start: nn.Module, end: nn.Module, task_data: TaskData
+) -> dict[str, Any]:
     start, end = on_common_support(start, end)
     at = start if item.what == "start" else end
     batches = list(task_data.train.batches([slice(0, settings.curvature_images)], 0))
@@ -249,7 +251,7 @@ def _told(found: Found) -> str:
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
-def write_found(file: Path, settings: Settings, found: Sequence[Found]) -> None:
+def write_found(file: Path, settings: LandscapeSettings, found: Sequence[Found]) -> None:
     """Write landscape.json, atomically."""
     content = {"settings": dataclasses.asdict(settings), "found": [_as_json(one) for one in found]}
     write_text_atomically(file, json.dumps(content, indent=1) + "\n")
@@ -260,12 +262,12 @@ def _as_json(found: Found) -> dict[str, Any]:
     return item | {"numbers": _mapped(found.numbers, lambda number: number if math.isfinite(number) else repr(number))}
 
 
-def _read(file: Path) -> tuple[Settings | None, list[Found]]:
+def _read(file: Path) -> tuple[LandscapeSettings | None, list[Found]]:
     if not file.is_file():
         return None, []
     content = read_json(file)
     try:
-        return Settings(**content["settings"]), [_found(one) for one in content["found"]]
+        return LandscapeSettings(**content["settings"]), [_found(one) for one in content["found"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} must hold what was measured, got something else: {error!r}") from None
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from efcn_sparse.analysis.landscape import FILE, MOMENTS, Found, Item, Settings, write_found
+from efcn_sparse.analysis.landscape import FILE, MOMENTS, Found, Item, LandscapeSettings, write_found
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.arms import CONTROL, ELCN
 from efcn_sparse.training.config import RelaxConfig
@@ -82,7 +82,7 @@ def write_landscape(path: Path, config: RelaxConfig) -> None:
         for what in MOMENTS:
             item = Item(what, "curvature", stage.arm, stage.seed, stage.relax_epoch, ends)
             found.append(Found(item, dict.fromkeys(parts, curved)))
-    write_found(path / FILE, Settings(), found)
+    write_found(path / FILE, LandscapeSettings(), found)
 
 
 def _write(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:

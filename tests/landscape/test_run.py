@@ -8,11 +8,11 @@ import pytest
 from torch import nn
 
 from efcn_sparse import training
-from efcn_sparse.analysis.landscape import FILE, Settings, measure_landscape, read_landscape
+from efcn_sparse.analysis.landscape import FILE, LandscapeSettings, measure_landscape, read_landscape
 from efcn_sparse.analysis.landscape_tables import tables
 from efcn_sparse.cli.main import main
 
-SETTINGS = Settings(points=3, images=60, curvature_images=8, vectors=2)
+SETTINGS = LandscapeSettings(points=3, images=60, curvature_images=8, vectors=2)
 PARTS = ("tied", "untied", "off_local")
 
 
@@ -119,8 +119,8 @@ def test_the_command_goes_on_and_prints_tables(measured, capsys):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run: measure_landscape(run, Settings(points=1)), "points must be at least 2, got 1"),
-        (lambda run: measure_landscape(run, Settings(points=4)), "settings must be those of .*points=3.*points=4"),
+        (lambda run: measure_landscape(run, LandscapeSettings(points=1)), "points must be at least 2, got 1"),
+        (lambda run: measure_landscape(run, LandscapeSettings(points=4)), "settings must be those .*points=3.*points=4"),
         (lambda run: measure_landscape(run, kinds=["string"]), "kinds must be among linear, curvilinear, output"),
         (lambda run: (run / FILE).write_text('{"settings": {}}') and measure_landscape(run), "must hold what was meas"),
         (lambda run: (shutil.rmtree(run / "checkpoints"), (run / FILE).unlink(), measure_landscape(run)),

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-MODULES = ["", ".checkpoint", ".convert", ".distributed", ".init", ".landscape", ".planning", ".training"]
+MODULES = ["", ".analysis", ".checkpoint", ".convert", ".distributed", ".init", ".landscape", ".planning", ".training"]
 ENTRY = re.compile(r"^::: (\S+)\n(?:    options:\n      heading: (\S+)\n)?", re.MULTILINE)
 
 
