@@ -120,7 +120,7 @@ def test_the_command_goes_on_and_prints_tables(measured, capsys):
     ("call", "message"),
     [
         (lambda run: measure_landscape(run, LandscapeSettings(points=1)), "points must be at least 2, got 1"),
-        (lambda run: measure_landscape(run, LandscapeSettings(points=4)), "settings must be those .*points=3.*points=4"),
+        (lambda run: measure_landscape(run, LandscapeSettings(points=4)), "settings must be .*points=3.*points=4"),
         (lambda run: measure_landscape(run, kinds=["string"]), "kinds must be among linear, curvilinear, output"),
         (lambda run: (run / FILE).write_text('{"settings": {}}') and measure_landscape(run), "must hold what was meas"),
         (lambda run: (shutil.rmtree(run / "checkpoints"), (run / FILE).unlink(), measure_landscape(run)),
