@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
 
-_PANEL = 2.5  # inches
 _COLUMNS = 4
 _TALLEST = 1.6  # a panel's sides differ by no more, however thin the matrix is
 _LEAST_SHARE = 1e-3  # where the colors begin
@@ -51,19 +50,25 @@ def _figure(planned: EmbeddingPlan, name: str) -> Figure:
         kinds.setdefault((layer.geometry, layer.support, layer.block_shape), []).append(layer)
     maps = [density_map(layers[0]) for layers in kinds.values()]
     norm, colors = _scale(maps)
-    slots = _Slots(len(kinds))
-    figure = new_figure(slots.height, slots.width)
-    figure.set_layout_engine("none")
-    for number, (layers, density) in enumerate(zip(kinds.values(), maps, strict=True)):
-        axes = figure.add_axes(slots.panel(number, _ratio(layers[0])))
+    columns = min(_COLUMNS, len(kinds))
+    rows = math.ceil(len(kinds) / columns)
+    figure = new_figure(0.7 + 3.6 * rows, max(1.2 + 3.1 * columns, 6.2))
+    slots = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for layers, density, axes in zip(kinds.values(), maps, slots, strict=False):
         _panel(axes, layers, density, norm, colors)
+    for unused in slots:
+        unused.set_axis_off()
     palest = min(float(density.share[density.share > 0].min()) for density in maps)
     bar = figure.colorbar(
         ScalarMappable(norm, colors),
-        cax=figure.add_axes(slots.bar()),
+        ax=figure.axes,
         extend="min" if palest < _LEAST_SHARE else "neither",
+        fraction=0.05,
+        shrink=1 / rows,
+        anchor=(0, 1),
+        aspect=25,
+        label="blocks stored (white: none)",
     )
-    bar.set_label("blocks stored (white: none)")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     bar.ax.minorticks_off()
     supports = sorted({str(layer.support) for layer in planned.layers})
@@ -72,44 +77,8 @@ def _figure(planned: EmbeddingPlan, name: str) -> Figure:
         f"{_count(planned.stored_weights)} weights in {_count(planned.stored_blocks)} blocks, "
         f"{size_text(planned.bytes)}, {share:.2%} of the full matrices"
     )
-    x, y = slots.left / slots.width, 1 - 0.14 / slots.height
-    figure.text(x, y, f"{name}, {' and '.join(supports)}", fontsize=12, fontweight="bold", va="top")
-    figure.text(x, y - 0.24 / slots.height, told, fontsize=9.5, color=_GREY, va="top")
+    figure.suptitle(f"{name}, {' and '.join(supports)}\n{told}", x=0.01, ha="left", fontsize=11)
     return figure
-
-
-class _Slots:
-    """Places in inches: a slot for each panel, row by row, and a color bar to the right of the first row."""
-
-    left, top, right = 0.75, 0.62, 1.15
-    above, below, gap = 0.72, 0.55, 0.72
-
-    def __init__(self, panels: int) -> None:
-        self.columns = min(_COLUMNS, panels)
-        rows = math.ceil(panels / self.columns)
-        self.width = max(self.left + self.columns * _PANEL + (self.columns - 1) * self.gap + self.right, 6.2)
-        self.height = self.top + rows * (self.above + _PANEL + self.below)
-
-    def panel(self, number: int, ratio: float) -> tuple[float, float, float, float]:
-        """Left, bottom, width and height, as shares of the figure, of a panel ``ratio`` times as high as wide."""
-        row, column = divmod(number, self.columns)
-        width, height = min(_PANEL, _PANEL / ratio), min(_PANEL, _PANEL * ratio)
-        return self._share(self.left + column * (_PANEL + self.gap), self._down(row), width, height)
-
-    def bar(self) -> tuple[float, float, float, float]:
-        """The same for the color bar."""
-        return self._share(self.width - self.right + 0.3, self._down(0), 0.13, _PANEL)
-
-    def _down(self, row: int) -> float:
-        return self.top + self.above + row * (self.above + _PANEL + self.below)
-
-    def _share(self, x: float, down: float, width: float, height: float) -> tuple[float, float, float, float]:
-        y = self.height - down - height
-        return x / self.width, y / self.height, width / self.width, height / self.height
-
-
-def _ratio(layer: LayerPlan) -> float:
-    return min(max(layer.shape[0] / layer.shape[1], 1 / _TALLEST), _TALLEST)
 
 
 def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNorm, colors: Colormap) -> None:
@@ -120,6 +89,7 @@ def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNo
     right, bottom = width * density.cell[1] * block_cols, height * density.cell[0] * block_rows
     share = np.ma.masked_equal(density.share.numpy(), 0)
     axes.imshow(share, norm=norm, cmap=colors, interpolation="nearest", aspect="auto", extent=(0, right, bottom, 0))
+    axes.set_box_aspect(min(max(out_features / in_features, 1 / _TALLEST), _TALLEST))
     axes.set_xlim(0, in_features)
     axes.set_ylim(out_features, 0)
     axes.grid(False)
@@ -130,9 +100,8 @@ def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNo
         axis.set_major_formatter(lambda value, _: _count(value))
     axes.set_xlabel("input unit")
     axes.set_ylabel("output unit")
-    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    axes.annotate(_title(layers), (0, 1), xytext=(0, 37), fontsize=9, fontweight="bold", **above)
-    axes.annotate(_numbers(layer, density), (0, 1), xytext=(0, 4), fontsize=7.5, color=_GREY, linespacing=1.3, **above)
+    axes.set_title(_title(layers), loc="left", fontsize=9, fontweight="bold", pad=40)
+    axes.text(0, 1.02, _numbers(layer, density), transform=axes.transAxes, fontsize=7.5, color=_GREY, va="bottom")
 
 
 def _ticks() -> Any:
