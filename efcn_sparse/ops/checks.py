@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import GradInterpreter, retrieve_all_functorch_interpreters
+from torch._guards import TracingContext
 from torch.autograd import forward_ad
+from torch.torch_version import TorchVersion
 
 from efcn_sparse.pattern import BlockPattern, Structure
 from efcn_sparse.pattern.checks import check_structure
@@ -137,3 +141,29 @@ def under_transforms() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def refuse_fatal_trace(arguments: Sequence[object]) -> None:
+    """Refuse to be compiled where torch would end the process when what was compiled runs.
+
+    Where ``jvp`` of ``grad`` is to be differentiated from outside, AOTAutograd puts efficient zero tensors into its
+    graph. These have no memory, and Inductor before torch 2.14 reads it.
+    """
+    if TorchVersion(torch.__version__) >= "2.14" or TracingContext.try_get() is None:
+        return
+    forward = False  # whether a level of jvp is around
+    for level in retrieve_all_functorch_interpreters():
+        forward |= level.key() == TransformType.Jvp
+        recorded = forward and isinstance(level, GradInterpreter) and level.prev_grad_mode()
+        if recorded and any(isinstance(one, Tensor) and _innermost(one).requires_grad for one in arguments):
+            raise RuntimeError(
+                "torch.compile of jvp of grad must not read tensors that require grad from outside, or torch may end "
+                "the process; detach() parameters and bias before, or call it under torch.no_grad()"
+            )
+
+
+def _innermost(tensor: Tensor) -> Tensor:
+    """``tensor`` without what the transforms of ``torch.func`` have put around it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from efcn_sparse.ops.backends import BACKENDS
-from efcn_sparse.ops.checks import check_operand, checked_structure, look_at
+from efcn_sparse.ops.checks import check_operand, checked_structure, look_at, refuse_fatal_trace
 from efcn_sparse.ops.select import resolve
 
 _LIBRARY = torch.library.Library("efcn_sparse", "DEF")
@@ -218,6 +218,7 @@ def _register_derivatives(name: str, function: Any) -> None:
     def kernel(*arguments):
         if not torch._C._are_functorch_transforms_active():
             return function.apply(*arguments, None)
+        refuse_fatal_trace(arguments)
         with enable_single_level_autograd_function():
             return function.apply(*arguments, (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()))
 

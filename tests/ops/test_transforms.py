@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+from torch.torch_version import TorchVersion
 
 import efcn_sparse as es
 from tests.ops.inputs import randn
@@ -99,6 +100,26 @@ def test_compiled(operation: str, transform: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda *a: TRANSFORMS[transform](sparse[operation], a), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*arguments), TRANSFORMS[transform](dense[operation], arguments))
+
+
+@pytest.mark.skipif(TorchVersion(torch.__version__) >= "2.14", reason="Inductor of torch 2.14 takes it")
+def test_what_would_end_the_process_is_not_compiled() -> None:
+    """A Hessian-vector product that reads a trainable bias; with nothing to record, or detached, it is right."""
+    o, p = _operands(Row("auto", "cpu", FLOAT64)), pattern(P)
+    bias = o["bias"].requires_grad_()
+
+    def product(values: Tensor) -> Tensor:
+        loss = grad(lambda values: es.spmm(o["x"], values, p, bias=bias).square().sum())
+        return jvp(loss, (values,), (values.cos(),))[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(product, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="must not read tensors that require grad from outside"):
+        compiled(o["values"])
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(o["values"]), product(o["values"]))
+    bias.requires_grad_(False)
+    torch.testing.assert_close(compiled(o["values"]), product(o["values"]))
 
 
 @pytest.mark.parametrize("row", ROWS)
