@@ -84,7 +84,7 @@ class Hessian:
         if not self.parameters:
             raise ValueError(f"model must have a trainable parameter, got {type(model).__name__} without one")
         self.size = sum(value.numel() for value in self.parameters.values())
-        self._kept: tuple[list[int], dict[str, Tensor]] | None = None
+        self._kept: tuple[list[tuple[int, Tensor]], dict[str, Tensor]] | None = None
         self._has_forward_mode = True
 
     def product(
@@ -97,8 +97,8 @@ class Hessian:
 
         Args:
             direction: v by name, one tensor for each of ``parameters``, of its shape and dtype.
-            keep_graph: with a single batch, keep the graph of its gradient until a parameter changes. The first of
-                many products then costs about 3.3 gradients, each further one about two.
+            keep_graph: with a single batch, keep the graph of its gradient until the model changes, and a copy of the
+                model's numbers. The first of many products then costs about 3.3 gradients, each further one about two.
         """
         if part is not None:
             direction = self._within(direction, part)
@@ -244,9 +244,9 @@ class Hessian:
 
     def _gradient(self, batch: Any) -> dict[str, Tensor]:
         """The gradient of one batch's loss with its graph; the model's training flags are restored."""
-        versions = [value._version for value in self.parameters.values()]
-        if self._kept is not None and self._kept[0] == versions:
+        if self._kept is not None and self._unchanged_since(self._kept[0]):
             return self._kept[1]
+        self._kept = None
         with evaluation_mode(self._model), torch.enable_grad():
             loss = self._loss(self._model, batch)
             gradient = torch.autograd.grad(
@@ -254,8 +254,19 @@ class Hessian:
             )
         found = dict(zip(self.parameters, gradient, strict=True))
         if len(self._data) == 1:
-            self._kept = versions, found
+            self._kept = [(value._version, value.detach().clone()) for value in self._numbers()], found
         return found
+
+    def _numbers(self) -> list[Tensor]:
+        return [*self._model.parameters(), *self._model.buffers()]
+
+    def _unchanged_since(self, kept: list[tuple[int, Tensor]]) -> bool:
+        """Whether the model's numbers are those; versions alone don't tell: fused steps of torch 2.13 move none."""
+        numbers = self._numbers()
+        return len(numbers) == len(kept) and all(
+            now._version == version and (now.dtype, now.device) == (then.dtype, then.device) and torch.equal(now, then)
+            for now, (version, then) in zip(numbers, kept, strict=True)
+        )
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
         pieces = vector.split([value.numel() for value in self.parameters.values()])
