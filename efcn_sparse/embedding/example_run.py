@@ -35,14 +35,16 @@ class Example:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, example_input: Any, example_inputs: Any = None, example_kwargs: Any = None) -> Example:
-        """The arguments as :func:`embed` takes them.
+    def of(
+        cls, example_input: Any, example_inputs: Any = None, example_kwargs: Any = None, *, name: str = "example_input"
+    ) -> Example:
+        """The arguments as :func:`embed` takes them; ``name`` is what the caller calls the first one.
 
         Raises:
             TypeError: one of them is of the wrong kind, or there are none.
         """
         if example_input is not None and example_inputs is not None:
-            raise TypeError("example_inputs must be None where example_input is given, got both")
+            raise TypeError(f"example_inputs must be None where {name} is given, got both")
         if example_inputs is not None and not isinstance(example_inputs, (tuple, list)):
             raise TypeError(f"example_inputs must be a tuple, got {type(example_inputs).__name__}")
         if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
@@ -52,7 +54,7 @@ class Example:
             tensors = isinstance(example_inputs, (tuple, list)) and all(isinstance(x, Tensor) for x in example_inputs)
             if not tensors or not example_inputs:
                 raise TypeError(
-                    f"example_input must be a tensor or a tuple of tensors, got {type(example_input).__name__}; other "
+                    f"{name} must be a tensor or a tuple of tensors, got {type(example_input).__name__}; other "
                     "arguments of the model go into example_inputs=(...) and example_kwargs={...}"
                 )
         return cls(tuple(example_inputs or ()), dict(example_kwargs or {}))

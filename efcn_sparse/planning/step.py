@@ -86,7 +86,7 @@ def predict_step(
         (22983720, True)
     """
     kind = checked_optimizer(optimizer)
-    example = Example.of(batch, example_inputs, example_kwargs)
+    example = Example.of(batch, example_inputs, example_kwargs, name="batch")
     planned = plan(
         model, support=support, layers=layers, example_inputs=example.args, example_kwargs=example.kwargs,
         leave_uncalled=leave_uncalled,

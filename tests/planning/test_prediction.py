@@ -162,7 +162,7 @@ def test_bad_input() -> None:
     x = torch.randn(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"^optimizer must be one of sgd, sgd-inside, momentum, adamw, got 'lion'$"):
         predict_step(vanilla_cnn(), x, optimizer="lion")
-    with pytest.raises(TypeError, match=r"^example_input must be a tensor or a tuple of tensors, got int; other arg"):
+    with pytest.raises(TypeError, match=r"^batch must be a tensor or a tuple of tensors, got int; other arg"):
         predict_step(vanilla_cnn(), 3)
     frozen = vanilla_cnn().requires_grad_(False)
     message = r"^model must return floating-point tensors that need gradients, got an output without any$"

@@ -82,6 +82,17 @@ def test_lost_rows_are_told_and_come_back(large, tmp_path, name, damage, told, c
     assert same(run_dir, large)
 
 
+@pytest.mark.parametrize(("name", "extra"), [("metrics.csv", b"cnn,0,,7"), ("layers.csv", b"\xff\n")])
+def test_a_line_too_many_is_told_and_goes(large, tmp_path, name, extra):
+    run_dir = tmp_path / "run"
+    shutil.copytree(large, run_dir)
+    (run_dir / name).write_bytes((run_dir / name).read_bytes() + extra)
+    with pytest.raises(ValueError, match=rf"{name} .*; no row is missing, and --repair .* removes what is none$"):
+        training.run_relax(LARGE, run_dir, quiet=True)
+    training.run_relax(LARGE, run_dir, quiet=True, repair=True)
+    assert same(run_dir, large)
+
+
 def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, monkeypatch):
     run_dir = tmp_path / "run"
     command = [

@@ -148,11 +148,16 @@ def unfinished(config: RelaxConfig, run_dir: str | Path, task: Task | None = Non
     """The stages of ``config`` that a run directory does not hold whole; all of them if there is no run.
 
     Raises:
-        ValueError: metrics.csv or layers.csv have lost rows.
+        ValueError: metrics.csv or layers.csv have lost rows, or those of a finished run hold lines that are none.
     """
     state = State.read(stages(config), Path(run_dir), (task or Source().load(config)).convolutions)
     state.check(Path(run_dir))
-    return [stage for stage in state.plan if state.is_unfinished(stage)]
+    left = [stage for stage in state.plan if state.is_unfinished(stage)]
+    if state.wrong and not left:  # of an unfinished run it may be what a kill has torn
+        raise ValueError(
+            f"{state.wrong[0]}; no row is missing, and --repair (in Python, repair=True) removes what is none"
+        )
+    return left
 
 
 def _refuse_busy(path: Path) -> None:

@@ -22,6 +22,7 @@ class State:
         kept: the epochs of the checkpoints of each stage that has some; latest: the last of them.
         diverged: the stages that have diverged, and at which epoch.
         lost: the epochs of each stage that checkpoints cover, and of which a row is missing.
+        wrong: a sentence for each line of metrics.csv and layers.csv that is no row.
     """
 
     plan: Sequence[Stage]
@@ -29,16 +30,18 @@ class State:
     latest: dict[str, int]
     diverged: dict[str, int]
     lost: dict[str, list[int]]
+    wrong: list[str]
 
     @classmethod
     def read(cls, plan: Sequence[Stage], path: Path, layers: Sequence[str]) -> State:
         """The state of the run in ``path``; ``layers`` are those of every embedded net."""
         kept = epochs_on_disk(path / "checkpoints")
         latest = {stage: epochs[-1] for stage, epochs in kept.items()}
-        metrics, _ = read_evaluations(path / "metrics.csv", METRICS)
+        metrics, wrong = read_evaluations(path / "metrics.csv", METRICS)
+        by_layer, wrong_by_layer = read_evaluations(path / "layers.csv", LAYERS)
         covered = [row for row in metrics if row.epoch <= latest.get(row.stage, -1) or parent_diverged(row)]
-        lost = gaps(plan, latest, covered, read_evaluations(path / "layers.csv", LAYERS)[0], layers)
-        return cls(plan, kept, latest, diverged(covered), lost)
+        lost = gaps(plan, latest, covered, by_layer, layers)
+        return cls(plan, kept, latest, diverged(covered), lost, wrong + wrong_by_layer)
 
     def is_unfinished(self, stage: Stage) -> bool:
         """Whether something of the stage is still to be trained."""
