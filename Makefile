@@ -30,9 +30,9 @@ endef
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make demo      train CNN, eLCN, eFCN and FCN on handwritten digits and write runs/demo/report.html
+## make demo      train CNN, eLCN, eFCN and FCN on handwritten digits, and write runs/demo/report.html
 demo: $(VENV)/extension.stamp
-	$(BIN)/efcn-sparse relax --preset digits --workers $(CORES) --run-dir runs/demo
+	$(BIN)/efcn-sparse relax --preset digits-aligned --workers $(CORES) --run-dir runs/demo
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
 # One process a core, each with one thread; all tests of a file in one process, so that they share what they prepare.
@@ -80,7 +80,8 @@ $(VENV)/python.stamp:
 	$(FOUND) -m venv $(VENV)
 	@touch $@
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements-dev.txt
+# Modules that nobody imports need no bytecode; the others get theirs when they are first imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements-dev.txt
 
 # What the demo needs, and the extension.
 $(VENV)/packages.stamp: $(VENV)/python.stamp requirements-dev.txt pyproject.toml

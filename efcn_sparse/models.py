@@ -44,15 +44,18 @@ def alexnet_variant(num_classes: int = 10) -> nn.Sequential:
     )  # fmt: skip
 
 
-def digits_cnn(classes: int = 10) -> nn.Module:
+def digits_cnn(classes: int = 10, *, side: int = 20) -> nn.Module:
     """Three convolutions for 1×20×20 images, with channel counts that blocks of 16 and 32 cover without waste.
+
+    Args:
+        side: of the images, 8 to 15 pixels or 16 to 23.
 
     Example:
         >>> import torch
         >>> digits_cnn()(torch.zeros(2, 1, 20, 20)).shape
         torch.Size([2, 10])
     """
-    return _three_convolutions(16, 2, classes)
+    return _three_convolutions(16, side // 8, classes)
 
 
 def fashion_cnn(classes: int = 10, *, width: int = 8) -> nn.Module:

@@ -1,7 +1,7 @@
 // The operations as registration.cpp sees them. Shapes are in DESIGN.md, section 3.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 

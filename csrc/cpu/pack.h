@@ -1,7 +1,8 @@
 // Weights and activations in the layout that the micro-kernel wants.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 
 #include <cstring>

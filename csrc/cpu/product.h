@@ -3,7 +3,7 @@
 // not exported, and MKL's symbols are not promised.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
 
 namespace efcn_sparse::cpu {

@@ -2,7 +2,7 @@
 // and multiplied with one feature of neighboring rows of the batch, which lie side by side. No weight is packed.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <type_traits>

@@ -2,7 +2,8 @@
 // are stored. The result of a few block rows is transposed back when it is written.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <vector>
 

@@ -3,6 +3,7 @@
 // Copies of one kernel entry lie at the same place of every block of a class, so sums over copies are sums over blocks,
 // element by element. Differences are taken to the class's first block: equal copies give exactly zero. A kernel entry
 // that several places copy (blocks that span pixels) is put together from their sums afterwards, in a fixed order.
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <array>

@@ -1,7 +1,7 @@
 // How the stored blocks of an embedded convolution are read; built once in efcn_sparse/subspace/plan.py.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "walk.h"
 

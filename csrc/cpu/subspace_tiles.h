@@ -1,7 +1,7 @@
 // Loops over one slice of the elements of every block of a class.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 namespace efcn_sparse::cpu {
 

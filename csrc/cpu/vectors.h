@@ -1,7 +1,7 @@
 // Vector types of the compiler, and the instruction sets that kernels written with them are compiled for.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/Version.h>
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // A pattern as the CPU kernels walk it, and how they share the work.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>

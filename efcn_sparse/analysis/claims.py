@@ -106,9 +106,10 @@ def _beats(what: str, differences: Sequence[Spread], done: Sequence[Final], *, e
         verdict = AGREES if any(wins) else DISAGREES if all(losses) else OPEN
     best, at = max(compared, key=lambda pair: pair[0].mean)
     seeds = best.n
+    interval = f" ± {100 * best.half_width:.1f}" if seeds > 1 else ""
     told = (
         f"{what} at {sum(above)} of {len(compared)} relax times, clearly at {sum(wins)}, and clearly below at "
-        f"{sum(losses)}; at best by {100 * best.mean:+.1f} points (t_w = {at.relax_epoch}, {seeds} "
+        f"{sum(losses)}; at best by {100 * best.mean:+.1f}{interval} points (t_w = {at.relax_epoch}, {seeds} "
         f"seed{'' if seeds == 1 else 's'})."
     )
     return Claim(paper, verdict, told)

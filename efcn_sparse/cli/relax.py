@@ -13,6 +13,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from efcn_sparse.analysis.claims import claims
+from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.training import PRESETS, Event, RelaxConfig, Task, run_relax
 from efcn_sparse.training.arms import FORMS
 from efcn_sparse.training.extras import require
@@ -117,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ValueError(_in_options(str(error))) from error
     print(outcome(run_dir))
+    for claim in claims(read_run(run_dir)):
+        print(f"{claim.paper} This run: {claim.verdict}. {claim.told}")
     print(f"run directory: {run_dir}")
     if idle:
         print(f"nothing to do: all of its {len(stages(config))} training runs are finished")

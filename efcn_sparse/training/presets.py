@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from efcn_sparse.models import alexnet_variant, digits_cnn, fashion_cnn, vanilla_cnn
+from efcn_sparse.training.data.digits import aligned_digits, digits
 from efcn_sparse.training.data.idx import FASHION_MNIST
+from efcn_sparse.training.data.images import Images
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Preset:
         build: the CNN, freshly initialized from torch's generator, for so many classes.
         image_shape: (channels, height, width).
         classes: how many classes there are.
+        draw: the images of a seed, where they are not read from a folder.
         data, net: the two in words, for a report.
         hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for others.
         idx_folder: where IDX files are looked for if no other folder is named; None for presets of another format.
@@ -32,6 +35,7 @@ class Preset:
     build: Callable[[int], nn.Module]
     image_shape: tuple[int, int, int]
     classes: int
+    draw: Callable[[int], Images] | None = None
     hub_name: str = ""
     label: str = ""
     idx_folder: Path | None = None
@@ -58,6 +62,17 @@ _DIGITS = {
     "batch_size": 50,
 }
 
+_ALIGNED = {
+    "seeds": (0, 1, 2, 3, 4),
+    "arms": ("cnn", "fcn", "elcn", "efcn-full"),
+    "cnn_epochs": 40,
+    "relax_epochs": 40,
+    "fcn_epochs": 80,
+    "relax_times": (0, 10, 40),
+    "batch_size": 25,
+    "train_limit": 300,
+}
+
 _FASHION = {
     "seeds": (0, 1, 2, 3, 4),
     "arms": ("cnn", "elcn", "efcn-full"),
@@ -72,6 +87,7 @@ _FASHION = {
 _CIFAR10, _CIFAR100 = (
     f"CIFAR-{n} (Krizhevsky 2009): images of 32×32 pixels in {n} classes, as they are" for n in (10, 100)
 )
+_DIGITS_DATA = "scikit-learn's 1,797 handwritten digits (Alpaydin and Kaynak, UCI 1998), each of 8×8 pixels"
 _FASHION_DATA = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): gray images of 28×28 pixels in 10 classes of clothes"
 _VANILLA = "the paper's VanillaCNN, three convolutions and a linear head"
 _ALEXNET = "the paper's AlexNet variant, five convolutions and three linear layers"
@@ -79,9 +95,12 @@ _SMALL = "three convolutions and a linear head"
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
-        digits_cnn, (1, 20, 20), 10, settings=_DIGITS, net=_SMALL,
-        data="scikit-learn's 1,797 handwritten digits (Alpaydin and Kaynak, UCI 1998), each of 8×8 pixels, at random "
-        "positions on a canvas of 20×20, so that translation matters",
+        digits_cnn, (1, 20, 20), 10, digits, settings=_DIGITS, net=_SMALL,
+        data=f"{_DIGITS_DATA}, at random positions on a canvas of 20×20, so that translation matters",
+    ),
+    "digits-aligned": Preset(
+        functools.partial(digits_cnn, side=8), (1, 8, 8), 10, aligned_digits, settings=_ALIGNED, net=_SMALL,
+        data=f"{_DIGITS_DATA}, as they are, so that translation hardly matters",
     ),
     "fashion-mnist": Preset(
         fashion_cnn, (1, 28, 28), 10, idx_folder=FASHION_MNIST, settings=_FASHION, data=_FASHION_DATA, net=_SMALL
@@ -90,11 +109,13 @@ PRESETS: dict[str, Preset] = {
         functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, idx_folder=FASHION_MNIST, data=_FASHION_DATA,
         net=_VANILLA,
     ),
-    "vanilla-cifar10": Preset(vanilla_cnn, (3, 32, 32), 10, "uoft-cs/cifar10", "label", data=_CIFAR10, net=_VANILLA),
+    "vanilla-cifar10": Preset(
+        vanilla_cnn, (3, 32, 32), 10, hub_name="uoft-cs/cifar10", label="label", data=_CIFAR10, net=_VANILLA
+    ),
     "alexnet-cifar10": Preset(
-        alexnet_variant, (3, 32, 32), 10, "uoft-cs/cifar10", "label", data=_CIFAR10, net=_ALEXNET
+        alexnet_variant, (3, 32, 32), 10, hub_name="uoft-cs/cifar10", label="label", data=_CIFAR10, net=_ALEXNET
     ),
     "alexnet-cifar100": Preset(
-        alexnet_variant, (3, 32, 32), 100, "uoft-cs/cifar100", "fine_label", data=_CIFAR100, net=_ALEXNET
+        alexnet_variant, (3, 32, 32), 100, hub_name="uoft-cs/cifar100", label="fine_label", data=_CIFAR100, net=_ALEXNET
     ),
 }  # fmt: skip

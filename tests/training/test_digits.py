@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from efcn_sparse.training.data.load import digits, place, split_originals
+from efcn_sparse.training.data.digits import aligned_digits, digits, place, split_originals
 
 
 def test_train_and_test_originals_are_disjoint_and_all_are_used():
@@ -63,3 +63,16 @@ def test_normalized_on_the_training_images():
     assert float(images.train_x.mean()) == pytest.approx(0, abs=1e-4)
     assert float(images.train_x.std()) == pytest.approx(1, abs=1e-4)
     assert float(images.test_x.amin()) == float(images.train_x.amin())  # the same shift and scale
+
+
+def test_aligned_digits_are_always_tested_on_the_same_images_and_trained_on_others():
+    one, other = aligned_digits(0), aligned_digits(1)
+    source, gray = torch.from_numpy(load_digits().images).float(), [one.train_x, one.test_x]
+    assert one.train_x.shape[1:] == one.test_x.shape[1:] == (1, 8, 8)
+    low, high = min(float(x.min()) for x in gray), max(float(x.max()) for x in gray)
+    shown = [((x[:, 0] - low) * (16 / (high - low))).round() for x in gray]
+    seen = sorted(tuple(image.flatten().int().tolist()) for part in shown for image in part)
+    assert seen == sorted(tuple(image.flatten().int().tolist()) for image in source)  # each original once
+    assert torch.equal(one.test_y, other.test_y)
+    assert not torch.equal(one.train_y, other.train_y)
+    assert one.train_y.bincount().tolist() == other.train_y.bincount().tolist()

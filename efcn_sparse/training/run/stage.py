@@ -226,7 +226,8 @@ def settled(device: str, threads: int | None) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=[on] if on.type == "cuda" else []),
-            torch.device("cpu"),  # whatever the default device is
+            # whatever the default device is; a context of its own goes through Python for each operation
+            contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         ):
             yield
