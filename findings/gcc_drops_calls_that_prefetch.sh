@@ -2,9 +2,9 @@
 # GCC 12.2.0 (Debian 12, x86-64), -O2: calls of a function whose only effect is __builtin_prefetch.
 #
 # Expected: the calls stay, since prefetching is what the function is for; noinline above all keeps a call a call.
-# Seen: the function is compiled, prefetch instructions and all, and nobody calls it. GCC's summary of what functions read
-# and write (-fipa-modref) counts a prefetch as nothing, so the calls are dead. noinline does not hold them, -Wall and
-# -Wextra say nothing, -fno-ipa-pure-const changes nothing. The same loop in the caller, or always_inline, stays.
+# Seen: the function is compiled, prefetch instructions and all, and nobody calls it. GCC's summary of what a function
+# reads and writes (-fipa-modref) counts a prefetch as nothing, so the calls are dead. noinline does not hold them,
+# -Wall and -Wextra are silent, -fno-ipa-pure-const changes nothing. A loop in the caller, or always_inline, stays.
 # Who moves a kernel's prefetches into a helper measures afterwards that "prefetching does not help".
 set -euo pipefail
 command -v gcc > /dev/null || { echo "wants gcc" >&2; exit 1; }
