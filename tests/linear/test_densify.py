@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +28,21 @@ def test_it_computes_the_same_and_exports_without_our_operators() -> None:
     targets = [str(node.target) for node in torch.export.export(dense, (x,)).graph.nodes]
     assert not [target for target in targets if "efcn_sparse" in target]
     assert [str(n.target) for n in torch.export.export(net, (x,)).graph.nodes if "efcn_sparse" in str(n.target)]
+
+
+@pytest.mark.slow
+def test_onnx_of_the_dense_twin(tmp_path: Path) -> None:
+    """The recipe of docs/other_libraries.md, and what its result computes elsewhere."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    x, file = torch.randn(3, 2, 6, 6), str(tmp_path / "model.onnx")
+    cnn = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 16))
+    model = es.sparsify(es.embed(cnn, x, support=es.Dilated(1)), {"3": dict(density=0.5, block_shape=(8, 16))})
+    torch.onnx.export(es.densify(model).eval(), (x,), file, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(file)
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), model(x))
 
 
 def test_what_is_shared_stays_shared() -> None:
