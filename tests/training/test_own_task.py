@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import efcn_sparse.training as training
+from efcn_sparse.analysis import write_report
 from efcn_sparse.cli.main import main
 from efcn_sparse.importing import imported
 from tests.training.runs import checkpoints, interrupt_after, numbers
@@ -60,6 +61,41 @@ def test_an_interrupted_run_goes_on_bit_by_bit(whole, tmp_path, monkeypatch, fat
     training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True)
     assert numbers(run_dir) == numbers(whole)
     assert checkpoints(run_dir) == checkpoints(whole)
+
+
+def test_a_regression_has_metrics_of_its_own_in_rows_resume_and_report(tmp_path, monkeypatch):
+    x = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+    y = x[:, 0, 2, 2] + 0.5 * x[:, 0, 3, 4]
+
+    def build():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0))
+
+    def metrics(output, y):
+        ranked = (
+            (output[:, None] - y).abs().topk(min(5, len(y)), largest=False).indices
+        )  # is its own among the nearest five?
+        error = (output - y).abs()
+        return {
+            "accuracy": error < 0.5,
+            "mae": error.mean(),
+            "top5": (ranked == torch.arange(len(y))[:, None]).any(1),
+        }
+
+    task = training.Task(build, (x[:25], y[:25]), (x[25:], y[25:]), loss=nn.functional.mse_loss, metrics=metrics)
+    whole = training.run_relax(task, CONFIG, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            training.run_relax(task, CONFIG, tmp_path / "cut", quiet=True, checkpoint_seconds=0.0)
+    training.run_relax(task, CONFIG, tmp_path / "cut", quiet=True)
+    assert numbers(tmp_path / "cut") == numbers(whole)
+    last = [row for row in numbers(whole) if row["arm"] == "elcn" and "lr" in row][-1]
+    with torch.no_grad():
+        output = training.load_arm(whole, "elcn", 0, 1, 3, task=task)(x[25:])
+    wanted = {name: float(value.double().mean()) for name, value in metrics(output, y[25:]).items()}
+    for name, value in {"loss": float(nn.functional.mse_loss(output, y[25:])), **wanted}.items():
+        assert float(last[f"test_{name}"]) == pytest.approx(value, rel=1e-5)
+    assert write_report(whole, task).stat().st_size > 10_000
 
 
 class Odd(torch.optim.Optimizer):
