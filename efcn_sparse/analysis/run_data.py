@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from efcn_sparse.analysis.looks import Look, looks_of
 from efcn_sparse.checkpoint.atomic import read_json
-from efcn_sparse.training.arms import Arm, Look, looks_of
+from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.run.checkpoint import epochs_on_disk
 from efcn_sparse.training.run.metrics import KEYS, LAYERS, METRICS, TORN, Evaluation, read_evaluations

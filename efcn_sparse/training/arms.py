@@ -1,11 +1,10 @@
-"""An arm: one kind of net of the relax protocol, with its place, its name and its color in tables and figures."""
+"""An arm: one kind of net of the relax protocol, with its name and its place in tables and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from efcn_sparse.embedding import Dilated, Full, Grown, Local, LowRank, Support, parse_support
+from efcn_sparse.embedding import Dilated, Full, Local, Support, parse_support
 
 FORMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full"
 
@@ -91,43 +90,3 @@ FULL = Arm("efcn-full", Full(), relaxed=True)
 
 _NAMED = {arm.name: arm for arm in (CNN, CONTROL, FCN, ELCN)}
 _LABELS = {"cnn": "CNN", "cnn-relaxed": "CNN, relaxed lr", "elcn": "eLCN", "fcn": "FCN"}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How an arm is drawn and named."""
-
-    label: str
-    color: str
-    marker: str
-
-
-# Chosen to stay apart under the common color-vision deficiencies (tests/analysis/test_arms.py); FCN and CNN are
-# grays. A family of supports has one hue, of which larger supports have the darker shades.
-_FIXED = {CNN: ("#1b1b1b", "o"), CONTROL: ("#ccaa00", "P"), ELCN: ("#009e73", "s"), FULL: ("#d55e00", "^"),
-          FCN: ("#6e6e6e", "X")}  # fmt: skip
-_FAMILIES: dict[type[object], tuple[tuple[str, str], ...]] = {
-    Dilated: (("#74b9e8", "<"), ("#1f78c8", "D"), ("#0a3f8f", ">")),
-    Grown: (("#ee9ab8", "p"), ("#d04a9f", "v"), ("#8e1a6e", "h")),
-    LowRank: (("#aeb86b", "*"), ("#576732", "d"), ("#273409", "8")),
-}
-_SHADES = {1: (1,), 2: (1, 2), 3: (0, 1, 2)}  # by the size of the family
-
-
-def looks_of(arms: Iterable[Arm]) -> dict[Arm, Look]:
-    """The :class:`Look` of each arm beside the others, in their order.
-
-    Example:
-        >>> looks_of([Arm.parse("efcn-grown1.5"), CNN])[CNN]
-        Look(label='CNN', color='#1b1b1b', marker='o')
-    """
-    ordered = sorted(set(arms), key=lambda arm: arm.order)
-    found = {}
-    for arm in ordered:
-        looks = _FAMILIES.get(type(arm.support), _FAMILIES[Dilated])
-        family = [other for other in ordered if other not in _FIXED and type(other.support) is type(arm.support)]
-        shades = _SHADES[min(max(len(family), 1), len(looks))]
-        number = family.index(arm) if arm in family else 0
-        color, marker = _FIXED.get(arm) or looks[shades[number % len(looks)]]
-        found[arm] = Look(arm.label, color, marker)
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,19 +139,11 @@ class RelaxConfig:
             self.check_task(PRESETS[self.preset].convolutions)
 
     def _check_rates(self) -> None:
-        for name in ("lr", "relaxed_lr", "fcn_lr"):
-            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-            self._set(name, float(getattr(self, name)))
-        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
-        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay!r}")
-        if not (_is_number(self.growth_exchange) and 0 < self.growth_exchange <= 1):
-            raise ValueError(f"growth_exchange must lie in (0, 1], got {self.growth_exchange!r}")
-        self._set("growth_exchange", float(self.growth_exchange))
-        self._set("momentum", float(self.momentum))
-        self._set("weight_decay", float(self.weight_decay))
+        for name, (range_, fits) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not (_is_number(value) and fits(value)):
+                raise ValueError(f"{name} must {range_}, got {value!r}")
+            self._set(name, float(value))
         for name in ("fused", "carry_momentum"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -274,23 +266,17 @@ class RelaxConfig:
             raise ValueError("text must have the field preset, got none")
         return cls(**arguments)
 
-    def differences(self, other: RelaxConfig) -> dict[str, tuple[Any, Any]]:
-        """The fields in which the two differ: name to ``(here, there)``."""
-        names = [field.name for field in dataclasses.fields(self)]
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
     def breaks_with(self, older: RelaxConfig) -> dict[str, tuple[Any, Any]]:
         """The fields in which a run of ``older`` could not go on as one of this: name to ``(there, here)``.
 
         It may have more seeds, arms and relax times, and then a later last epoch at which to embed.
         """
-        found = older.differences(self)
-        found.pop("snapshots", None)  # all that it says is in relax_times
+        there, here = vars(older), vars(self)
+        grown = {name for name in ("seeds", "arms", "relax_times") if set(there[name]) <= set(here[name])}
+        grown.add("snapshots")  # all that it says is in relax_times
         if self.cnn_epochs >= older.cnn_epochs:
-            found.pop("cnn_epochs", None)
-        return {name: (there, here) for name, (there, here) in found.items()
-                if name not in ("seeds", "arms", "relax_times") or not set(there) <= set(here)}  # fmt: skip
+            grown.add("cnn_epochs")
+        return {name: (there[name], here[name]) for name in here if there[name] != here[name] and name not in grown}
 
 
 _EPOCHS = 1_000_000
@@ -299,6 +285,12 @@ _COUNTS = {
     "fcn_epochs": (0, _EPOCHS), "snapshots": (1, 1000), "batch_size": (1, 2**31 - 1),
     "train_limit": (1, 2**31 - 1), "test_limit": (1, 2**31 - 1), "threads": (1, 4096),
 }  # fmt: skip
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("lr", "relaxed_lr", "fcn_lr"), ("be positive", lambda rate: rate > 0)),
+    "momentum": ("lie in [0, 1)", lambda momentum: 0 <= momentum < 1),
+    "weight_decay": ("not be negative", lambda decay: decay >= 0),
+    "growth_exchange": ("lie in (0, 1]", lambda share: 0 < share <= 1),
+}
 _OPTIONAL = ("train_limit", "test_limit", "threads")
 _RUNS = 100_000
 _ITEMS = 1000  # at most, of seeds, arms and relax times

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from efcn_sparse.analysis.figures.canvas import colors_of_times
+from efcn_sparse.analysis.looks import Look, looks_of
 from efcn_sparse.analysis.run_data import read_run
-from efcn_sparse.training.arms import ELCN, Arm, Look, looks_of
+from efcn_sparse.training.arms import ELCN, Arm
 from tests.analysis.synthetic import write_run
 
 ARMS = [

@@ -83,7 +83,6 @@ def test_json_round_trip(preset):
         copies="sum", momentum=0.9, carry_momentum=True,
     )  # fmt: skip
     assert training.RelaxConfig.from_json(config.to_json()) == config
-    assert config.differences(config) == {}
 
 
 @pytest.mark.parametrize(

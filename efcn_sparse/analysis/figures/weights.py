@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import T_W, WIDTH, Drawing, new_figure, plain_log_labels
+from efcn_sparse.analysis.looks import Look
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.weights import LayerWeights, Moment, Weights
-from efcn_sparse.training.arms import Arm, Look
+from efcn_sparse.training.arms import Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -53,8 +53,8 @@ def run_relax(
         config: what to run.
         run_dir: where; None is ``runs/<preset>``, or ``runs/task``. See docs/run_directory.md for the files.
         executor: trains the stages, several at a time, with one thread each unless ``config.threads`` says otherwise:
-            any of ``concurrent.futures``, of Dask (``client.get_executor()``), mpi4py, loky or submitit. Workers share
-            ``run_dir``. None: one stage after the other, here.
+            any of ``concurrent.futures``, of Dask (``client.get_executor()``), mpi4py or loky; for submitit see
+            docs/howto/own_net.md. Workers share ``run_dir``. None: one stage after the other, here.
         callbacks: functions that are called, here, with an :class:`Event` for each epoch, start and end of a stage.
         download: whether ``config.data`` may be fetched from the Hugging Face Hub.
         quiet: show no progress.

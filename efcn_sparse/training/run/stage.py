@@ -28,7 +28,7 @@ from efcn_sparse.training.run.metrics import LOCALITY, WEIGHTS, Row
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.run.record import Record
 from efcn_sparse.training.run.source import DataBySeed, Source
-from efcn_sparse.training.run.start import begin, make_growth, resume
+from efcn_sparse.training.run.start import Trained, begin, make_growth, resume
 
 _ONE_AT_A_TIME = threading.Lock()  # torch has one generator and one number of threads for all threads of Python
 
@@ -93,11 +93,10 @@ def _run(job: Job, task_data: TaskData, record: Record) -> None:
     config, stage, started = job.config, job.stage, time.perf_counter()
     epoch = record.kept[-1] if record.kept else stage.first
     record.tell(f"goes on from epoch {epoch}" if record.kept else f"begins at epoch {epoch}")
+    model, optimizer, scheduler = _from(job, task_data, record, epoch if record.kept else None)
     if record.kept:
-        model, optimizer, scheduler = resume(config, stage, task_data, epoch, record.checkpoints)
         record.forget()
     else:
-        model, optimizer, scheduler = begin(config, stage, task_data, record.checkpoints)
         _evaluate(stage, model, optimizer, task_data, None, epoch, started, record)
         record.save(model, optimizer, epoch)
     growth = make_growth(config, stage, model, optimizer, task_data.steps(config.batch_size), epoch)
@@ -121,6 +120,13 @@ def _run(job: Job, task_data: TaskData, record: Record) -> None:
             saved = time.perf_counter()
 
 
+def _from(job: Job, task_data: TaskData, record: Record, epoch: int | None) -> Trained:
+    """What the stage goes on with from its checkpoint of ``epoch``, or without one begins with."""
+    if epoch is None:
+        return begin(job.config, job.stage, task_data, record.checkpoints)
+    return resume(job.config, job.stage, task_data, epoch, record.checkpoints)
+
+
 def _give_up(stage: Stage, record: Record) -> None:
     """The one row of a net that is not embedded, because its CNN has diverged."""
     measured = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), math.nan)
@@ -133,28 +139,19 @@ def _remake_snapshots(job: Job, data_by_seed: DataBySeed, record: Record) -> Non
 
     Law: they are the checkpoints that it would have, had they been asked for from the beginning.
     """
-    cnn, config = job.stage, job.config
+    cnn = job.stage
     for wanted in sorted(job.remade):
         before = [epoch for epoch in epochs_on_disk(record.checkpoints)[cnn.name] if epoch <= wanted]
         if wanted in before:
             continue
         task_data, start = data_by_seed.of_seed(cnn.seed), before[-1] if before else cnn.first
         record.tell(f"trains again from epoch {start} to {wanted}, of which a checkpoint is wanted")
-        model, optimizer, scheduler = (
-            resume(config, cnn, task_data, start, record.checkpoints)
-            if before
-            else begin(config, cnn, task_data, record.checkpoints)
-        )
+        model, optimizer, scheduler = _from(job, task_data, record, start if before else None)
         for epoch in range(start + 1, wanted + 1):
             train_epoch(
-                model,
-                optimizer,
-                task_data,
-                batch_size=config.batch_size,
-                seed=cnn.seed,
-                epoch=epoch,
+                model, optimizer, task_data, batch_size=job.config.batch_size, seed=cnn.seed, epoch=epoch,
                 scheduler=scheduler,
-            )
+            )  # fmt: skip
         save_checkpoint(checkpoint_path(record.checkpoints, cnn.name, wanted), model, optimizer)
 
 

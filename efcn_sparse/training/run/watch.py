@@ -39,6 +39,8 @@ class Event:
 
 Callback = Callable[[Event], object]
 
+_ALL = "epochs"  # the bar of all stages
+
 
 class Watch:
     """Reads the stages' files of a run as they grow, and tells callbacks and the display.
@@ -118,53 +120,45 @@ class Progress:
     """
 
     def __init__(self, plan: Sequence[Stage], done: Mapping[str, int], *, quiet: bool = False) -> None:
-        self._quiet, self._bars = quiet, contextlib.ExitStack()
-        self._make = None if quiet or not sys.stderr.isatty() else _tqdm()
-        self._of_stage: dict[str, Any] = {}
-        self._last: dict[str, Mapping[str, Any]] = {}
-        self._done, total = dict(done), sum(stage.last - stage.first for stage in plan)
-        self._whole = self._bar(total, sum(done.values()), "epochs") if self._make else None
+        self._quiet, self._done, self._last = quiet, dict(done), dict[str, Mapping[str, Any]]()
+        self._opened, self._bars, self._tqdm = contextlib.ExitStack(), dict[str, Any](), None
+        if not quiet and sys.stderr.isatty():
+            with contextlib.suppress(ModuleNotFoundError):
+                from tqdm import tqdm
+
+                self._tqdm = tqdm
+                self._open(_ALL, sum(stage.last - stage.first for stage in plan), sum(done.values()))
 
     def show(self, stage: Stage, row: Mapping[str, Any]) -> None:
         """``row`` of metrics.csv has been written."""
         self._last[stage.name] = row
-        if self._make is None:
-            return
-        if stage.name not in self._of_stage:
-            self._of_stage[stage.name] = self._bar(stage.last - stage.first, self._done[stage.name], stage.name)
-        self._to(stage, int(row["epoch"]) - stage.first, told(row))
+        if self._tqdm is not None:
+            if stage.name not in self._bars:
+                self._open(stage.name, stage.last - stage.first, self._done[stage.name])
+            self._to(stage, int(row["epoch"]) - stage.first, told(row))
 
     def end(self, stage: Stage) -> None:
         """A stage is done; one that has diverged is so early."""
         row = self._last.pop(stage.name, None)
-        if self._make is not None and stage.name in self._of_stage:
+        if stage.name in self._bars:
             self._to(stage, stage.last - stage.first, "")
-            self._of_stage.pop(stage.name).close()
+            self._bars.pop(stage.name).close()
         elif row is not None and not self._quiet:
             print(f"{stage.name}: epoch {row['epoch']}, {told(row)}", flush=True)
 
     def close(self) -> None:
         """Leave the bars as they are."""
-        self._bars.close()
+        self._opened.close()
 
     def _to(self, stage: Stage, done: int, text: str) -> None:
-        bar, more = self._of_stage[stage.name], done - self._done[stage.name]
-        if more > 0:
-            self._done[stage.name] = done
-            self._whole.update(more)  # type: ignore[union-attr]
-            bar.update(more)
-        bar.set_postfix_str(text)
+        more = max(0, done - self._done[stage.name])
+        self._done[stage.name] += more
+        for name in (_ALL, stage.name):
+            self._bars[name].update(more)
+        self._bars[stage.name].set_postfix_str(text)
 
-    def _bar(self, total: int, done: int, text: str) -> Any:
-        assert self._make is not None
-        bar = self._make(total=total, initial=done, desc=text, unit="epoch", dynamic_ncols=True, leave=text == "epochs")
-        self._bars.callback(bar.close)
-        return bar
-
-
-def _tqdm() -> Any:
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        return None
-    return tqdm
+    def _open(self, name: str, total: int, done: int) -> None:
+        assert self._tqdm is not None
+        bar = self._tqdm(total=total, initial=done, desc=name, unit="epoch", dynamic_ncols=True, leave=name == _ALL)
+        self._bars[name] = bar
+        self._opened.callback(bar.close)
