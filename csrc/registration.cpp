@@ -36,7 +36,8 @@ PyMODINIT_FUNC PyInit__C() {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   for (const auto& [name, number] :
-       std::initializer_list<std::pair<const char*, int64_t>>{{"COLUMNS_SIDE", efcn_sparse::cpu::columns_side()},
+       std::initializer_list<std::pair<const char*, int64_t>>{{"BRGEMM", efcn_sparse::cpu::use_brgemm()},
+                                                              {"COLUMNS_SIDE", efcn_sparse::cpu::columns_side()},
                                                               {"COLUMNS_BYTES", efcn_sparse::cpu::kColumnsBytes},
                                                               {"GATHER_SIDE", efcn_sparse::cpu::kGatherSide},
                                                               {"GATHER_ROWS", efcn_sparse::cpu::kGatherRows},

@@ -6,34 +6,47 @@ import functools
 import importlib
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 _NEEDED = (
     "usual_spmm",
+    "BRGEMM",
     "COLUMNS_SIDE",
     "GATHER_SIDE",
     "CROWDED_SIDE",
 )  # what an extension of an earlier version does not have
 
+NO_BRGEMM = (
+    "efcn_sparse: this torch has no cpublas::brgemm, so products run on the extension's own kernels, with the same "
+    "results, and in fp32 somewhat slower (docs/performance.md)"
+)
+
 
 @dataclass(frozen=True)
 class ExtensionStatus:
-    """``available``; ``reason`` says why not (empty if it is); ``path`` is the loaded file."""
+    """``available``; ``reason`` says why not (empty if it is); ``path`` is the loaded file; ``brgemm``: whether fp32
+    products, and bf16 ones with AMX, run on torch's batch-reduce GEMM, or all on the extension's own kernels.
+    """
 
     available: bool
     reason: str
     path: str
+    brgemm: bool = True
 
     def __str__(self) -> str:
-        return f"compiled extension loaded from {self.path}" if self.available else f"no extension: {self.reason}"
+        if not self.available:
+            return f"no extension: {self.reason}"
+        return f"compiled extension {'' if self.brgemm else 'without brgemm '}loaded from {self.path}"
 
 
 @functools.cache
 def extension_status() -> ExtensionStatus:
     """The state of the compiled extension, loading it at the first call.
 
-    ``EFCN_EXTENSION=off`` in the environment leaves it out, for comparison and for tests.
+    ``EFCN_EXTENSION=off`` in the environment leaves it out, and ``EFCN_BRGEMM=off`` the batch-reduce GEMM of torch, for
+    comparison and for tests. One warning says that the installed torch has no such GEMM.
 
     Example:
         >>> import efcn_sparse as es
@@ -52,7 +65,9 @@ def extension_status() -> ExtensionStatus:
         return ExtensionStatus(False, f"it does not load ({error}); rebuild it against the installed torch", "")
     if any(not hasattr(module, name) for name in _NEEDED):
         return ExtensionStatus(False, f"{module.__file__} is older than the Python code; rebuild the extension", "")
-    return ExtensionStatus(True, "", str(module.__file__))
+    if not module.BRGEMM and os.environ.get("EFCN_BRGEMM") != "off":
+        warnings.warn(NO_BRGEMM, stacklevel=2)
+    return ExtensionStatus(True, "", str(module.__file__), bool(module.BRGEMM))
 
 
 @functools.cache

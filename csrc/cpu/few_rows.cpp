@@ -3,6 +3,7 @@
 #include "few_rows.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "pack.h"
 #include "vectors.h"
@@ -20,6 +21,13 @@ EFCN_INLINE const Stored* numbers(const FewRows<Stored, Sum>& job, int64_t k, St
   const uint8_t* mask = job.masks.of(block);
   const Stored* stored = job.values + block * elements;
   return mask == nullptr ? stored : block_operands(stored, mask, elements, buffer);
+}
+
+// A block with zeros in columns past `extent`.
+template <typename Stored>
+const Stored* inside(const Stored* block, int64_t elements, int64_t side, int64_t extent, Stored* buffer) {
+  for (int64_t e = 0; e < elements; ++e) buffer[e] = e % side < extent ? block[e] : Stored(0);
+  return buffer;
 }
 
 // Where block k + ahead lies; the last one for what would be past it.
@@ -167,11 +175,56 @@ EFCN_INLINE void all_multiples(const FewRows<Stored, Sum>& job, int64_t i, int64
   last_multiples<Batch>(job, i, column, sums, buffer);
 }
 
+// Blocks whose contiguous side fills no vector are long rows of numbers, each of which has its own partial sum: that of
+// number e is multiplied with feature e % side of a row of x, or e / side where blocks are stored along the output.
+template <int Bytes, typename Stored, typename Sum>
+EFCN_INLINE void narrow(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
+  using V = typename Vector<Sum, Bytes>::type;
+  constexpr int64_t width = Vector<Sum, Bytes>::width;
+  const Walk& walk = job.walk;
+  const bool along = walk.stored_out_by_in;
+  const int64_t side = along ? walk.in_side : walk.out_side, elements = job.masks.elements, ld = elements + width;
+  const int64_t ahead = kAhead / static_cast<int64_t>(elements * sizeof(Stored)) + 1, out = walk.out_extent(i);
+  std::vector<Sum> space(2 * job.batch * ld);
+  Sum *partial = space.data(), *right = partial + job.batch * ld;
+  for (int n = 0; n < job.batch; ++n) std::fill_n(sums + n * walk.out_side, out, Sum(0));
+  for (int64_t k = walk.starts[i], chain = 1; k < walk.starts[i + 1]; ++k, ++chain) {
+    const int64_t j = walk.neighbors[k], extent = walk.in_extent(j), rows = along ? out : extent;
+    const Stored *w = numbers(job, k, buffer), *next = later(job, k + ahead);
+    if (along && extent < side) w = inside(w, elements, side, extent, buffer);
+    for (int n = 0; n < job.batch; ++n) {
+      const Sum* x = job.x + n * job.ldx + j * walk.in_side;
+      Sum row[width] = {};
+      for (int64_t c = 0; along && c < extent; ++c) row[c] = x[c];
+      for (int64_t r = 0; r < rows; ++r)  // a whole vector each: the next row overwrites what is too much
+        *reinterpret_cast<V*>(right + n * ld + r * side) = along ? *reinterpret_cast<V*>(row) : x[r] - V{};
+    }
+    int64_t e = 0;
+    for (; e + width <= rows * side; e += width) {
+      V left;
+      load<Sum, Bytes>(w + e, left);
+      __builtin_prefetch(next + e);
+      for (int n = 0; n < job.batch; ++n)
+        *reinterpret_cast<V*>(partial + n * ld + e) += left * *reinterpret_cast<V*>(right + n * ld + e);
+    }
+    for (; e < rows * side; ++e)
+      for (int n = 0; n < job.batch; ++n) partial[n * ld + e] += static_cast<Sum>(w[e]) * right[n * ld + e];
+    if (k + 1 < walk.starts[i + 1] && chain % kLongest != 0) continue;
+    for (int n = 0; n < job.batch; ++n)
+      for (int64_t r = 0; r < elements / side; ++r)
+        for (int64_t c = 0; c < side; ++c)
+          if ((along ? r : c) < out) sums[n * walk.out_side + (along ? r : c)] += partial[n * ld + r * side + c];
+    std::fill_n(partial, job.batch * ld, Sum(0));
+  }
+}
+
 // The widest vectors that fit the side along which blocks are stored.
 template <int Bytes, int Batch, typename Stored, typename Sum>
 EFCN_INLINE void block_row(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
   constexpr int kSums = Bytes == 64 ? 16 : 8;
   constexpr int kShare = kSums / Batch;
+  const int64_t side = job.walk.stored_out_by_in ? job.walk.in_side : job.walk.out_side;
+  if (side < Vector<Sum, Bytes>::width && (side & (side - 1)) != 0) return narrow<Bytes>(job, i, sums, buffer);
   if (!job.walk.stored_out_by_in) return all_multiples<Bytes, std::min(4, kShare), Batch>(job, i, 0, sums, buffer);
   if constexpr (Bytes > 16)
     if (job.walk.in_side < Vector<Sum, Bytes>::width) return block_row<Bytes / 2, Batch>(job, i, sums, buffer);

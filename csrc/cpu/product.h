@@ -1,14 +1,33 @@
 // One dense product C [M, N] (+)= A [M, K] B [K, N], all row-major: oneDNN's batch-reduce GEMM where torch has it.
 // It is the only GEMM that libtorch exports for calls inside a parallel region: cpublas::gemm is declared in a header, but
-// not exported, and MKL's symbols are not promised.
+// not exported, and MKL's symbols are not promised. Nor is this one: a torch without it gets our own kernels.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+
+#include <cstdlib>
+#include <cstring>
+#if __has_include(<ATen/native/CPUBlas.h>)
 #include <ATen/native/CPUBlas.h>
+#endif
+#if defined(CPUBLAS_BRGEMM_F32F32F32) && defined(CPUBLAS_BRGEMM_BF16BF16F32)
+#define EFCN_HAS_BRGEMM 1
+#else
+#define EFCN_HAS_BRGEMM 0
+#endif
 
 namespace efcn_sparse::cpu {
 
-// product_plain.cpp: plain loops, for fp64, and for fp32 where torch has no batch-reduce GEMM; it exports no other GEMM.
+// Whether products go to brgemm: this torch has it, and EFCN_BRGEMM=off in the environment does not leave it out.
+inline bool use_brgemm() {
+  static const bool answer = [] {
+    const char* setting = std::getenv("EFCN_BRGEMM");
+    return EFCN_HAS_BRGEMM && (setting == nullptr || std::strcmp(setting, "off") != 0);
+  }();
+  return answer;
+}
+
+// product_plain.cpp: plain loops, for fp64, and for fp32 without brgemm.
 void plain_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                    int64_t ldc, bool add);
 void plain_product(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
@@ -25,8 +44,8 @@ struct Segment {
 using SumSegments = void (*)(int64_t m, int64_t n, const Segment<at::BFloat16>* segments, int64_t count, int64_t lda,
                              const at::BFloat16* panel, int64_t ldb, float* c, int64_t ldc, bool add);
 
-// The kernel for this processor: AVX-512 with bfloat16 dot products. Null without them, and with AMX, where oneDNN's
-// product is faster.
+// The kernel for this processor: AVX-512 with bfloat16 dot products. Null without them, and with AMX, where brgemm is
+// faster.
 SumSegments segments_kernel();
 
 // What a product takes and sums in. Layout of B: rows of N, for bfloat16 rows of N pairs (k, k + 1) ("VNNI").
@@ -39,15 +58,14 @@ struct Product<float> {
   static constexpr int64_t k_multiple = 1;
   static void run(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                   int64_t ldc, bool add) {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-    at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
-#else
-    plain_product(m, n, k, a, lda, b, ldb, c, ldc, add);
+#if EFCN_HAS_BRGEMM
+    if (use_brgemm()) return at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/false);
 #endif
+    plain_product(m, n, k, a, lda, b, ldb, c, ldc, add);
   }
   static void release() {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
-    at::native::cpublas::brgemm_release(/*is_vnni=*/false);
+#if EFCN_HAS_BRGEMM
+    if (use_brgemm()) at::native::cpublas::brgemm_release(/*is_vnni=*/false);
 #endif
   }
 };
@@ -58,19 +76,20 @@ struct Product<at::BFloat16> {
   static constexpr int64_t k_multiple = 2;
   static void run(int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t lda, const at::BFloat16* b,
                   int64_t ldb, float* c, int64_t ldc, bool add) {
-#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+#if EFCN_HAS_BRGEMM
     at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, /*is_vnni=*/true);
 #endif
   }
   static void release() {
-#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+#if EFCN_HAS_BRGEMM
     at::native::cpublas::brgemm_release(/*is_vnni=*/true);
 #endif
   }
 
   // The kernel throws on machines without bfloat16 dot products instead of falling back, so ask it once.
   static bool available() {
-#ifdef CPUBLAS_BRGEMM_BF16BF16F32
+    if (!use_brgemm()) return segments_kernel() != nullptr;
+#if EFCN_HAS_BRGEMM
     static const bool answer = [] {
       alignas(64) at::BFloat16 a[32 * 32] = {}, b[32 * 32] = {};
       alignas(64) float c[32 * 32];

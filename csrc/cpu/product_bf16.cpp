@@ -107,8 +107,8 @@ bool has_amx() {
 }  // namespace
 
 SumSegments segments_kernel() {
-  static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && !has_amx() &&
-                           at::get_cpu_capability() == "AVX512";
+  static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") &&
+                           !(use_brgemm() && has_amx()) && at::get_cpu_capability() == "AVX512";
   return here ? &sum_in_tiles : nullptr;
 }
 

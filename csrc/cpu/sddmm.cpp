@@ -71,21 +71,28 @@ class SampledProduct {
 
   void few_rows(int64_t i, Workspace& space) const {
     if constexpr (kFew) {
+      using Gradient = FewRowsGradient<Sum, Result>;
       const int64_t height = walk_.out_extent(i), elements = walk_.out_side * walk_.in_side;
-      space.columns.assign(height * few_, Sum(0));
-      space.sums.resize(elements);
+      const bool narrow = Gradient::is_narrow(walk_.in_side) && walk_.in_features % walk_.in_side == 0;
+      const int64_t times = narrow ? walk_.in_side : 1, ld = narrow ? height * times : 1, step = narrow ? times : few_;
+      space.columns.assign(height * few_ * times, Sum(0));
       for (int64_t n = 0; n < batch_; ++n)
         for (int64_t h = 0; h < height; ++h)
-          space.columns[h * few_ + n] = static_cast<Sum>(a_[n * lda_ + i * walk_.out_side + h]);
+          std::fill_n(space.columns.data() + n * ld + h * step, times,
+                      static_cast<Sum>(a_[n * lda_ + i * walk_.out_side + h]));
       for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1]; ++k) {
         const int64_t j = walk_.neighbors[k], width = walk_.in_extent(j);
         const Sum* right = rows_.data() + j * walk_.in_side;
-        if (masks_.of(k) == nullptr && height * width == elements) {
-          FewRowsGradient<Sum, Result>{height, width, few_, alpha_, beta_}.block(
-              space.columns.data(), right, walk_.in_features, values_ + k * elements);
+        const uint8_t* mask = masks_.of(k);
+        if (height * width == elements) {
+          Result* out = values_ + k * elements;
+          Gradient{height, width, few_, alpha_, beta_, narrow}.block(space.columns.data(), right, walk_.in_features,
+                                                                     out);
+          if (mask != nullptr) keep_inside(out, mask, elements, out);
         } else {
-          FewRowsGradient<Sum, Sum>{height, width, few_, Sum(1), Sum(0)}.block(space.columns.data(), right,
-                                                                               walk_.in_features, space.sums.data());
+          space.sums.resize(elements);
+          FewRowsGradient<Sum, Sum>{height, width, few_, Sum(1), Sum(0), narrow}.block(
+              space.columns.data(), right, walk_.in_features, space.sums.data());
           write(k, height, width, space.sums.data(), width);
         }
       }

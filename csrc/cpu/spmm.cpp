@@ -190,7 +190,7 @@ void multiply_few_rows(const at::Tensor& x, const Stored* values, const Walk& wa
   share_tasks(
       walk.rows,
       [&](auto&& next) {
-        std::vector<Stored> block(masks.index == nullptr ? 0 : masks.elements);
+        std::vector<Stored> block(masks.elements);
         std::vector<Sum> sums(padded * walk.out_side), bias;
         for (int64_t i = next(); i >= 0; i = next()) {
           job.block_row(i, sums.data(), block.data());

@@ -1,5 +1,5 @@
-"""Machines without AVX-512 or AMX: the accuracy file again, with oneDNN, or torch and so our own kernels, held to an
-older instruction set."""
+"""Machines without AVX-512 or AMX, and a torch without brgemm: the accuracy file again, with oneDNN, or torch and so
+our own kernels, held to an older instruction set."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
     "settings",
     [
         "ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2",
+        "EFCN_BRGEMM=off",
+        pytest.param("EFCN_BRGEMM=off ATEN_CPU_CAPABILITY=avx2", marks=pytest.mark.slow),
         pytest.param("ONEDNN_MAX_CPU_ISA=AVX2", marks=pytest.mark.slow),
         pytest.param("ONEDNN_MAX_CPU_ISA=AVX512_CORE", marks=pytest.mark.slow),
     ],

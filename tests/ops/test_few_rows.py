@@ -14,7 +14,8 @@ from tests.oracle import assert_accurate
 from tests.table import FLOAT16, FLOAT32, FLOAT64, Row, pattern, rows
 
 CPU = rows(where=lambda backend: backend.name == "cpu")
-BLOCKS = ((16, 16), (7, 64), (40, 24), (5, 4), (33, 19))  # every width of vectors, and columns that fill none
+# every width of vectors, columns that fill none, and rows that fill none
+BLOCKS = ((16, 16), (7, 64), (40, 24), (5, 4), (33, 19), (16, 6), (11, 9))
 
 
 def _ragged(block_shape: tuple[int, int]) -> BlockPattern:
@@ -30,7 +31,7 @@ def test_every_number_of_rows(row: Row, batch: int) -> None:
     for number, block_shape in enumerate(BLOCKS):
         chosen = _ragged(block_shape if number % 2 else block_shape[::-1])
         laws.spmm_is_dense(row, chosen, batch=batch, transpose=(number + batch) % 2 == 0, bias=True)
-    for name in ("masked-ragged", "masked-partly"):
+    for name in ("masked-ragged", "masked-partly", "tall-blocks"):
         laws.spmm_is_dense(row, pattern(name), batch=batch, transpose=batch % 2 == 0, bias=False)
 
 

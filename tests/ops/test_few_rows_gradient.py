@@ -12,23 +12,28 @@ from tests.ops.inputs import LAYOUTS, randn, random_values
 from tests.table import BFLOAT16, FLOAT32, FLOAT64, Row, pattern, rows
 
 CPU = rows(where=lambda backend: backend.name == "cpu")
-PATTERNS = ("full", "odd-blocks", "masked-ragged", "masked-partly")
 _MANY = 16
+
+
+def _patterns() -> dict[str, es.BlockPattern]:
+    """Among them rows that fill no vector, whole, masked, and in blocks that reach past the last row."""
+    found = {name: pattern(name) for name in ("full", "odd-blocks", "masked-ragged", "masked-partly", "tall-blocks")}
+    mask = torch.rand((100, 42), generator=torch.Generator().manual_seed(3)) < 0.3
+    return {**found, "tall, masked": es.BlockPattern.from_mask(mask, (64, 6))}
 
 
 @pytest.mark.parametrize("row", CPU)
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9])
 def test_every_number_of_rows(row: Row, batch: int) -> None:
-    for name in PATTERNS:
-        laws.sddmm_is_dense(row, pattern(name), batch=batch)
+    for chosen in _patterns().values():
+        laws.sddmm_is_dense(row, chosen, batch=batch)
 
 
 @pytest.mark.parametrize("row", rows(FLOAT32, FLOAT64, BFLOAT16, where=lambda backend: backend.name == "cpu"))
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (-0.3, 0.9)])
 def test_rows_of_zeros_change_no_bit(row: Row, alpha: float, beta: float) -> None:
-    for name in PATTERNS:
+    for name, chosen in _patterns().items():
         for batch in (1, 2) if row.dtype == BFLOAT16 else (1, 3, 8):
-            chosen = pattern(name)
             a, b = (LAYOUTS["sliced"](randn(batch, side, row=row, seed=side)) for side in chosen.shape)
             more = (0, 0, 0, _MANY - batch)
             few, many = (

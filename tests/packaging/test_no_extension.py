@@ -3,8 +3,11 @@
 import os
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 WORKS = """
 import torch, efcn_sparse as es
@@ -35,6 +38,24 @@ def test_works_without_extension(python):
     assert reason == "the compiled extension is missing: EFCN_EXTENSION=off is set"
     assert refusal == f"backend 'cpu' cannot run torch.float32 on cpu: {reason}"
     assert backend == "reference"
+
+
+LACKS_BRGEMM = """
+import sys, types
+sys.modules["efcn_sparse._C"] = types.SimpleNamespace(
+    __file__="_C.so", BRGEMM=False, usual_spmm=None, COLUMNS_SIDE=1, GATHER_SIDE=1, CROWDED_SIDE=1
+)
+import efcn_sparse as es
+print(es.extension_status(), es.extension_status().available)
+"""
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_says_once_that_torch_has_no_brgemm(run, meant):
+    off = dict(EFCN_BRGEMM="off") if meant else {}
+    done = run([sys.executable, "-c", LACKS_BRGEMM], PYTHONPATH=str(ROOT), **off)
+    assert done.stdout == "compiled extension without brgemm loaded from _C.so True\n", done.stderr
+    assert done.stderr.count("this torch has no cpublas::brgemm") == (0 if meant else 1)
 
 
 TWO_DTYPES = """
