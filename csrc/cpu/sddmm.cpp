@@ -7,6 +7,7 @@
 #include "few_rows.h"
 #include "few_rows_gradient.h"
 #include "pack.h"
+#include "panels.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -33,12 +34,16 @@ class SampledProduct {
       copy_rows(b.const_data_ptr<Stored>(), b.stride(0), 0, batch_, 0, b.size(1), b.size(1), rows_.data());
       return;
     }
+    x_ = b.const_data_ptr<Stored>();
+    ldx_ = b.stride(0);
+    if (kPanels && walk.in_side < walk.out_side && by_panels<Sum>(walk.in_side, walk.out_side, batch_)) {
+      panels_used_ = true;
+      return;
+    }
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
     const bool crowded = b.stride(0) * sizeof(Stored) % kCrowdedBytes == 0 && walk.in_side >= kCrowdedSide;
     gathered_ = worth_gathering(walk);
     in_place_ = can_stay && !crowded && !gathered_;
-    x_ = b.const_data_ptr<Stored>();
-    ldx_ = b.stride(0);
     if (in_place_) {
       b_ = static_cast<const Operand*>(b.const_data_ptr());
       ldb_ = b.stride(0);
@@ -55,7 +60,8 @@ class SampledProduct {
         walk_.rows,
         [&](auto&& next) {
           Workspace space;
-          for (int64_t i = next(); i >= 0; i = next()) few_ > 0 ? few_rows(i, space) : block_row(i, space);
+          for (int64_t i = next(); i >= 0; i = next())
+            few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
           Product<Operand>::release();
         },
         threads_for(batch_ * blocks * walk_.out_side * walk_.in_side));
@@ -63,6 +69,7 @@ class SampledProduct {
 
  private:
   static constexpr bool kFew = !std::is_same_v<Result, at::Half>;
+  static constexpr bool kPanels = std::is_same_v<Stored, Sum> && std::is_same_v<Result, Sum>;
 
   struct Workspace {
     std::vector<Operand> left, gathered, paired;
@@ -94,6 +101,31 @@ class SampledProduct {
           FewRowsGradient<Sum, Sum>{height, width, few_, Sum(1), Sum(0), narrow}.block(
               space.columns.data(), right, walk_.in_features, space.sums.data());
           write(k, height, width, space.sums.data(), width);
+        }
+      }
+    }
+  }
+
+  // Blocks with a short side along b: neither a nor b is transposed, only the result.
+  void panel_row(int64_t i, Workspace& space) const {
+    if constexpr (kPanels) {
+      const int64_t height = walk_.out_extent(i), side = walk_.out_side, elements = side * walk_.in_side;
+      if (walk_.starts[i] == walk_.starts[i + 1]) return;
+      space.left.resize(batch_ * side);
+      space.columns.resize(round_up(walk_.in_side, kPanelRows) * side);
+      space.sums.resize(elements);
+      copy_rows(a_ + i * side, lda_, 0, batch_, 0, height, side, space.left.data());
+      for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1]; ++k) {
+        const int64_t j = walk_.neighbors[k], width = walk_.in_extent(j);
+        for (int64_t m = 0; m < batch_; m += kBatchChunk)
+          PanelProduct<Sum>{side}.outer(std::min(kBatchChunk, batch_ - m), width, x_ + m * ldx_ + j * walk_.in_side,
+                                        ldx_, space.left.data() + m * side, space.columns.data(), m > 0);
+        const bool plain = alpha_ == Sum(1) && beta_ == Sum(0) && masks_.of(k) == nullptr;
+        if (plain && height == side && width == walk_.in_side) {
+          from_panel(space.columns.data(), side, side, walk_.in_side, values_ + k * elements);
+        } else {
+          from_panel(space.columns.data(), side, side, walk_.in_side, space.sums.data());
+          write(k, height, width, space.sums.data(), walk_.in_side);
         }
       }
     }
@@ -198,7 +230,7 @@ class SampledProduct {
   Sum alpha_, beta_;
   int64_t few_ = 0;        // the batch, padded with zeros to a power of two, where it is small
   std::vector<Sum> rows_;  // b then, [few_, in_features]
-  bool in_place_ = false, gathered_ = false;
+  bool in_place_ = false, gathered_ = false, panels_used_ = false;
   const Stored* x_;
   int64_t ldx_;
   at::Tensor panels_;

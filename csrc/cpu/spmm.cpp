@@ -8,6 +8,7 @@
 #include "pack.h"
 #include "result.h"
 #include "spmm_columns.h"
+#include "spmm_panels.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -228,6 +229,9 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
                                      added ? added->const_data_ptr<Stored>() : nullptr, static_cast<Sum>(alpha),
                                      static_cast<Sum>(beta)};
     if (are_few<Sum>(x.size(0), walk, halves)) return multiply_few_rows(x, numbers, walk, pattern.masks, result);
+    if constexpr (std::is_same_v<Stored, Sum>)
+      if (by_panels<Sum>(walk.in_side, walk.out_side, x.size(0)))
+        return ByPanels<Sum>(x, numbers, walk, pattern.masks, result).run();
     if constexpr (!halves)
       if (std::min(walk.in_side, walk.out_side) < columns_side())
         return ByColumns<Stored, Sum>(x, numbers, walk, pattern.masks, result).run();

@@ -154,7 +154,10 @@ def _loaded(layer: LocallyConnected, weight: Any, bias: Any) -> LocallyConnected
 
 
 def _tensor(array: Any) -> Tensor:
-    return array.detach() if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
+    if isinstance(array, Tensor):
+        return array.detach()
+    given = np.asarray(array)
+    return torch.from_numpy(given if given.flags.writeable and min(given.strides, default=0) >= 0 else given.copy())
 
 
 def _without_batch(array: Tensor, dims: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
 
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 16  # their indices take sixteen times the memory of the weights
 Sizes = int | Sequence[int]
 Padding = Sizes | Sequence[tuple[int, int]] | str
 
@@ -86,8 +87,9 @@ class _LocallyConnected(EmbeddedConv):
         """
         values = self.linear.values.detach()
         weight = values.new_zeros((*self.geometry.output_size, *self.geometry.kernel_shape))
-        for chunk, stored, place in self._places():
-            weight.view(-1)[place] = values[chunk][stored]
+        kernels = weight.flatten(0, -len(self.geometry.kernel_shape) - 1)
+        for chunk, stored, positions, place in self._places():
+            kernels[positions].view(-1)[place] = values[chunk][stored]
         return weight
 
     @torch.no_grad()
@@ -112,25 +114,28 @@ class _LocallyConnected(EmbeddedConv):
                 raise ValueError(f"bias must be {places}, got {list(bias.shape)}")
             self.linear.bias.copy_(bias.reshape(-1))
         values = self.linear.values
-        flat = weight.to(values.device, values.dtype).reshape(-1)
-        for chunk, stored, place in self._places():
+        kernels = weight.flatten(0, -len(self.geometry.kernel_shape) - 1)
+        for chunk, stored, positions, place in self._places():
             blocks = values.new_zeros(stored.shape)
-            blocks[stored] = flat[place]
+            blocks[stored] = kernels[positions].to(values.device, values.dtype).reshape(-1)[place]
             values[chunk] = blocks
 
-    def _places(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Chunks of blocks: which entries are stored, bool, and their places in ``weight.flatten()``, int64."""
+    def _places(self) -> Iterator[tuple[slice, Tensor, slice, Tensor]]:
+        """Chunks of blocks: which entries are stored, bool; positions, and places in their kernels, flat, int64."""
         pattern, ties, kernel = self.linear.pattern, self.ties, self.ties.counts.numel()
         height, width = pattern.block_shape
         rows, classes = pattern.rows_of_blocks().long(), ties.class_of_block.long()
+        positions = math.prod(self.geometry.output_size)
         step = max(1, _CHUNK_ELEMENTS // (height * width))
         for start in range(0, pattern.nnz_blocks, step):
             chunk = slice(start, start + step)
             entries = ties.maps[classes[chunk]].long()
             unit = rows[chunk, None] * height + torch.arange(height, device=rows.device)
-            place = (unit // self.geometry.out_channels * kernel)[:, :, None] + entries
+            at = (unit // self.geometry.out_channels).clamp_(max=positions - 1)  # a block may reach past the last unit
+            first = int(at[0, 0])
+            place = ((at - first) * kernel)[:, :, None] + entries
             stored = entries >= 0
-            yield chunk, stored, place[stored]
+            yield chunk, stored, slice(first, int(at[-1, -1]) + 1), place[stored]
 
     def extra_repr(self) -> str:
         geometry = self.geometry

@@ -1,0 +1,124 @@
+// SpMM of blocks with one short side: x is read, and y written, as they lie in memory, and the blocks of a block row are
+// copied as panels [short side, long side], unless they are stored so.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "panels.h"
+#include "product_panels.h"
+#include "result.h"
+
+namespace efcn_sparse::cpu {
+
+constexpr int64_t kPanelBatch = 128;  // rows of the batch for which a block is copied
+constexpr int64_t kPanelChain = 256;  // products in a chain of sums; longer ones round badly
+
+template <typename T>
+class ByPanels {
+ public:
+  ByPanels(const at::Tensor& x, const T* values, const Walk& walk, const Masks& masks, const Result<T, T>& result)
+      : walk_(walk), masks_(masks), values_(values), x_(x.const_data_ptr<T>()), batch_(x.size(0)), ldx_(x.stride(0)),
+        result_(result), spreads_(walk.in_side < walk.out_side), long_(std::max(walk.in_side, walk.out_side)),
+        short_(std::min(walk.in_side, walk.out_side)), product_{long_} {}
+
+  void run() const {
+    const int64_t threads = threads_for(batch_ * walk_.starts[walk_.rows] * masks_.elements);
+    const int64_t groups = (batch_ + kPanelBatch - 1) / kPanelBatch;
+    int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
+    while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
+    const int64_t strips = (walk_.rows + together - 1) / together;
+    share_tasks(
+        strips * groups,
+        [&](auto&& next) {
+          Workspace space;
+          for (int64_t task = next(); task >= 0; task = next()) {
+            const int64_t group = task / strips, i = task % strips * together;
+            block_rows(i, std::min(walk_.rows, i + together), group * batch_ / groups, (group + 1) * batch_ / groups,
+                       space);
+          }
+        },
+        threads);
+  }
+
+ private:
+  struct Workspace {
+    std::vector<T> block, panels, last, sums, bias;
+    std::vector<PanelPiece<T>> pieces;
+  };
+
+  // Block rows [begin, end) of y side by side, for rows [first, last) of the batch.
+  void block_rows(int64_t begin, int64_t end, int64_t first, int64_t last, Workspace& space) const {
+    const int64_t side = walk_.out_side, out = begin * side, rows = last - first, padded = (end - begin) * side;
+    const int64_t width = std::min(padded, walk_.out_features - out);
+    bool direct = spreads_ && result_.alpha == T(1) && result_.beta == T(0) && width == padded;
+    for (int64_t i = begin; i < end; ++i) direct &= walk_.starts[i] < walk_.starts[i + 1];
+    if (direct) {
+      for (int64_t i = begin; i < end; ++i)
+        sum_block_row(i, first, rows, result_.y + first * result_.ldy + i * side, result_.ldy,
+                      result_.bias == nullptr ? nullptr : result_.bias + i * side, space);
+    } else {
+      space.sums.resize(std::max<size_t>(space.sums.size(), rows * padded));
+      for (int64_t i = begin; i < end; ++i)
+        sum_block_row(i, first, rows, space.sums.data() + (i - begin) * side, padded, nullptr, space);
+      result_.write(out, width, first, rows, padded, space.sums.data(), space.bias);
+    }
+  }
+
+  // y [rows, out_side] of block row i.
+  void sum_block_row(int64_t i, int64_t first, int64_t rows, T* y, int64_t ldy, const T* bias, Workspace& space) const {
+    const int64_t end = walk_.starts[i + 1], chain = spreads_ ? kPanelChain : kPanelChain * product_.vector();
+    const int64_t most = std::max<int64_t>(1, chain / walk_.in_side);
+    space.panels.resize((most * short_ + kPanelRows) * long_);
+    bool add = false;
+    for (int64_t k = walk_.starts[i]; k < end; add = true) {
+      space.pieces.clear();
+      for (const int64_t last = std::min(end, k + most); k < last; ++k) {
+        const int64_t j = walk_.neighbors[k];
+        PanelPiece<T> piece{panel(i, k, space), x_ + first * ldx_ + j * walk_.in_side, ldx_, walk_.in_extent(j)};
+        if (!spreads_ && piece.k < long_) {
+          space.last.resize(rows * long_);
+          copy_rows(piece.x, ldx_, 0, rows, 0, piece.k, long_, space.last.data());
+          piece = {piece.panel, space.last.data(), long_, long_};
+        }
+        space.pieces.push_back(piece);
+      }
+      const int64_t count = space.pieces.size();
+      if (spreads_)
+        product_.spread(rows, long_, space.pieces.data(), count, y, ldy, k == end ? bias : nullptr, add);
+      else
+        product_.dots(rows, walk_.out_extent(i), space.pieces.data(), count, y, ldy, add);
+    }
+    for (int64_t m = 0; !add && m < rows; ++m) std::fill_n(y + m * ldy, walk_.out_side, T(0));
+  }
+
+  // The k-th block of block row i, zeros past the matrix and off its mask.
+  const T* panel(int64_t i, int64_t k, Workspace& space) const {
+    const int64_t block = walk_.block(k), elements = masks_.elements;
+    if (k + 1 < walk_.starts[walk_.rows]) prefetch(values_ + walk_.block(k + 1) * elements, elements);
+    space.block.resize(elements);
+    const T* stored = widened(values_ + block * elements, masks_.of(block), elements, space.block.data());
+    const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
+    if (walk_.stored_out_by_in != spreads_ && extent == long_) {
+      if (stored != space.block.data()) return stored;
+    }
+    T* out = space.panels.data() + space.pieces.size() * short_ * long_;
+    if (walk_.stored_out_by_in == spreads_)
+      to_panel(stored, long_, short_, extent, out, long_);
+    else
+      copy_rows(stored, long_, 0, short_, 0, extent, long_, out);
+    return out;
+  }
+
+  Walk walk_;
+  Masks masks_;
+  const T *values_, *x_;
+  int64_t batch_, ldx_;
+  const Result<T, T>& result_;
+  bool spreads_;  // the short side is along x, the long one along y
+  int64_t long_, short_;
+  PanelProduct<T> product_;
+};
+
+}  // namespace efcn_sparse::cpu
