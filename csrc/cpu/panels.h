@@ -1,23 +1,16 @@
 // Blocks [long side, short side] as panels [short side, long side], and back. Panels have room for a multiple of
-// kPanelRows rows, and what lies in those past the short side means nothing.
+// kPanelMultiple rows, and what lies in those past the short side means nothing.
 #pragma once
 
-#include <cstdlib>
-
 #include "pack.h"
-#include "product_panels.h"
 
 namespace efcn_sparse::cpu {
 
-constexpr int64_t kPanelRows = 8;  // a block of a transposition
+constexpr int64_t kPanelMultiple = 8;  // a block of a transposition
 
-// Whether blocks are so narrow, and the batch so large, that panels are faster than columns of the batch.
-template <typename T>
-bool by_panels(int64_t in_side, int64_t out_side, int64_t batch) {
-  static const int64_t side = std::getenv("EFCN_PANEL_SIDE") ? std::atoi(std::getenv("EFCN_PANEL_SIDE")) : 16;
-  static const int64_t least = std::getenv("EFCN_PANEL_BATCH") ? std::atoi(std::getenv("EFCN_PANEL_BATCH")) : 32;
-  const int64_t longer = std::max(in_side, out_side);
-  return std::min(in_side, out_side) <= side && longer >= 32 && longer <= 256 && longer % PanelProduct<T>::vector() == 0 && batch >= least;
+inline bool fit_panels(int64_t shorter, int64_t longer) {
+  constexpr int64_t kLongest = 256;  // more would crowd the L1 cache; 16 is a multiple of every vector
+  return shorter <= kGatherSide && longer >= kGatherRows && longer <= kLongest && longer % 16 == 0;
 }
 
 #if defined(__x86_64__)
@@ -31,11 +24,10 @@ __attribute__((target("avx2"))) inline int64_t to_panel_avx2(const float* block,
 
 __attribute__((target("avx2"))) inline int64_t from_panel_avx2(const float* panel, int64_t ld, int64_t longs,
                                                                int64_t shorts, float* block) {
-  constexpr int64_t kWidest = 64;
-  float some[8 * kWidest];
+  float some[8 * kGatherSide];
   const int64_t width = round_up(shorts, 8);
   int64_t h = 0;
-  for (; width <= kWidest && h + 8 <= longs && (h + 7) * shorts + width <= longs * shorts; h += 8) {
+  for (; h + 8 <= longs && (h + 7) * shorts + width <= longs * shorts; h += 8) {
     for (int64_t c = 0; c < shorts; c += 8) transpose_8x8(panel + c * ld + h, ld, some + c, width);
     for (int64_t r = 0; r < 8; ++r)
       for (int64_t c = 0; c < width; c += 8)  // what is too much is overwritten by the next row

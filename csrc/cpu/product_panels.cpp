@@ -129,19 +129,22 @@ struct OuterTile {
   int64_t rows, ldx, ldp;
   T* panel;
   bool add;
+  const T* upcoming;
+  int64_t ldu;
 };
 
 template <int Bytes, int Vectors, int Columns, typename T>
 EFCN_INLINE void outer_tile(const OuterTile<T>& job) {
   using V = typename Vector<T, Bytes>::type;
-  constexpr int64_t width = Vector<T, Bytes>::width, kAhead = 12;
+  constexpr int64_t width = Vector<T, Bytes>::width, kAhead = 6;
   V total[Columns][Vectors] = {};
-  const T *x = job.x, *left = job.left;
-  for (int64_t m = 0; m < job.rows; ++m, x += job.ldx, left += job.ldp) {
+  const T *x = job.x, *left = job.left, *upcoming = job.upcoming;
+  for (int64_t m = 0; m < job.rows; ++m, x += job.ldx, left += job.ldp, upcoming += job.ldu) {
     V right[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) right[v] = *reinterpret_cast<const V*>(left + v * width);
-    __builtin_prefetch(x + kAhead * job.ldx);  // rows of x lie far apart
+    __builtin_prefetch(x + kAhead * job.ldx);  // rows lie far apart
+    __builtin_prefetch(upcoming);
 #pragma GCC unroll 24
     for (int c = 0; c < Columns; ++c)
 #pragma GCC unroll 4
@@ -157,26 +160,26 @@ EFCN_INLINE void outer_tile(const OuterTile<T>& job) {
 }
 
 // Tables of a kind of tile [vectors or columns][rows or columns].
-#define EFCN_TABLE(kind, Kind, name, target, bytes, across, most)                                                  \
-  template <int Across, int Along, typename T>                                                                     \
-  target void kind##_##name(const Kind<T>& job) {                                                                  \
-    kind##_tile<bytes, Across, Along>(job);                                                                        \
-  }                                                                                                                \
-  template <int Across, typename T, int... Along>                                                                  \
-  constexpr auto kind##_##name##_line(std::integer_sequence<int, Along...>) {                                      \
-    return std::array<void (*)(const Kind<T>&), most_sums(bytes)>{&kind##_##name<Across, Along + 1, T>...};        \
-  }                                                                                                                \
-  template <typename T, int... Across>                                                                             \
-  constexpr auto kind##_##name##_table(std::integer_sequence<int, Across...>) {                                    \
-    return std::array<std::array<void (*)(const Kind<T>&), most_sums(bytes)>, sizeof...(Across)>{                  \
-        kind##_##name##_line<Across + 1, T>(std::make_integer_sequence<int, most>{})...};                          \
-  }                                                                                                                \
-  template <typename T>                                                                                            \
+#define EFCN_TABLE(kind, Kind, name, target, bytes, across, most)                                           \
+  template <int Across, int Along, typename T>                                                              \
+  target void kind##_##name(const Kind<T>& job) {                                                           \
+    kind##_tile<bytes, Across, Along>(job);                                                                 \
+  }                                                                                                         \
+  template <int Across, typename T, int... Along>                                                           \
+  constexpr auto kind##_##name##_line(std::integer_sequence<int, Along...>) {                               \
+    return std::array<void (*)(const Kind<T>&), most_sums(bytes)>{&kind##_##name<Across, Along + 1, T>...}; \
+  }                                                                                                         \
+  template <typename T, int... Across>                                                                      \
+  constexpr auto kind##_##name##_table(std::integer_sequence<int, Across...>) {                             \
+    return std::array<std::array<void (*)(const Kind<T>&), most_sums(bytes)>, sizeof...(Across)>{           \
+        kind##_##name##_line<Across + 1, T>(std::make_integer_sequence<int, most>{})...};                   \
+  }                                                                                                         \
+  template <typename T>                                                                                     \
   constexpr auto kind##_on_##name = kind##_##name##_table<T>(std::make_integer_sequence<int, across>{});
 
-#define EFCN_TABLES(name, target, bytes)                                                                           \
-  EFCN_TABLE(spread, SpreadTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1))        \
-  EFCN_TABLE(outer, OuterTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1))          \
+#define EFCN_TABLES(name, target, bytes)                                                                    \
+  EFCN_TABLE(spread, SpreadTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1)) \
+  EFCN_TABLE(outer, OuterTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1))   \
   EFCN_TABLE(dots, DotsTile, name, target, bytes, kDotColumns, most_dots(bytes))
 
 EFCN_TABLES(anywhere, , 16)
@@ -188,17 +191,17 @@ EFCN_TABLES(avx512, EFCN_AVX512, 64)
 // Calls tile(begin, size) for parts of [0, total) that are as equal as can be, none above `most`.
 template <typename Tile>
 EFCN_INLINE void in_parts(int64_t total, int64_t most, Tile&& tile) {
-  const int64_t number = (total + most - 1) / most;
-  for (int64_t t = 0; t < number; ++t) tile(t * total / number, (t + 1) * total / number - t * total / number);
+  const int64_t number = (total + most - 1) / most, size = total / number, larger = total % number;
+  for (int64_t t = 0, begin = 0; t < number; begin += size + (t++ < larger)) tile(begin, size + (t < larger));
 }
 
 // Calls run(table, bytes) with this processor's table.
 #if defined(__x86_64__)
-#define EFCN_HERE(kind, run)                                         \
-  {                                                                  \
-    if (vector_bytes() == 64) return run(kind##_on_avx512<T>, 64);   \
-    if (vector_bytes() == 32) return run(kind##_on_avx2<T>, 32);     \
-    return run(kind##_on_anywhere<T>, 16);                           \
+#define EFCN_HERE(kind, run)                                       \
+  {                                                                \
+    if (vector_bytes() == 64) return run(kind##_on_avx512<T>, 64); \
+    if (vector_bytes() == 32) return run(kind##_on_avx2<T>, 32);   \
+    return run(kind##_on_anywhere<T>, 16);                         \
   }
 #else
 #define EFCN_HERE(kind, run) return run(kind##_on_anywhere<T>, 16);
@@ -239,13 +242,14 @@ void PanelProduct<T>::dots(int64_t rows, int64_t n, const PanelPiece<T>* pieces,
 }
 
 template <typename T>
-void PanelProduct<T>::outer(int64_t rows, int64_t n, const T* x, int64_t ldx, const T* left, T* panel, bool add) const {
+void PanelProduct<T>::outer(int64_t rows, int64_t n, const T* x, int64_t ldx, const T* left, T* panel, bool add,
+                            const T* upcoming, int64_t ldu) const {
   const auto run = [&](const auto& table, int bytes) {
     const int64_t width = vector();
     in_parts(ldp / width, most_vectors(bytes), [&](int64_t vector, int64_t vectors) {
       in_parts(n, most_sums(bytes) / vectors, [&](int64_t column, int64_t columns) {
-        table[vectors - 1][columns - 1](
-            {x + column, left + vector * width, rows, ldx, ldp, panel + column * ldp + vector * width, add});
+        table[vectors - 1][columns - 1]({x + column, left + vector * width, rows, ldx, ldp,
+                                         panel + column * ldp + vector * width, add, upcoming, ldu});
       });
     });
   };

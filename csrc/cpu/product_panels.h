@@ -26,8 +26,10 @@ struct PanelProduct {
   // y [rows, n] (+)= sum over pieces of x [rows, k] panel [n, k]^T; each k is a long side.
   void dots(int64_t rows, int64_t n, const PanelPiece<T>* pieces, int64_t count, T* y, int64_t ldy, bool add) const;
 
-  // panel [n, ldp] (+)= x [rows, n]^T left [rows, ldp]; ldp is a long side.
-  void outer(int64_t rows, int64_t n, const T* x, int64_t ldx, const T* left, T* panel, bool add) const;
+  // panel [n, ldp] (+)= x [rows, n]^T left [rows, ldp]; ldp is a long side. Of as many rows at `upcoming`, `ldu` apart, a
+  // line each is on its way to the cache afterwards.
+  void outer(int64_t rows, int64_t n, const T* x, int64_t ldx, const T* left, T* panel, bool add, const T* upcoming,
+             int64_t ldu) const;
 };
 
 }  // namespace efcn_sparse::cpu

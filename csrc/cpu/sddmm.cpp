@@ -8,12 +8,14 @@
 #include "few_rows_gradient.h"
 #include "pack.h"
 #include "panels.h"
+#include "product_panels.h"
 
 namespace efcn_sparse::cpu {
 namespace {
 
-constexpr int64_t kBatchChunk = 256;  // rows of the batch in one product
-constexpr int64_t kRunWidth = 64;     // columns computed together
+constexpr int64_t kBatchChunk = 256;                 // rows of the batch in one product
+constexpr int64_t kRunWidth = 64;                    // columns computed together
+constexpr int64_t kPanelSide = 4, kPanelBatch = 32;  // less than this is not worth transposing the result
 
 // `Result` is the dtype of values: that of a and b, or of the sums.
 template <typename Stored, typename Operand, typename Result>
@@ -36,7 +38,8 @@ class SampledProduct {
     }
     x_ = b.const_data_ptr<Stored>();
     ldx_ = b.stride(0);
-    if (kPanels && walk.in_side < walk.out_side && by_panels<Sum>(walk.in_side, walk.out_side, batch_)) {
+    // rows of b lie far apart, so that of narrower blocks each number costs a cache line
+    if (kPanels && walk.in_side >= kPanelSide && batch_ >= kPanelBatch && fit_panels(walk.in_side, walk.out_side)) {
       panels_used_ = true;
       return;
     }
@@ -112,14 +115,17 @@ class SampledProduct {
       const int64_t height = walk_.out_extent(i), side = walk_.out_side, elements = side * walk_.in_side;
       if (walk_.starts[i] == walk_.starts[i + 1]) return;
       space.left.resize(batch_ * side);
-      space.columns.resize(round_up(walk_.in_side, kPanelRows) * side);
+      space.columns.resize(round_up(walk_.in_side, kPanelMultiple) * side);
       space.sums.resize(elements);
       copy_rows(a_ + i * side, lda_, 0, batch_, 0, height, side, space.left.data());
       for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1]; ++k) {
         const int64_t j = walk_.neighbors[k], width = walk_.in_extent(j);
+        const int64_t line = (k - walk_.starts[i]) * (64 / sizeof(Sum));
+        const Stored* upcoming = a_ + std::min((i + 1) * side + line % side, walk_.out_features - 1);
         for (int64_t m = 0; m < batch_; m += kBatchChunk)
           PanelProduct<Sum>{side}.outer(std::min(kBatchChunk, batch_ - m), width, x_ + m * ldx_ + j * walk_.in_side,
-                                        ldx_, space.left.data() + m * side, space.columns.data(), m > 0);
+                                        ldx_, space.left.data() + m * side, space.columns.data(), m > 0,
+                                        upcoming + m * lda_, lda_);
         const bool plain = alpha_ == Sum(1) && beta_ == Sum(0) && masks_.of(k) == nullptr;
         if (plain && height == side && width == walk_.in_side) {
           from_panel(space.columns.data(), side, side, walk_.in_side, values_ + k * elements);

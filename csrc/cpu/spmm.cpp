@@ -230,7 +230,7 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
                                      static_cast<Sum>(beta)};
     if (are_few<Sum>(x.size(0), walk, halves)) return multiply_few_rows(x, numbers, walk, pattern.masks, result);
     if constexpr (std::is_same_v<Stored, Sum>)
-      if (by_panels<Sum>(walk.in_side, walk.out_side, x.size(0)))
+      if (ByPanels<Sum>::is_faster(walk, x.size(0)))
         return ByPanels<Sum>(x, numbers, walk, pattern.masks, result).run();
     if constexpr (!halves)
       if (std::min(walk.in_side, walk.out_side) < columns_side())

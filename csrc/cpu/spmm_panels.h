@@ -12,7 +12,10 @@
 
 namespace efcn_sparse::cpu {
 
-constexpr int64_t kPanelBatch = 128;  // rows of the batch for which a block is copied
+constexpr int64_t kPanelRows = 64;    // of the batch: what repays the copying
+constexpr int64_t kPanelHeight = 48;  // of blocks
+constexpr int64_t kPanelUses = 64;    // multiplications of a number of x
+constexpr int64_t kPanelGroup = 256;  // rows of the batch for which a block is copied once
 constexpr int64_t kPanelChain = 256;  // products in a chain of sums; longer ones round badly
 
 template <typename T>
@@ -23,10 +26,25 @@ class ByPanels {
         result_(result), spreads_(walk.in_side < walk.out_side), long_(std::max(walk.in_side, walk.out_side)),
         short_(std::min(walk.in_side, walk.out_side)), product_{long_} {}
 
+  // Whether this is faster than columns of the batch. Dot products end in sums across registers, so they pay where columns
+  // would be transposed for few multiplications, and where what neighboring block rows read stays in the cache.
+  static bool is_faster(const Walk& walk, int64_t batch) {
+    if (batch < kPanelRows) return false;
+    if (walk.in_side < walk.out_side) return walk.out_side >= kPanelHeight && fit_panels(walk.in_side, walk.out_side);
+    if (!fit_panels(walk.out_side, walk.in_side) || walk.in_features * sizeof(T) % kCrowdedBytes == 0) return false;
+    int64_t span = 0;
+    for (int64_t i = 0; i < walk.rows; ++i)
+      if (walk.starts[i] < walk.starts[i + 1])
+        span += walk.neighbors[walk.starts[i + 1] - 1] - walk.neighbors[walk.starts[i]] + 1;
+    return 4 * span * walk.in_side <= walk.rows * walk.in_features &&
+           walk.starts[walk.rows] * walk.in_side * walk.out_side <= kPanelUses * walk.in_features;
+  }
+
   void run() const {
     const int64_t threads = threads_for(batch_ * walk_.starts[walk_.rows] * masks_.elements);
-    const int64_t groups = (batch_ + kPanelBatch - 1) / kPanelBatch;
     int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
+    int64_t groups = (batch_ + kPanelGroup - 1) / kPanelGroup;
+    while (batch_ / groups >= 2 * kPanelRows && walk_.rows * groups < 4 * threads) groups *= 2;
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
     const int64_t strips = (walk_.rows + together - 1) / together;
     share_tasks(
@@ -70,7 +88,7 @@ class ByPanels {
   void sum_block_row(int64_t i, int64_t first, int64_t rows, T* y, int64_t ldy, const T* bias, Workspace& space) const {
     const int64_t end = walk_.starts[i + 1], chain = spreads_ ? kPanelChain : kPanelChain * product_.vector();
     const int64_t most = std::max<int64_t>(1, chain / walk_.in_side);
-    space.panels.resize((most * short_ + kPanelRows) * long_);
+    space.panels.resize((most * short_ + kPanelMultiple) * long_);
     bool add = false;
     for (int64_t k = walk_.starts[i]; k < end; add = true) {
       space.pieces.clear();

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
 
-_CHUNK_ELEMENTS = 1 << 16  # their indices take sixteen times the memory of the weights
+_CHUNKS, _CHUNK_ELEMENTS = 256, (1 << 14, 1 << 22)  # indices take twenty times the memory of the weights
 Sizes = int | Sequence[int]
 Padding = Sizes | Sequence[tuple[int, int]] | str
 
@@ -126,7 +126,8 @@ class _LocallyConnected(EmbeddedConv):
         height, width = pattern.block_shape
         rows, classes = pattern.rows_of_blocks().long(), ties.class_of_block.long()
         positions = math.prod(self.geometry.output_size)
-        step = max(1, _CHUNK_ELEMENTS // (height * width))
+        least, most = _CHUNK_ELEMENTS
+        step = max(1, min(max(least, self.linear.values.numel() // _CHUNKS), most) // (height * width))
         for start in range(0, pattern.nnz_blocks, step):
             chunk = slice(start, start + step)
             entries = ties.maps[classes[chunk]].long()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import efcn_sparse as es
+from efcn_sparse.measure.memory import apart
 
 KINDS = (es.LocallyConnected1d, es.LocallyConnected2d, es.LocallyConnected3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -154,3 +155,10 @@ def test_what_does_not_fit_is_refused(call, message):
 def test_another_kind_of_convolution_is_refused():
     with pytest.raises(TypeError, match="conv must be a Conv2d, got Conv1d"):
         es.LocallyConnected2d.from_conv(nn.Conv1d(1, 1, 1), (3, 3))
+
+
+def test_weights_are_loaded_in_little_memory():
+    grown = [int(number) for number in apart("tests.embedding.loaded_weights")]
+    weights, load, read = grown
+    assert load < weights / 2, f"{load} bytes on top to load {weights}"
+    assert read < 1.5 * weights, f"{read} bytes to read {weights}"

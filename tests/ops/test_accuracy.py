@@ -9,7 +9,7 @@ from tests.ops import laws
 from tests.table import BATCHES, BFLOAT16, EMPTY_SHAPES, FLOAT32, FLOAT64, PATTERNS, Row, cases, pattern, rows
 
 MIXED = ("square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries")
-LONG = ("square", "ragged-long-rows", "long-rows", "odd-blocks", "masked-ragged")
+LONG = ("square", "ragged-long-rows", "long-rows", "odd-blocks", "masked-ragged", "unbalanced", "tall-blocks")
 
 
 @pytest.mark.parametrize("row", rows())

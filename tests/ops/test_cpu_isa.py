@@ -31,7 +31,7 @@ def test_accuracy_on_older_instruction_sets(settings: str) -> None:
     environment = {**os.environ, "EFCN_TEST_DEVICE": "cpu"} | chosen_set
     chosen = "(product or large) and (cpu-float32 or cpu-bfloat16)"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
-    files = [str(ROOT / "tests" / "ops" / "test_accuracy.py")]
+    files = [str(ROOT / "tests" / "ops" / name) for name in ("test_accuracy.py", "test_cpu_panels.py")]
     done = subprocess.run(
         [*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )

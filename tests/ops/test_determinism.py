@@ -13,7 +13,7 @@ def _steady(backend: Backend) -> bool:
     return backend.threads_keep_bits and not backend.slow
 
 
-UNEVEN = ("unbalanced", "long-rows", "masked-ragged", "entries", "ragged-long-rows")
+UNEVEN = ("unbalanced", "long-rows", "masked-ragged", "entries", "ragged-long-rows", "tall-blocks")
 
 
 @pytest.mark.parametrize(("row", "name"), cases(PATTERNS))

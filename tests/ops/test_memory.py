@@ -54,7 +54,7 @@ def test_fresh_memory_is_written_before_it_is_read(row: Row, name: str) -> None:
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("batch", [1, 301])
 def test_scratch_memory_of_split_batches(row: Row, batch: int) -> None:
-    for name in ("masked-ragged", "mid-blocks", "unbalanced"):
+    for name in ("masked-ragged", "mid-blocks", "unbalanced", "tall-blocks"):
         laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=False, bias=True)
         laws.spmm_is_dense(row, pattern(name, row.device), batch=batch, transpose=True, bias=True)
         laws.sddmm_is_dense(row, pattern(name, row.device), batch=batch)
