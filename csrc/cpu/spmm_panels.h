@@ -2,7 +2,7 @@
 // copied as panels [short side, long side], unless they are stored so.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <vector>
 
