@@ -22,13 +22,12 @@ import os, random, resource, signal, sys, time, torch
 from pathlib import Path
 import efcn_sparse
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.optim.optimizer import make_optimizer
 
 torch.set_num_threads(1)
 path, HOME = Path(sys.argv[1]) / "here.safetensors", os.path.dirname(efcn_sparse.__file__)
 pattern = efcn_sparse.BlockPattern.dense((256, 256), (16, 16))
 net = torch.nn.Sequential(efcn_sparse.SparseLinear(256, 256, pattern), torch.nn.Linear(256, 300))
-optimizer = make_optimizer(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=True)
+optimizer = efcn_sparse.FusedOptimizer(net, lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9))
 net(torch.ones(1, 256)).sum().backward()
 optimizer.step()
 tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimizer.state.values())]

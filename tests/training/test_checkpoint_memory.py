@@ -13,7 +13,6 @@ PROGRAM = """
 import sys, torch, efcn_sparse as es
 from pathlib import Path
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.optim.optimizer import make_optimizer
 
 def status(key):
     return 1024 * int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
@@ -30,7 +29,8 @@ def made(fused):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.arange(parameter.shape[-1]))
-    return net, make_optimizer(net, lr=0.0, momentum=0.9, weight_decay=0.0, fused=fused)
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
+    return net, es.FusedOptimizer(net, sgd) if fused else sgd(list(net.parameters()))
 
 def sums(net, optimizer):
     tensors = [*net.parameters(), *(one["momentum_buffer"] for one in optimizer.state.values())]

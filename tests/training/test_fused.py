@@ -11,8 +11,9 @@ import torch
 import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.fused import layer_update, updating
+from efcn_sparse.training.arms import CNN, FCN
 from efcn_sparse.training.nets import build_fcn
-from efcn_sparse.training.optim.optimizer import make_optimizer
+from efcn_sparse.training.optim.optimizer import optimizer_of
 from efcn_sparse.training.optim.optimizer_state import live_states
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.run.metrics import MetricsFile
@@ -64,11 +65,10 @@ def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path
 
 
 def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
-    settings = dict(lr=0.1, momentum=0.9, weight_decay=0.0)
-    fcn = build_fcn(DIGITS, 0)
-    assert isinstance(make_optimizer(fcn, **settings, fused=True), es.FusedOptimizer)
-    assert not isinstance(make_optimizer(build_fcn(DIGITS, 0), **settings), es.FusedOptimizer)
-    assert not isinstance(make_optimizer(DIGITS.fresh(0), **settings, fused=True), es.FusedOptimizer)
+    fused, plain = training.RelaxConfig(preset="digits", fused=True), training.RelaxConfig(preset="digits")
+    assert isinstance(optimizer_of(fused, DIGITS, FCN, 0.1, build_fcn(DIGITS, 0)), es.FusedOptimizer)
+    assert not isinstance(optimizer_of(plain, DIGITS, FCN, 0.1, build_fcn(DIGITS, 0)), es.FusedOptimizer)
+    assert not isinstance(optimizer_of(fused, DIGITS, CNN, 0.1, DIGITS.fresh(0)), es.FusedOptimizer)
 
 
 @pytest.mark.parametrize("fatal", range(1, 6, 2))
@@ -113,7 +113,8 @@ def stepped(fused, steps, net=None, optimizer=None):
     if net is None:
         cnn = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
         net = es.embed(cnn, torch.zeros(1, 2, 6, 6), support=es.Full())
-        optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.1, fused=fused)
+        config = training.RelaxConfig(preset="digits", momentum=0.9, weight_decay=0.1, fused=fused)
+        optimizer = optimizer_of(config, DIGITS, FCN, 0.1, net)
     for _ in range(steps):
         optimizer.zero_grad()
         with updating(optimizer):

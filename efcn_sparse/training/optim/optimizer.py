@@ -10,7 +10,6 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.fused.layer_update import MakeOptimizer
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.config import RelaxConfig
@@ -21,42 +20,26 @@ from efcn_sparse.training.task import Task
 
 
 def optimizer_of(config: RelaxConfig, task: Task, arm: Arm, lr: float, model: nn.Module) -> Optimizer:
-    """The optimizer that ``config`` and ``task`` give an arm: selective for embedded nets where ``config`` asks."""
+    """The optimizer that ``config`` and ``task`` give an arm: selective for embedded nets where ``config`` asks.
+
+    Law: with ``config.fused``, inside the backward pass where there are sparse layers, steps give the same numbers.
+    """
     momentum, decay = config.momentum, config.weight_decay
     if config.selective and arm.embedded:
         parts = parts_of_layers(task.convolutions, config.relaxing, config.parts, decay)
         layers = {glob.escape(name): vars(one) for name, one in parts.items()}
         return SelectiveSGD(model, lr, momentum=momentum, weight_decay=decay, copies=config.copies, layers=layers)
-    own = task.optimizer
-    if own is None:
-        return make_optimizer(model, lr=lr, momentum=momentum, weight_decay=decay, fused=config.fused)
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
+        if task.optimizer is None:
+            return SGD(parameters, lr=lr, momentum=momentum, weight_decay=decay)
         with task.blaming("optimizer"):
-            made = own(parameters, lr)
+            made = task.optimizer(parameters, lr)
         if not isinstance(made, Optimizer):
             raise ValueError(f"optimizer must give a torch.optim.Optimizer, got {type(made).__name__}")
         return made
 
-    return _fused(model, make, config.fused)
-
-
-def make_optimizer(
-    model: nn.Module, *, lr: float, momentum: float, weight_decay: float, fused: bool = False
-) -> Optimizer:
-    """SGD over all parameters of ``model``; with ``fused``, inside the backward pass where there are sparse layers.
-
-    Law: the fused steps give the numbers of the others, bit by bit.
-    """
-
-    def sgd(parameters: list[nn.Parameter]) -> SGD:
-        return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-    return _fused(model, sgd, fused)
-
-
-def _fused(model: nn.Module, make: MakeOptimizer, fused: bool) -> Optimizer:
-    if fused and any(isinstance(module, SparseLinear) for module in model.modules()):
+    if config.fused and any(isinstance(module, SparseLinear) for module in model.modules()):
         return FusedOptimizer(model, make)
     return make(list(model.parameters()))
 
