@@ -145,6 +145,13 @@ Tensor sddmm(const Tensor& a, const Tensor& b, TensorList structure, IntArrayRef
 
 // -- derivatives --------------------------------------------------------------------------------------------------------
 
+// Forward mode and transforms of torch.func are contract.py's affair.
+bool is_transformed(const Tensor& tensor) {
+  return tensor._fw_grad(/*level=*/0).defined() || tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper);
+}
+
+bool needs_gradient(const Tensor& tensor) { return tensor.requires_grad() && c10::GradMode::is_enabled(); }
+
 // Arguments without gradients, as one: every tensor that is listed by itself would cost an edge of the graph.
 struct Constants {
   TensorList structure;
@@ -175,6 +182,7 @@ struct Saved {
         transpose(context->saved_data["transpose"].toBool()), backend(context->saved_data["backend"].toStringRef()) {}
 
   TensorList structure() const { return TensorList(tensors).slice(2); }
+  Constants constants() const { return {structure(), shape, block_shape, transpose, backend}; }
   Tensor spmm(const Tensor& x, const Tensor& values, bool transposed) const {
     return spmm_operator().call(x, values, {}, structure(), shape, transposed, backend);
   }
@@ -183,11 +191,35 @@ struct Saved {
   }
 };
 
+struct SddmmFunction : torch::autograd::Function<SddmmFunction> {
+  static Tensor forward(AutogradContext* context, const Tensor& a, const Tensor& b, const Constants& c, bool is_read) {
+    c.save(context, b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor());
+    if (!is_read)
+      return at::zeros({1, 1, 1}, a.options()).expand({c.structure[1].size(0), c.block_shape[0], c.block_shape[1]});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return sddmm_operator().call(a, b, c.structure, c.shape, c.block_shape, c.backend);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const Saved saved(context);
+    const Tensor &a = saved.tensors[0], &b = saved.tensors[1], &dvalues = gradients[0];
+    variable_list found(4);
+    if (!dvalues.defined()) return found;
+    if (context->needs_input_grad(0)) found[0] = saved.spmm(b, dvalues, false);
+    if (context->needs_input_grad(1)) found[1] = saved.spmm(a, dvalues, true);
+    return found;
+  }
+};
+
+// Set for a gradient that is differentiated, but not read, as for a product with the Hessian: where `values` is a leaf
+// without hooks, sddmm leaves its numbers at zero and brings its derivatives alone. Of one thread: others may train.
+thread_local bool leaf_gradients_are_read = true;
+
 struct SpmmFunction : torch::autograd::Function<SpmmFunction> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& values, const MaybeTensor& bias,
                         const Constants& c) {
     c.save(context, values.requires_grad() ? x : Tensor(), x.requires_grad() ? values : Tensor());
     context->saved_data["bias"] = bias.has_value();
+    context->saved_data["leaf"] = values.is_leaf() && torch::autograd::impl::hooks(values).empty();
     at::AutoDispatchBelowADInplaceOrView guard;
     return spmm_operator().call(x, values, bias, c.structure, c.shape, c.transpose, c.backend);
   }
@@ -197,35 +229,18 @@ struct SpmmFunction : torch::autograd::Function<SpmmFunction> {
     variable_list found(4);
     if (!dy.defined()) return found;
     if (context->needs_input_grad(0)) found[0] = saved.spmm(dy, values, !saved.transpose);
-    if (context->needs_input_grad(1)) found[1] = saved.transpose ? saved.sddmm(x, dy) : saved.sddmm(dy, x);
+    if (context->needs_input_grad(1)) {
+      const Tensor &a = saved.transpose ? x : dy, &b = saved.transpose ? dy : x;
+      const bool is_read = leaf_gradients_are_read || !context->saved_data["leaf"].toBool();
+      const bool is_differentiated = needs_gradient(a) || needs_gradient(b);
+      found[1] = is_read || !is_differentiated || is_transformed(a) || is_transformed(b)
+                     ? saved.sddmm(a, b)
+                     : SddmmFunction::apply(a, b, saved.constants(), false);
+    }
     if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) found[2] = dy.sum(0);
     return found;
   }
 };
-
-struct SddmmFunction : torch::autograd::Function<SddmmFunction> {
-  static Tensor forward(AutogradContext* context, const Tensor& a, const Tensor& b, const Constants& c) {
-    c.save(context, b.requires_grad() ? a : Tensor(), a.requires_grad() ? b : Tensor());
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return sddmm_operator().call(a, b, c.structure, c.shape, c.block_shape, c.backend);
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const Saved saved(context);
-    const Tensor &a = saved.tensors[0], &b = saved.tensors[1], &dvalues = gradients[0];
-    variable_list found(3);
-    if (!dvalues.defined()) return found;
-    if (context->needs_input_grad(0)) found[0] = saved.spmm(b, dvalues, false);
-    if (context->needs_input_grad(1)) found[1] = saved.spmm(a, dvalues, true);
-    return found;
-  }
-};
-
-// Forward mode and transforms of torch.func are contract.py's affair.
-bool is_transformed(const Tensor& tensor) {
-  return tensor._fw_grad(/*level=*/0).defined() || tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper);
-}
-
-bool needs_gradient(const Tensor& tensor) { return tensor.requires_grad() && c10::GradMode::is_enabled(); }
 
 Tensor spmm_autograd(const Tensor& x, const Tensor& values, const MaybeTensor& bias, TensorList structure,
                      IntArrayRef shape, bool transpose, string_view backend) {
@@ -244,7 +259,7 @@ Tensor sddmm_autograd(const Tensor& a, const Tensor& b, TensorList structure, In
   if (is_transformed(a) || is_transformed(b))
     return in_python(sddmm_operator(), c10::DispatchKey::Autograd, a, b, structure, shape, block_shape, backend);
   if (needs_gradient(a) || needs_gradient(b))
-    return SddmmFunction::apply(a, b, Constants{structure, shape, block_shape, false, backend});
+    return SddmmFunction::apply(a, b, Constants{structure, shape, block_shape, false, backend}, true);
   at::AutoDispatchBelowADInplaceOrView guard;
   return sddmm_operator().call(a, b, structure, shape, block_shape, backend);
 }
@@ -310,6 +325,11 @@ PyObject* usual_spmm(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyObject* result = usual(arguments);
   return result == nullptr && PyErr_Occurred() == nullptr ? Py_NewRef(Py_None) : result;
   END_HANDLE_TH_ERRORS
+}
+
+PyObject* read_leaf_gradients(PyObject*, PyObject* read) {
+  leaf_gradients_are_read = read == Py_True;
+  Py_RETURN_NONE;
 }
 
 TORCH_LIBRARY_IMPL(efcn_sparse, CPU, m) {

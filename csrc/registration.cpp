@@ -21,7 +21,8 @@ TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
 
 namespace efcn_sparse {
 PyObject* usual_spmm(PyObject*, PyObject* const* arguments, Py_ssize_t count);  // contract.cpp
-}
+PyObject* read_leaf_gradients(PyObject*, PyObject* read);                       // contract.cpp
+}  // namespace efcn_sparse
 
 // Importing efcn_sparse._C loads this library, which registers the operators above; the module holds constants and a
 // quick way to one of them.
@@ -31,6 +32,9 @@ PyMODINIT_FUNC PyInit__C() {
        METH_FASTCALL,
        "usual_spmm(x, values, bias, structure, shape, block_shape, transpose): the operator on plain CPU tensors that "
        "fit, or None."},
+      {"read_leaf_gradients", efcn_sparse::read_leaf_gradients, METH_O,
+       "read_leaf_gradients(bool): whether gradients of leaf values are computed, or, in this thread, left at zero and "
+       "only differentiated."},
       {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -13,6 +13,7 @@ from typing import Any
 _NEEDED = (
     "usual_spmm",
     "BRGEMM",
+    "read_leaf_gradients",
     "COLUMNS_SIDE",
     "GATHER_SIDE",
     "CROWDED_SIDE",

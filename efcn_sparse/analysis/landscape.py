@@ -165,6 +165,11 @@ def read_landscape(run_dir: str | Path) -> list[Found]:
     return _read(Path(run_dir) / FILE)[1]
 
 
+def settings_of(run_dir: str | Path) -> LandscapeSettings:
+    """Those of the run's landscape.json; the default ones, if there is none."""
+    return _read(Path(run_dir) / FILE)[0] or LandscapeSettings()
+
+
 def _items(run_dir: str | Path, config: RelaxConfig, kinds: Sequence[str]) -> tuple[list[Item], list[str]]:
     """What there is to measure, and sentences on what cannot be."""
     items: dict[str, Item] = {}

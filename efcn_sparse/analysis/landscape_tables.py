@@ -57,7 +57,9 @@ def tables(found: Sequence[Found]) -> str:
             for what in ("left", "cnn")
             for measured in HEIGHTS
         ]
-        barriers.append([name, str(spreads[0].n), *map(_text, spreads)])
+        seeds = len(of(found, arm, "left", time, "linear"))
+        finite = str(seeds) if spreads[0].n == seeds else f"{spreads[0].n} of {seeds} finite"
+        barriers.append([name, finite, *map(_text, spreads)])
         for part in (ALL, *PARTS):
             at_start = [curvature(found, arm, "start", time, part, measured) for measured in _MEASURED]
             if at_start[0].n:

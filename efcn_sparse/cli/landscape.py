@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is missing, and print the barriers and curvatures."""
-    from efcn_sparse.analysis.landscape import LandscapeSettings, measure_landscape, read_landscape
+    from efcn_sparse.analysis.landscape import measure_landscape, read_landscape, settings_of
     from efcn_sparse.analysis.landscape_tables import tables
     from efcn_sparse.training.run.source import load_task
 
     names = ("points", "images", "curvature_images", "vectors")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    settings = LandscapeSettings(**given) if given else None
+    settings = dataclasses.replace(settings_of(args.run_dir), **given)
     file = measure_landscape(
         args.run_dir,
         settings,

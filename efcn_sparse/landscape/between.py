@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.landscape.products import squares_and_product
@@ -40,10 +42,20 @@ class Between(nn.Module):
         self.combined: list[_Combined] = list(mixed.values())
         at = _tensors(self.net)
         of_a, of_b = _tensors(a), _tensors(b)
-        for name, tensor in at.items():
-            if name not in of_a or of_a[name].shape != tensor.shape:
-                got = list(of_a[name].shape) if name in of_a else "none"
-                raise ValueError(f"a and b must match, got {got} and {list(tensor.shape)} in {name!r}")
+        joined = [
+            f"{name}." if name else "" for name, module in self.net.named_modules() if isinstance(module, _Combined)
+        ]
+        for name in [*at, *(name for name in of_a if not name.startswith((*joined,)))]:
+            got = [list(of[name].shape) if name in of else "none" for of in (of_a, of_b)]
+            if got[0] != got[1]:
+                raise ValueError(f"a and b must match, got {got[0]} and {got[1]} in {name!r}")
+            counted = of_b[name].is_floating_point() or name.endswith("num_batches_tracked")
+            if not counted and not torch.equal(of_a[name], of_b[name]):
+                raise ValueError(f"a and b must match, got other integers in {name!r}")
+        shared = [{name: id(tensor) for name, tensor in of.items() if name in at} for of in (of_a, of_b)]
+        for name in at:
+            if any((shared[0][name] == shared[0][one]) != (shared[1][name] == shared[1][one]) for one in at):
+                raise ValueError(f"a and b must share the same parameters among layers, got others in {name!r}")
         self._plain = [(tensor, of_a[name].detach(), of_b[name].detach()) for name, tensor in at.items()]
         self.move(1.0)
 
@@ -120,12 +132,20 @@ def paired_layers(a: nn.Module, b: nn.Module) -> list[tuple[str, nn.Module, nn.M
             _check_layers(name, other, layer)
             pairs.append((name, other, layer))
             inside.append(name)
-        elif type(other) is not type(layer):
-            raise ValueError(f"a and b must match, got {type(other).__name__} and {type(layer).__name__} in {name!r}")
+        elif _kind(other) != _kind(layer):
+            got = " and ".join("{}({})".format(*_kind(one)) for one in (other, layer))
+            raise ValueError(f"a and b must match, got {got} in {name!r}")
     for name in ours.keys() - theirs.keys():
         if not _within(name, inside):
             raise ValueError(f"b must have the layers of a, got none with the name {name!r}")
     return pairs
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    """The class and the settings of a module that change what it computes in evaluation mode."""
+    kind = type_before_parametrizations(module)
+    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+    return kind.__qualname__, "" if dropout else re.sub(r"(, )?inplace=\w+", "", module.extra_repr())
 
 
 def _within(name: str, layers: list[str]) -> bool:
@@ -162,4 +182,7 @@ def _same(conv: nn.Module, geometry: Any) -> bool:
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {
+        **dict(net.named_parameters(remove_duplicate=False)),
+        **dict(net.named_buffers(remove_duplicate=False)),
+    }

@@ -37,7 +37,7 @@ class LayerLocality:
             ``inputs``.
         equivariance: ‖f(shift x) - shift f(x)‖ / ‖f(x)‖ for a shift of the layer's input by its stride, the mean over
             the dimensions, at output pixels whose receptive fields hold no padding: 0 for a convolution. NaN without
-            ``inputs``, for a linear layer, and where there are no such pixels.
+            ``inputs``, for a linear or a transposed layer, and where there are no such pixels.
     """
 
     participation: float
@@ -244,6 +244,8 @@ def _kurtosis(x: Tensor) -> float:
 def equivariance(layer: EmbeddedConv, x: Tensor) -> float:
     """‖f(shift x) - shift f(x)‖ / ‖f(x)‖, see :class:`LayerLocality`; ``x`` is ``[N, C, *size]``."""
     geometry, y = layer.geometry, layer(x)
+    if geometry.transposed:
+        return math.nan  # the images of input positions overlap at its output
     found = []
     for dim in range(len(geometry.input_size)):
         spans = []

@@ -63,10 +63,15 @@ def _in_support(layer: EmbeddedConv, values: Tensor) -> Tensor:
 
 def layers_with_weights(model: nn.Module) -> dict[str, EmbeddedConv]:
     """The embedded convolutions of ``model``, each with weights one by one."""
-    layers = embedded_layers(model)
-    for name, layer in layers.items():
-        refuse_low_rank(repr(name), layer)
-    return layers
+    refuse_low_rank_in(model)
+    return embedded_layers(model)
+
+
+def refuse_low_rank_in(model: nn.Module) -> None:
+    """Refuse a model that holds a layer with the support ``LowRank``."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, EmbeddedConv):
+            refuse_low_rank(repr(name), layer)
 
 
 def refuse_low_rank(name: str, layer: EmbeddedConv) -> None:
@@ -93,7 +98,7 @@ def ablation(
     Memory: a copy of the weights that are being changed, and one of the largest layer's.
 
     Raises:
-        ValueError: ``model`` holds no embedded convolution, or one with the support ``LowRank``.
+        ValueError: ``model`` holds no embedded convolution, one with the support ``LowRank``, or two that share values.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -104,6 +109,12 @@ def ablation(
         True
     """
     layers = layers_with_weights(model)
+    for name, layer in layers.items():
+        if name == "all":
+            raise ValueError("no layer may have the name 'all', which is that of all together")
+        twins = [other for other, one in layers.items() if one.linear.values is layer.linear.values]
+        if len(twins) > 1:
+            raise ValueError(f"layers must have values of their own, got the same in {' and '.join(map(repr, twins))}")
     found: dict[str, dict[str, Any]] = {}
     for name, chosen in [*((name, [layer]) for name, layer in layers.items()), ("all", list(layers.values()))]:
         found[name] = {}

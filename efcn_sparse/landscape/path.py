@@ -12,6 +12,7 @@ from torch import nn
 
 from efcn_sparse.landscape.between import Between
 from efcn_sparse.landscape.modes import batch_norms, evaluation_mode, recompute_statistics
+from efcn_sparse.landscape.parts import refuse_low_rank_in
 from efcn_sparse.landscape.string import Loss, MakeOptimizer, checked_positions, string
 
 Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
@@ -80,7 +81,8 @@ def path(
     Args:
         a, b: two nets of one architecture, a CNN and its eFCN, or two eFCNs whose supports may differ. They are not
             changed. Modes do not count: nets are evaluated in evaluation mode.
-        evaluate: takes a net, gives its loss, or a mapping with ``"loss"`` and other metrics.
+        evaluate: takes a net, gives its loss, or a mapping with ``"loss"`` and other metrics. The net computes from the
+            parameters of both ends, and may have none of its own.
         points: how many positions, both ends included, or the positions themselves, ascending from 0 to 1.
         kind: ``"linear"``: the weights ``(1 - t) · a + t · b``. ``"curvilinear"``: the same, with each parameter scaled
             to the linear interpolation of its norms, so that it does not shrink on the way between two directions.
@@ -119,6 +121,9 @@ def path(
             raise ValueError("loss and batches must be given for a string, which is trained")
         nets = string(a, b, loss, batches, points=points, stiffness=stiffness, epochs=epochs, optimizer=optimizer)
         return Path(kind, positions, tuple(evaluated(evaluate, net) for net in nets))
+    if kind == "curvilinear":
+        for end in (a, b):
+            refuse_low_rank_in(end)
     net = _Average(a, b) if kind == "output" else Between(a, b)
     normalized = [] if kind == "output" else batch_norms(net)
     given = None if batches is None else list(batches)

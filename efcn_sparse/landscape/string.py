@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.modes import batch_norms, recompute_statistics
+from efcn_sparse.landscape.parts import refuse_low_rank_in
 
 Loss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -46,6 +47,9 @@ def string(
 
     Memory: the weights of all nets, and a gradient of one.
 
+    Raises:
+        ValueError: the nets do not match, train different parameters, or hold a layer with the support ``LowRank``.
+
     Source: the elastic band of Draxler, Veschgini, Salmhofer, Hamprecht: Essentially No Barriers in Neural Network
     Energy Landscape, ICML 2018, without its projection of the forces; d'Ascoli et al. (NeurIPS 2019) use such strings.
 
@@ -60,10 +64,15 @@ def string(
     positions = checked_positions(points)
     if stiffness < 0 or epochs < 0:
         raise ValueError(f"stiffness and epochs must not be negative, got {stiffness} and {epochs}")
+    for end in (a, b):
+        refuse_low_rank_in(end)
     first, last = on_common_support(a, b)
     nets = [first, *(_between(first, last, position) for position in positions[1:-1]), last]
     make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.01))
     free = [[one for one in net.parameters() if one.requires_grad] for net in nets]
+    trained = [{name for name, one in net.named_parameters() if one.requires_grad} for net in (first, last)]
+    if trained[0] != trained[1] or not trained[0]:
+        raise ValueError(f"a and b must train the same parameters, got {sorted(trained[0] ^ trained[1]) or 'none'}")
     steppers = [make(parameters) for parameters in free[1:-1]]
     given = list(batches)
     for net in nets[1:-1]:

@@ -47,3 +47,11 @@ def test_weights_come_back_when_an_evaluation_raises():
         es.landscape.ablation(net, lambda net: 1 / 0)
     assert all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
     assert net(batch()[0]).isfinite().all()
+
+
+def test_values_that_layers_share_are_refused():
+    cnn = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3, padding=1), torch.nn.Conv2d(2, 2, 3, padding=1))
+    net = es.embed(cnn, torch.zeros(1, 2, 4, 4))
+    net[1].linear.values = net[0].linear.values
+    with pytest.raises(ValueError, match="got the same in '0' and '1'"):
+        es.landscape.ablation(net, lambda net: 0.0)

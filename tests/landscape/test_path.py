@@ -104,11 +104,33 @@ def test_losses_that_are_not_finite_are_reported(value, barrier):
     assert str(found.barrier) == str(barrier)
 
 
+def biased(bias):
+    net = nn.Identity()
+    net.weight, net.bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)) if bias else None
+    return net
+
+
+def twice(shared):
+    first = nn.Linear(2, 2)
+    return nn.Sequential(first, first if shared else nn.Linear(2, 2))
+
+
+def counting(count):
+    net = nn.Identity()
+    net.register_buffer("count", torch.tensor(count))
+    return net
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 3)), "in '0.weight'"),
-        (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Conv2d(2, 2, 1)), "got Linear and Conv2d in '0'"),
+        (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 3)), "out_features=3, bias=True. in '0'"),
+        (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Conv2d(2, 2, 1)), "got Linear.* and Conv2d.* in '0'"),
+        (nn.Sequential(nn.LeakyReLU(0.1)), nn.Sequential(nn.LeakyReLU(0.2)), "negative_slope=0.1.* in '0'"),
+        (biased(True), biased(False), r"got \[2\] and none in 'bias'"),
+        (biased(False), biased(True), r"got none and \[2\] in 'bias'"),
+        (twice(True), twice(False), "must share the same parameters"),
+        (counting(1), counting(2), "got other integers in 'count'"),
         (nn.Sequential(), nn.Sequential(nn.ReLU()), "got none with the name '0'"),
         (nn.Sequential(nn.ReLU()), nn.Sequential(), "got none with the name '0'"),
         (
@@ -121,3 +143,17 @@ def test_losses_that_are_not_finite_are_reported(value, barrier):
 def test_nets_that_do_not_match_are_refused_by_name(a, b, message):
     with pytest.raises(ValueError, match=message):
         es.landscape.path(a, b, lambda net: 0.0)
+
+
+def test_a_layer_with_a_product_has_no_norms():
+    with pytest.raises(ValueError, match="'0' must have weights one by one"):
+        es.landscape.path(efcn(es.Local()), efcn(es.LowRank(1)), lambda net: 0.0, kind="curvilinear", batches=[0])
+
+
+def test_nets_may_differ_in_what_does_not_count_and_have_parametrizations():
+    nets = [
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.Dropout(p), nn.ReLU(inplace))
+        for p, inplace in ((0.1, False), (0.2, True))
+    ]
+    found = es.landscape.path(*nets, lambda net: float(net(torch.ones(1, 2)).sum()), points=2)
+    assert found.losses == pytest.approx([float(net.eval()(torch.ones(1, 2)).sum()) for net in nets])

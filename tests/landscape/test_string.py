@@ -89,3 +89,17 @@ def test_a_spring_reaches_weights_that_the_loss_does_not_use():
         optimizer=lambda p: torch.optim.SGD(p, lr=0.3),
     )[1]  # fmt: skip
     assert torch.allclose(net.weight, (a.weight + b.weight) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (0, 1)])
+def test_nets_that_train_other_parameters_are_refused(frozen):
+    nets = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    for net, parameter in zip([nets[number] for number in frozen], ("weight", "bias"), strict=False):
+        getattr(net, parameter).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"must train the same parameters, got .*'weight'"):
+        es.landscape.string(*nets, lambda net, x: net(x).sum(), [torch.ones(1, 3)])
+
+
+def test_a_product_of_two_matrices_is_refused():
+    with pytest.raises(ValueError, match="'0' must have weights one by one"):
+        es.landscape.string(efcn(es.LowRank(1)), efcn(es.LowRank(1)), loss, [batch()])

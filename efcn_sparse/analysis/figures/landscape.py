@@ -95,10 +95,10 @@ def _kinds(kinds: Sequence[str]) -> list[Any]:
     return [Line2D([], [], color="#555555", ls=_STYLES[kind], label=kind) for kind in kinds] if len(kinds) > 1 else []
 
 
-def _not_finite(found: Sequence[Found], what: str) -> str:
-    paths = [one for one in found if one.item.what in (what, "control")]
+def _not_finite(found: Sequence[Found], *ways: str) -> str:
+    paths = [one for one in found if one.item.what in (*ways, "control")]
     lost = sum(not np.isfinite([one.numbers[loss] for loss in LOSSES]).all() for one in paths)
-    return f" On {lost} of {len(paths)} paths a loss is not finite; such points are left out." if lost else ""
+    return f" On {lost} of {len(paths)} paths a loss is not finite, which is left out." if lost else ""
 
 
 def _draw_barriers(run: Run, found: Sequence[Found]) -> Drawing:
@@ -126,7 +126,7 @@ def _draw_barriers(run: Run, found: Sequence[Found]) -> Drawing:
         "the straight way above the line between the losses of its ends; dotted lines: above both ends, which is 0 "
         "where it falls all the way. The CNN's is that of its own way from the relax time to its last epoch. Means "
         "over seeds, small dots are single seeds."
-    )
+    ) + _not_finite([one for one in found if one.item.kind == "linear"], *_WAYS)
     return Drawing("landscape-barrier", figure, "Height of the barrier against the relax time, for every arm.", caption)
 
 
@@ -177,7 +177,7 @@ def _draw_curvature(run: Run, found: Sequence[Found]) -> Drawing:
         "Does a net leave the CNN along flat directions? For each part of its weights, the curvature of the training "
         "loss in the direction that it took from its start to its end, beside the largest of all directions and their "
         "mean: below the mean is flat. Open markers stand for negative numbers. Means over seeds, bars are halves of "
-        "the 95% confidence interval."
+        "the 95% confidence interval, downward at most 80% of the mean, as the axis is logarithmic."
     )
     alt = "Curvature of the loss by part of the weights, against the relax time, where nets start and end."
     return Drawing("landscape-curvature", figure, alt, caption)
