@@ -1,9 +1,9 @@
 // Weights and activations in the layout that the micro-kernel wants.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/Parallel.h>
 
 #include <cstring>
 #include <type_traits>

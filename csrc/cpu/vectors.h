@@ -1,8 +1,8 @@
 // Vector types of the compiler, and the instruction sets that kernels written with them are compiled for.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <cstring>

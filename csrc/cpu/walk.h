@@ -1,8 +1,8 @@
 // A pattern as the CPU kernels walk it, and how they share the work.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <atomic>
