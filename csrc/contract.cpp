@@ -219,7 +219,8 @@ struct SpmmFunction : torch::autograd::Function<SpmmFunction> {
                         const Constants& c) {
     c.save(context, values.requires_grad() ? x : Tensor(), x.requires_grad() ? values : Tensor());
     context->saved_data["bias"] = bias.has_value();
-    context->saved_data["leaf"] = values.is_leaf() && torch::autograd::impl::hooks(values).empty();
+    context->saved_data["leaf"] =
+        values.requires_grad() && values.is_leaf() && torch::autograd::impl::hooks(values).empty();
     at::AutoDispatchBelowADInplaceOrView guard;
     return spmm_operator().call(x, values, bias, c.structure, c.shape, c.transpose, c.backend);
   }
