@@ -31,7 +31,8 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 ## make demo      train CNN, eLCN, eFCN and FCN on handwritten digits, and write runs/demo/report.html
-demo: $(VENV)/extension.stamp
+demo:
+	$(call SIDE_BY_SIDE,packages extension)
 	$(BIN)/efcn-sparse relax --preset digits-aligned --workers $(CORES) --run-dir runs/demo
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
@@ -39,11 +40,11 @@ demo: $(VENV)/extension.stamp
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 ## make test      lint, type check, doctests and tests; stops at the first step that fails
-test: lint $(VENV)/extension.stamp
+test: setup lint
 	$(PYTEST) -m "not slow"
 
 ## make test-all  the slow tests too
-test-all: lint $(VENV)/extension.stamp
+test-all: setup lint
 	$(PYTEST)
 
 ## make bench     the benchmarks
@@ -69,23 +70,31 @@ format: $(VENV)/tools.stamp
 	$(if $(SOURCES),$(BIN)/clang-format -i $(SOURCES))
 
 ## make setup     only .venv, all packages and the extension
-setup: $(VENV)/tools.stamp $(VENV)/extension.stamp
+setup:
+	$(call SIDE_BY_SIDE,tools extension)
 
 ## make clean     remove what was built, but not runs/
 clean:
 	rm -rf $(VENV) build dist site *.egg-info efcn_sparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/python.stamp:
+# What is not there yet of these stamps: packages arrive while the extension is compiled.
+define SIDE_BY_SIDE
+$(if $(wildcard $(VENV)/extension.stamp),,$(REQUIREMENTS))
+@+$(MAKE) --no-print-directory --jobs=2 $(1:%=$(VENV)/%.stamp)
+endef
+
+# What the extension is compiled with.
+$(VENV)/torch.stamp: requirements-dev.txt pyproject.toml
 	$(REQUIREMENTS)
 	$(FOUND) -m venv $(VENV)
+	$(PIP) torch setuptools wheel ninja
 	@touch $@
 
 # Modules that nobody imports need no bytecode; the others get theirs when they are first imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements-dev.txt
 
-# What the demo needs, and the extension.
-$(VENV)/packages.stamp: $(VENV)/python.stamp requirements-dev.txt pyproject.toml
-	$(PIP) torch setuptools wheel ninja
+# What the demo needs besides.
+$(VENV)/packages.stamp: $(VENV)/torch.stamp
 	EFCN_BUILD=none $(PIP) --no-build-isolation --editable '.[digits,plot]'
 	@touch $@
 
@@ -95,7 +104,7 @@ $(VENV)/tools.stamp: $(VENV)/packages.stamp
 	@touch $@
 
 # In place and not through pip, so that ninja compiles only what has changed.
-$(VENV)/extension.stamp: $(VENV)/packages.stamp setup.py $(SOURCES)
+$(VENV)/extension.stamp: $(VENV)/torch.stamp setup.py $(SOURCES)
 	$(REQUIREMENTS)
 	EFCN_BUILD=cpu PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

@@ -223,28 +223,35 @@ template <int Bytes, int Batch, typename Stored, typename Sum>
 EFCN_INLINE void block_row(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
   constexpr int kSums = Bytes == 64 ? 16 : 8;
   constexpr int kShare = kSums / Batch;
-  const int64_t side = job.walk.stored_out_by_in ? job.walk.in_side : job.walk.out_side;
-  if (side < Vector<Sum, Bytes>::width && (side & (side - 1)) != 0) return narrow<Bytes>(job, i, sums, buffer);
   if (!job.walk.stored_out_by_in) return all_multiples<Bytes, std::min(4, kShare), Batch>(job, i, 0, sums, buffer);
   if constexpr (Bytes > 16)
     if (job.walk.in_side < Vector<Sum, Bytes>::width) return block_row<Bytes / 2, Batch>(job, i, sums, buffer);
   all_dots<Bytes, kShare, Batch>(job, i, 0, sums, buffer);
 }
 
+// The kernel for `Batch` rows; 0 is for blocks that fill no vector.
+template <int Bytes, int Batch, typename Stored, typename Sum>
+EFCN_INLINE void any_row(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
+  if constexpr (Batch == 0)
+    narrow<Bytes>(job, i, sums, buffer);
+  else
+    block_row<Bytes, Batch>(job, i, sums, buffer);
+}
+
 template <int Batch, typename Stored, typename Sum>
 void anywhere(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
-  block_row<16, Batch>(job, i, sums, buffer);
+  any_row<16, Batch>(job, i, sums, buffer);
 }
 
 #if defined(__x86_64__)
 template <int Batch, typename Stored, typename Sum>
 EFCN_AVX2 void with_avx2(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
-  block_row<32, Batch>(job, i, sums, buffer);
+  any_row<32, Batch>(job, i, sums, buffer);
 }
 
 template <int Batch, typename Stored, typename Sum>
 EFCN_AVX512 void with_avx512(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums, Stored* buffer) {
-  block_row<64, Batch>(job, i, sums, buffer);
+  any_row<64, Batch>(job, i, sums, buffer);
 }
 #endif
 
@@ -261,9 +268,11 @@ auto best() {
 
 template <typename Stored, typename Sum>
 void FewRows<Stored, Sum>::block_row(int64_t i, Sum* sums, Stored* block) const {
-  static const auto one = best<1, Stored, Sum>(), two = best<2, Stored, Sum>(), four = best<4, Stored, Sum>(),
-                    eight = best<8, Stored, Sum>();
-  (batch == 1 ? one : batch == 2 ? two : batch == 4 ? four : eight)(*this, i, sums, block);
+  static const auto of_narrow = best<0, Stored, Sum>(), one = best<1, Stored, Sum>(), two = best<2, Stored, Sum>(),
+                    four = best<4, Stored, Sum>(), eight = best<8, Stored, Sum>();
+  const int64_t side = walk.stored_out_by_in ? walk.in_side : walk.out_side;
+  const bool fills_none = side * static_cast<int64_t>(sizeof(Sum)) < vector_bytes() && (side & (side - 1)) != 0;
+  (fills_none ? of_narrow : batch == 1 ? one : batch == 2 ? two : batch == 4 ? four : eight)(*this, i, sums, block);
 }
 
 template struct FewRows<float, float>;

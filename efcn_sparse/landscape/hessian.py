@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from efcn_sparse.extension import compiled, extension_status
 from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.landscape.parts import check_part, dimension_of, layers_with_weights, part_of
+from efcn_sparse.landscape.products import dot
 
 
 class Trace(NamedTuple):
@@ -139,8 +140,7 @@ class Hessian:
             direction = self._within(direction, part)
         product = self.product(direction, part)
         square, curved = (
-            sum(float((direction[name].double() * other[name].double()).sum()) for name in self.parameters)
-            for other in (direction, product)
+            sum(dot(direction[name], other[name]) for name in self.parameters) for other in (direction, product)
         )
         return curved / square if square else math.nan
 
@@ -215,7 +215,7 @@ class Hessian:
             signs = torch.randint(0, 2, (self.size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
             z = self._split(signs)
             product = self._product(z, part, gradient)
-            found[sample] = sum(float((product[name].double() * z[name].double()).sum()) for name in product)
+            found[sample] = sum(dot(product[name], z[name]) for name in product)
         error = float(found.std()) / math.sqrt(samples) if samples > 1 else math.nan
         return Trace(float(found.mean()), error)
 

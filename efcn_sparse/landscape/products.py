@@ -29,7 +29,7 @@ def squares_and_product(a: nn.Module, b: nn.Module) -> tuple[float, float, float
         others, other_pattern = weights_of(b)
         return aa, _product(values, pattern, others, other_pattern), _square(others)
     if isinstance(b, nn.Linear):
-        return aa, _dot(values, pattern.gather(b.weight.detach())), _square(b.weight.detach())
+        return aa, dot(values, pattern.gather(b.weight.detach())), _square(b.weight.detach())
     assert isinstance(a, EmbeddedConv)
     assert isinstance(b, _ConvNd)
     kernel = b.weight.detach().double()
@@ -74,7 +74,7 @@ def common_blocks(a: BlockPattern, b: BlockPattern) -> tuple[int, int]:
 
 def _product(values: Tensor, pattern: BlockPattern, others: Tensor, other_pattern: BlockPattern) -> float:
     if pattern == other_pattern:
-        return _dot(values, others)
+        return dot(values, others)
     shape = common_blocks(pattern, other_pattern)
     (left, at), (right, there) = (
         in_smaller_blocks(values, pattern, shape),
@@ -85,14 +85,14 @@ def _product(values: Tensor, pattern: BlockPattern, others: Tensor, other_patter
     if not len(there):
         return 0.0
     both = there[order][place] == at
-    return _dot(left[both], right[order[place[both]]])
+    return dot(left[both], right[order[place[both]]])
 
 
 def _square(values: Tensor) -> float:
-    return _dot(values, values)
+    return dot(values, values)
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
     """In fp64, without an fp64 copy of either."""
     if a.dtype == torch.float64:
         return float((a * b).sum())
