@@ -91,7 +91,7 @@ class Hessian:
         self.size = sum(value.numel() for value in self.parameters.values())
 
     def product(self, direction: dict[str, Tensor], part: str | None = None) -> dict[str, Tensor]:
-        """H v, with the names and shapes of ``parameters``; with ``part``, P H P v. It costs about 2.8 gradients.
+        """H v, with the names and shapes of ``parameters``; with ``part``, P H P v. It costs about three gradients.
 
         Args:
             direction: v by name, one tensor for each of ``parameters``, of its shape and dtype; other names do not
