@@ -77,6 +77,9 @@ setup:
 clean:
 	rm -rf $(VENV) build dist site *.egg-info efcn_sparse/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Modules that nobody imports need no bytecode; the others get theirs when they are first imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements-dev.txt
+
 # What is not there yet of these stamps: packages arrive while the extension is compiled.
 define SIDE_BY_SIDE
 $(if $(wildcard $(VENV)/extension.stamp),,$(REQUIREMENTS))
@@ -89,9 +92,6 @@ $(VENV)/torch.stamp: requirements-dev.txt pyproject.toml
 	$(FOUND) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
 	@touch $@
-
-# Modules that nobody imports need no bytecode; the others get theirs when they are first imported.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements-dev.txt
 
 # What the demo needs besides.
 $(VENV)/packages.stamp: $(VENV)/torch.stamp

@@ -1,5 +1,6 @@
 // Products of blocks with one short side. A block is a panel [short side, long side] here, and vectors run along the long
-// side, which images that are channels last hold side by side too: neither x nor y is transposed.
+// side, which images that are channels last hold side by side too: neither x nor y is transposed. The first of the three is
+// also the dense product of any block where torch has none (product_plain.cpp).
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ struct PanelProduct {
 
   static int64_t vector();  // numbers in a register, of which long sides are multiples
 
-  // y [rows, n] (+)= sum over pieces of x [rows, k] panel [k, n], and + bias [n] if there is one; n is a long side.
+  // y [rows, n] (+)= sum over pieces of x [rows, k] panel [k, n], and + bias [n] if there is one; n is a multiple of vector().
   void spread(int64_t rows, int64_t n, const PanelPiece<T>* pieces, int64_t count, T* y, int64_t ldy, const T* bias,
               bool add) const;
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.landscape.products import squares_and_product
@@ -49,8 +48,8 @@ class Between(nn.Module):
             got = [list(of[name].shape) if name in of else "none" for of in (of_a, of_b)]
             if got[0] != got[1]:
                 raise ValueError(f"a and b must match, got {got[0]} and {got[1]} in {name!r}")
-            counted = of_b[name].is_floating_point() or name.endswith("num_batches_tracked")
-            if not counted and not torch.equal(of_a[name], of_b[name]):
+            may_differ = of_b[name].is_floating_point() or name.endswith("num_batches_tracked")
+            if not may_differ and not torch.equal(of_a[name], of_b[name]):
                 raise ValueError(f"a and b must match, got other integers in {name!r}")
         shared = [{name: id(tensor) for name, tensor in of.items() if name in at} for of in (of_a, of_b)]
         for name in at:
@@ -142,10 +141,12 @@ def paired_layers(a: nn.Module, b: nn.Module) -> list[tuple[str, nn.Module, nn.M
 
 
 def _kind(module: nn.Module) -> tuple[str, str]:
-    """The class and the settings of a module that change what it computes in evaluation mode."""
-    kind = type_before_parametrizations(module)
+    """The class and the settings of a module that change what it computes in evaluation mode.
+
+    The class by its name: each module with parametrizations has one of its own.
+    """
     dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-    return kind.__qualname__, "" if dropout else re.sub(r"(, )?inplace=\w+", "", module.extra_repr())
+    return type(module).__qualname__, "" if dropout else re.sub(r"(, )?inplace=\w+", "", module.extra_repr())
 
 
 def _within(name: str, layers: list[str]) -> bool:

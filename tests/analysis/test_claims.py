@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -81,6 +82,8 @@ def test_nets_that_diverged_are_told_and_decide_nothing(run):
     found = claims(spoilt)
     assert [claim.verdict for claim in found[:2]] == [OPEN, OPEN]
     assert found[0].told.endswith("1 seed). 4 of its training runs diverged.")
+    assert "±" not in found[0].told
+    assert re.search(r"at best by [+-]\d+\.\d ± \d+\.\d points \(t_w = \d+, 3 seeds\)", claims(run)[0].told)
     assert progress(spoilt) == []
     (told,) = divergences(spoilt)
     assert told.startswith("Diverged, and left out of all means: eFCN full (seed 0, t_w = 0, epoch 6, learning rate")

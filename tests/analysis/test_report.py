@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from efcn_sparse.analysis import write_report
+from efcn_sparse.analysis import read_landscape, write_report
 from efcn_sparse.analysis.figures import canvas
+from efcn_sparse.analysis.landscape_tables import tables
 from efcn_sparse.cli.main import main
 from efcn_sparse.training.run.metrics import LOCALITY, SUPPORT
 from tests.analysis.synthetic import write_landscape, write_run
@@ -136,6 +137,8 @@ def test_the_page_opens_with_the_question_the_answer_and_the_paper(whole, small)
 def test_losses_that_are_not_finite_and_a_landscape_that_is_missing_are_told(whole, small):
     text = _page(whole).text
     assert text.count("On 1 of 24 paths a loss is not finite") == 1
+    assert text.count("paths a loss is not finite") == 2  # and under the barriers
+    assert "finite" in tables(read_landscape(whole)).splitlines()[1]
     assert "efcn-sparse landscape" not in text
     assert "efcn-sparse landscape with this folder does it" in _page(small).text
 

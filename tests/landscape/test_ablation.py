@@ -55,3 +55,10 @@ def test_values_that_layers_share_are_refused():
     net[1].linear.values = net[0].linear.values
     with pytest.raises(ValueError, match="got the same in '0' and '1'"):
         es.landscape.ablation(net, lambda net: 0.0)
+
+
+def test_a_layer_with_the_name_of_all_together_is_refused():
+    net = torch.nn.Sequential()
+    net.add_module("all", torch.nn.Conv2d(2, 2, 3))
+    with pytest.raises(ValueError, match="no layer may have the name 'all'"):
+        es.landscape.ablation(es.embed(net, torch.zeros(1, 2, 4, 4)), lambda net: 0.0)

@@ -114,14 +114,17 @@ def test_products_where_the_gradient_of_stored_weights_is_not_the_kernel_s_alone
 
 
 def test_gradients_are_read_again_after_an_error(net):
-    before = torch.autograd.grad(loss(net, small_batch(1)), net[0].linear.values)[0]
+    def gradient(net):
+        return torch.autograd.grad(loss(net, small_batch(1)), net[0].linear.values, create_graph=True)[0]
+
+    before = gradient(net)
     net = copy.deepcopy(net)
     net[2].register_full_backward_hook(lambda *_: 1 / 0)
     found = es.landscape.hessian(net, loss, [small_batch(1)])
     with pytest.raises(ZeroDivisionError):
         found.product({name: torch.ones_like(value) for name, value in found.parameters.items()})
     net[2]._backward_hooks.clear()
-    assert torch.equal(torch.autograd.grad(loss(net, small_batch(1)), net[0].linear.values)[0], before)
+    assert torch.equal(gradient(net), before)
     assert before.any()
 
 

@@ -115,6 +115,8 @@ def test_activity():
         tied.linear.values.normal_()
         tied.linear.bias.zero_()
     assert es.locality(tied, x)[""].equivariance == pytest.approx(math.sqrt(2), rel=0.1)  # unrelated units
+    transposed = es.embed(nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1).double(), x)
+    assert math.isnan(es.locality(transposed, x)[""].equivariance)
     constant = nn.Sequential(nn.Flatten(), nn.Linear(98, 3))
     assert es.locality(constant, x.float(), images={"1": (2, 7, 7)})["1"].kurtosis < 0.5
 

@@ -114,6 +114,7 @@ def test_the_command_goes_on_and_prints_tables(measured, capsys):
     assert main(["landscape", str(run), "--points", "3", "--images", "60", "--curvature-images", "8", "--vectors",
                  "2"]) == 0  # fmt: skip
     assert capsys.readouterr().out == f"{tables(read_landscape(run))}\n{run / FILE}\n"
+    assert main(["landscape", str(run), "--points", "3"]) == 0  # the other settings are those of the file
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,20 @@ def test_a_spring_reaches_weights_that_the_loss_does_not_use():
     assert torch.allclose(net.weight, (a.weight + b.weight) / 2, atol=1e-5)
 
 
-@pytest.mark.parametrize("frozen", [(0,), (0, 1)])
-def test_nets_that_train_other_parameters_are_refused(frozen):
+@pytest.mark.parametrize(
+    ("frozen", "got"),
+    [
+        ((["weight"], []), r"\['weight'\]"),
+        ((["weight"], ["bias"]), r"\['bias', 'weight'\]"),
+        ((["weight", "bias"], ["weight", "bias"]), "none"),
+    ],
+)
+def test_nets_that_train_other_parameters_or_none_are_refused(frozen, got):
     nets = [nn.Linear(3, 2), nn.Linear(3, 2)]
-    for net, parameter in zip([nets[number] for number in frozen], ("weight", "bias"), strict=False):
-        getattr(net, parameter).requires_grad_(False)
-    with pytest.raises(ValueError, match=r"must train the same parameters, got .*'weight'"):
+    for net, names in zip(nets, frozen, strict=True):
+        for name in names:
+            getattr(net, name).requires_grad_(False)
+    with pytest.raises(ValueError, match=f"must train the same parameters, got {got}"):
         es.landscape.string(*nets, lambda net, x: net(x).sum(), [torch.ones(1, 3)])
 
 

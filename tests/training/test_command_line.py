@@ -87,6 +87,12 @@ def test_a_run_without_a_terminal_prints_plain_lines_and_the_outcome(tmp_path, c
     assert lines[-1] == f"run directory: {tmp_path / 'run'}"
 
 
+def test_a_run_with_an_efcn_ends_with_the_paper_s_findings(tmp_path, capsys):
+    arguments = [*TINY, "--preset", "digits-aligned", "--arms", "cnn", "efcn-full", "--run-dir", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    assert "The eFCN stays close to the CNN it came from. This run: agrees. " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("module", "package"), [("matplotlib", "matplotlib"), ("jinja2", "Jinja2")])
 def test_without_the_extra_for_reports_the_run_is_whole_and_the_extra_is_named(
     tmp_path, capsys, monkeypatch, module, package

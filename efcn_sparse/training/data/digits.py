@@ -12,6 +12,7 @@ from efcn_sparse.training.extras import require
 CANVAS = 20
 SIDE = 8
 TEST_ORIGINALS = 597
+ALIGNED_TRAIN = 897
 
 
 def split_originals(seed: int, count: int = 1797) -> tuple[Tensor, Tensor]:
@@ -61,9 +62,6 @@ def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
         positions = torch.randint(0, CANVAS - SIDE + 1, (len(shown), 2), generator=generator)
         parts += [place(pixels[shown], positions), labels[shown]]
     return Images.normalized(*parts)
-
-
-ALIGNED_TRAIN = 897
 
 
 def aligned_digits(seed: int) -> Images:
