@@ -164,7 +164,7 @@ class Hessian:
             seed: of the first vector.
 
         Memory: about ``max(2 k + 1, 20)`` vectors of ``size`` numbers, and with a single batch the graph of its
-        gradient, from which each further product costs about two gradients.
+        gradient, from which each further product costs about 2.4 gradients.
 
         Raises:
             ValueError: ``k`` is not in [1, size).
