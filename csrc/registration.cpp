@@ -12,11 +12,15 @@ TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
       "spmm(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, Tensor[] structure, int[] shape, bool transpose, "
       "float alpha, float beta) -> ()");
   m.def("sddmm(Tensor(a!) values, Tensor a, Tensor b, Tensor[] structure, int[] shape, float alpha, float beta) -> ()");
+  m.def("subspace_squares(Tensor values, Tensor[] plan) -> Tensor");
+  m.def("subspace_project(Tensor(a!) values, Tensor[] plan, bool tie) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
   m.impl("spmm", &efcn_sparse::cpu::spmm);
   m.impl("sddmm", &efcn_sparse::cpu::sddmm);
+  m.impl("subspace_squares", &efcn_sparse::cpu::subspace_squares);
+  m.impl("subspace_project", &efcn_sparse::cpu::subspace_project);
 }
 
 namespace efcn_sparse {

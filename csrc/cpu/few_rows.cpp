@@ -38,6 +38,25 @@ EFCN_INLINE const Stored* later(const FewRows<Stored, Sum>& job, int64_t k) {
   return job.values + job.walk.block(std::min<int64_t>(k, job.walk.starts[job.walk.rows] - 1)) * job.masks.elements;
 }
 
+// Adds what rows of block row i, stored along the input, have past their whole vectors.
+template <typename Stored, typename Sum>
+__attribute__((noinline)) void rest_dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t width, Sum* sums,
+                                         Stored* buffer) {
+  const Walk& walk = job.walk;
+  for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k) {
+    const int64_t j = walk.neighbors[k], extent = walk.in_extent(j), whole = extent - extent % width;
+    if (whole == extent) continue;
+    const Stored* w = numbers(job, k, buffer);
+    const Sum* x = job.x + j * walk.in_side;
+    for (int64_t r = 0; r < walk.out_extent(i); ++r, w += walk.in_side)
+      for (int n = 0; n < job.batch; ++n) {
+        Sum sum = 0;
+        for (int64_t c = whole; c < extent; ++c) sum += static_cast<Sum>(w[c]) * x[n * job.ldx + c];
+        sums[n * walk.out_side + r] += sum;
+      }
+  }
+}
+
 // Rows [row, row + Rows) of block row i, stored along the input.
 template <int Bytes, int Rows, int Batch, typename Stored, typename Sum>
 EFCN_INLINE void dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t row, Sum* sums, Stored* buffer) {
@@ -46,13 +65,11 @@ EFCN_INLINE void dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t row, S
   const Walk& walk = job.walk;
   const int64_t ahead = kAhead / static_cast<int64_t>(Rows * walk.in_side * sizeof(Stored)) + 1;
   V partial[Rows][Batch] = {};
-  Sum rest[Rows][Batch] = {};
   for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k) {
     const int64_t j = walk.neighbors[k], extent = walk.in_extent(j), side = walk.in_side;
     const Stored *w = numbers(job, k, buffer) + row * side, *next = later(job, k + ahead) + row * side;
     const Sum* x = job.x + j * side;
-    int64_t c = 0;
-    for (; c + width <= extent; c += width) {
+    for (int64_t c = 0; c + width <= extent; c += width) {
       V right[Batch];
 #pragma GCC unroll 8
       for (int n = 0; n < Batch; ++n) load<Sum, Bytes>(x + n * job.ldx + c, right[n]);
@@ -65,22 +82,21 @@ EFCN_INLINE void dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t row, S
         for (int n = 0; n < Batch; ++n) partial[r][n] += left * right[n];
       }
     }
-    for (; c < extent; ++c)
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-        for (int n = 0; n < Batch; ++n) rest[r][n] += static_cast<Sum>(w[r * side + c]) * x[n * job.ldx + c];
   }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int n = 0; n < Batch; ++n) sums[n * walk.out_side + row + r] = folded<Sum, Bytes>(partial[r][n]) + rest[r][n];
+    for (int n = 0; n < Batch; ++n) sums[n * walk.out_side + row + r] = folded<Sum, Bytes>(partial[r][n]);
 }
 
 template <int Bytes, int Rows, int Batch, typename Stored, typename Sum>
 EFCN_INLINE void all_dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t row, Sum* sums, Stored* buffer) {
   for (; row + Rows <= job.walk.out_extent(i); row += Rows) dots<Bytes, Rows, Batch>(job, i, row, sums, buffer);
-  if constexpr (Rows > 1) all_dots<Bytes, Rows / 2, Batch>(job, i, row, sums, buffer);
+  if constexpr (Rows > 1) return all_dots<Bytes, (Rows > 4 ? 4 : 1), Batch>(job, i, row, sums, buffer);
+  constexpr int64_t width = Vector<Sum, Bytes>::width;
+  const int64_t first = job.walk.starts[i], end = job.walk.starts[i + 1];  // the last neighbor alone may be ragged
+  if (end > first && (job.walk.in_side % width != 0 || job.walk.in_extent(job.walk.neighbors[end - 1]) % width != 0))
+    rest_dots(job, i, width, sums, buffer);
 }
 
 // Adds partial sums to the sums, or writes them there, and begins anew.
@@ -226,7 +242,7 @@ EFCN_INLINE void block_row(const FewRows<Stored, Sum>& job, int64_t i, Sum* sums
   constexpr int kSums = Bytes == 64 ? 16 : 8;
   constexpr int kShare = kSums / Batch;
   if (!job.walk.stored_out_by_in) return all_multiples<Bytes, std::min(4, kShare), Batch>(job, i, 0, sums, buffer);
-  if constexpr (Bytes > 16)
+  if constexpr (Bytes > 16 && Batch <= kVeryFewRows)
     if (job.walk.in_side < Vector<Sum, Bytes>::width) return block_row<Bytes / 2, Batch>(job, i, sums, buffer);
   all_dots<Bytes, kShare, Batch>(job, i, 0, sums, buffer);
 }

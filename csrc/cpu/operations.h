@@ -16,4 +16,10 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
 void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
            at::IntArrayRef shape, double alpha, double beta);
 
+// [3] float64, squared: of the tied part of values, of what the copies differ by, of what lies off the local blocks.
+at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan);
+
+// Sets values to their tied part, or without tie only what lies off the local blocks to zero.
+void subspace_project(at::Tensor& values, at::TensorList plan, bool tie);
+
 }  // namespace efcn_sparse::cpu

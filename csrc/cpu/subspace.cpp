@@ -3,8 +3,9 @@
 // Copies of one kernel entry lie at the same place of every block of a class, so sums over copies are sums over blocks,
 // element by element. Differences are taken to the class's first block: equal copies give exactly zero. A kernel entry
 // that several places copy (blocks that span pixels) is put together from their sums afterwards, in a fixed order.
+#include "operations.h"
+
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <array>
 #include <vector>
@@ -233,7 +234,7 @@ void dispatch_values(const at::Tensor& values, Run&& run) {
 
 }  // namespace
 
-static at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan) {
+at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan) {
   const SubspacePlan checked(plan, values);
   Squares squares;
   dispatch_values(values, [&](auto tag) {
@@ -248,7 +249,7 @@ static at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan
   return result;
 }
 
-static void subspace_project(at::Tensor& values, at::TensorList plan, bool tie) {
+void subspace_project(at::Tensor& values, at::TensorList plan, bool tie) {
   const SubspacePlan checked(plan, values);
   dispatch_values(values, [&](auto tag) {
     using T = decltype(tag);
@@ -257,13 +258,3 @@ static void subspace_project(at::Tensor& values, at::TensorList plan, bool tie) 
 }
 
 }  // namespace efcn_sparse::cpu
-
-TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
-  m.def("subspace_squares(Tensor values, Tensor[] plan) -> Tensor");
-  m.def("subspace_project(Tensor(a!) values, Tensor[] plan, bool tie) -> ()");
-}
-
-TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
-  m.impl("subspace_squares", &efcn_sparse::cpu::subspace_squares);
-  m.impl("subspace_project", &efcn_sparse::cpu::subspace_project);
-}
