@@ -60,7 +60,8 @@ def with_extension() -> dict:
         )
     extension = CppExtension(
         "efcn_sparse._C",
-        sources=sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
+        # The largest first, so that the last to be compiled takes a moment.
+        sources=[str(path) for path in sorted(Path("csrc").rglob("*.cpp"), key=lambda path: -path.stat().st_size)],
         depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
         # -fopenmp is left out when linking: one process needs one OpenMP runtime, and torch has loaded it already.
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-fopenmp", "-Wall"],

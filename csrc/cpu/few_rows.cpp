@@ -94,9 +94,8 @@ EFCN_INLINE void all_dots(const FewRows<Stored, Sum>& job, int64_t i, int64_t ro
   for (; row + Rows <= job.walk.out_extent(i); row += Rows) dots<Bytes, Rows, Batch>(job, i, row, sums, buffer);
   if constexpr (Rows > 1) return all_dots<Bytes, (Rows > 4 ? 4 : 1), Batch>(job, i, row, sums, buffer);
   constexpr int64_t width = Vector<Sum, Bytes>::width;
-  const int64_t first = job.walk.starts[i], end = job.walk.starts[i + 1];  // the last neighbor alone may be ragged
-  if (end > first && (job.walk.in_side % width != 0 || job.walk.in_extent(job.walk.neighbors[end - 1]) % width != 0))
-    rest_dots(job, i, width, sums, buffer);
+  const int64_t last = job.walk.neighbors[job.walk.starts[i + 1] - 1];  // no other one is ragged
+  if (job.walk.in_side % width != 0 || job.walk.in_extent(last) % width != 0) rest_dots(job, i, width, sums, buffer);
 }
 
 // Adds partial sums to the sums, or writes them there, and begins anew.
@@ -147,7 +146,7 @@ EFCN_INLINE void multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t c
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v) total[chain][n][v] += left[v] * x[n * job.ldx + r + chain];
         }
-      for (; r < end; ++r)
+      for (; kChains > 1 && r < end; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
           V left;
@@ -155,26 +154,26 @@ EFCN_INLINE void multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t c
 #pragma GCC unroll 8
           for (int n = 0; n < Batch; ++n) total[0][n][v] += left * x[n * job.ldx + r];
         }
-      if (summed < kLongest) continue;
+      if (summed < kLongest && (k + 1 < walk.starts[i + 1] || r < extent)) continue;
       fold(total, sums + column, side, add);
       add = true, summed = 0;
     }
   }
-  if (summed > 0 || !add) fold(total, sums + column, walk.out_side, add);
 }
 
 // Columns that fill no vector.
-template <int Batch, typename Stored, typename Sum>
-EFCN_INLINE void last_multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t column, Sum* sums, Stored* buffer) {
+template <typename Stored, typename Sum>
+__attribute__((noinline)) void last_multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t column, Sum* sums,
+                                              Stored* buffer) {
   const Walk& walk = job.walk;
   const int64_t end = walk.out_extent(i);
-  for (int n = 0; n < Batch && column < end; ++n)
+  for (int n = 0; n < job.batch && column < end; ++n)
     std::fill(sums + n * walk.out_side + column, sums + n * walk.out_side + end, Sum(0));
   for (int64_t k = walk.starts[i]; k < walk.starts[i + 1] && column < end; ++k) {
     const int64_t j = walk.neighbors[k];
     const Stored* w = numbers(job, k, buffer);
     for (int64_t c = column; c < end; ++c)
-      for (int n = 0; n < Batch; ++n) {
+      for (int n = 0; n < job.batch; ++n) {
         Sum sum = 0;
         for (int64_t r = 0; r < walk.in_extent(j); ++r)
           sum += static_cast<Sum>(w[r * walk.out_side + c]) * job.x[n * job.ldx + j * walk.in_side + r];
@@ -190,7 +189,7 @@ EFCN_INLINE void all_multiples(const FewRows<Stored, Sum>& job, int64_t i, int64
     multiples<Bytes, Vectors, Batch>(job, i, column, sums, buffer);
   if constexpr (Vectors > 1) return all_multiples<Bytes, Vectors / 2, Batch>(job, i, column, sums, buffer);
   if constexpr (Vectors == 1 && Bytes > 16) return all_multiples<Bytes / 2, 1, Batch>(job, i, column, sums, buffer);
-  last_multiples<Batch>(job, i, column, sums, buffer);
+  last_multiples(job, i, column, sums, buffer);
 }
 
 // Blocks whose contiguous side fills no vector are long rows of numbers, each of which has its own partial sum: that of
@@ -286,6 +285,10 @@ auto best() {
 
 template <typename Stored, typename Sum>
 void FewRows<Stored, Sum>::block_row(int64_t i, Sum* sums, Stored* block) const {
+  if (walk.starts[i] == walk.starts[i + 1]) {
+    for (int64_t n = 0; n < batch; ++n) std::fill_n(sums + n * walk.out_side, walk.out_extent(i), Sum(0));
+    return;
+  }
   static const auto of_narrow = best<0, Stored, Sum>(), one = best<1, Stored, Sum>(), two = best<2, Stored, Sum>(),
                     four = best<4, Stored, Sum>(), eight = best<8, Stored, Sum>();
   const int64_t side = walk.stored_out_by_in ? walk.in_side : walk.out_side;

@@ -91,11 +91,17 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     """Write ``folder``/name.png and .svg; the same figure gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     paths = folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"
-    for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
-        image = io.BytesIO()
-        drawing.figure.savefig(image, format=path.suffix[1:], dpi=DPI, metadata=metadata)
-        drawing.figure.set_layout_engine("none")  # the places of the PNG, without finding them anew
+    drawing.figure.dpi = DPI
+    images = io.BytesIO(), io.BytesIO()
+    # savefig() draws twice; what has a constrained layout finds its places in one draw, and keeps them
+    FigureCanvasAgg(drawing.figure).print_png(images[0], metadata={"Software": None})
+    drawing.figure.set_layout_engine("none")
+    FigureCanvasSVG(drawing.figure).print_svg(images[1], metadata={"Date": None})
+    for path, image in zip(paths, images, strict=True):
         replace_atomically(path, lambda file, image=image: write_all(file, image.getbuffer()))  # type: ignore[misc]
     return paths
 
