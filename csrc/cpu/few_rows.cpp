@@ -1,6 +1,6 @@
 // Weights are read once, as they are stored. Where a stored row runs along the input, sums of a few of them are held as
 // vectors of partial sums, which are folded once a block row; where it runs along the output, it is added as it is.
-// Only rests are scalar loops; vectorized, they take a third of the time to compile and none of the time to run.
+// Vectors are written out below. To vectorize the scalar loops besides takes a third of the compile time for no speed.
 #pragma GCC optimize("no-tree-vectorize")
 #include "few_rows.h"
 
@@ -154,7 +154,7 @@ EFCN_INLINE void multiples(const FewRows<Stored, Sum>& job, int64_t i, int64_t c
 #pragma GCC unroll 8
           for (int n = 0; n < Batch; ++n) total[0][n][v] += left * x[n * job.ldx + r];
         }
-      if (summed < kLongest && (k + 1 < walk.starts[i + 1] || r < extent)) continue;
+      if (summed < kLongest && k + 1 < walk.starts[i + 1]) continue;
       fold(total, sums + column, side, add);
       add = true, summed = 0;
     }
@@ -167,9 +167,10 @@ __attribute__((noinline)) void last_multiples(const FewRows<Stored, Sum>& job, i
                                               Stored* buffer) {
   const Walk& walk = job.walk;
   const int64_t end = walk.out_extent(i);
-  for (int n = 0; n < job.batch && column < end; ++n)
+  if (column >= end) return;
+  for (int n = 0; n < job.batch; ++n)
     std::fill(sums + n * walk.out_side + column, sums + n * walk.out_side + end, Sum(0));
-  for (int64_t k = walk.starts[i]; k < walk.starts[i + 1] && column < end; ++k) {
+  for (int64_t k = walk.starts[i]; k < walk.starts[i + 1]; ++k) {
     const int64_t j = walk.neighbors[k];
     const Stored* w = numbers(job, k, buffer);
     for (int64_t c = column; c < end; ++c)
