@@ -4,10 +4,12 @@
 #pragma GCC optimize("no-tree-vectorize")
 #include "few_rows.h"
 
+#include <c10/util/Half.h>
+
 #include <algorithm>
 #include <vector>
 
-#include "pack.h"
+#include "operands.h"
 #include "vectors.h"
 
 namespace efcn_sparse::cpu {
@@ -278,8 +280,10 @@ auto best() {
 #if defined(__x86_64__)
   if (vector_bytes() == 64) return &with_avx512<Batch, Stored, Sum>;
   if (vector_bytes() == 32) return &with_avx2<Batch, Stored, Sum>;
-#endif
+  return decltype(&with_avx2<Batch, Stored, Sum>){nullptr};  // are_few() says so
+#else
   return &anywhere<Batch, Stored, Sum>;
+#endif
 }
 
 }  // namespace
@@ -299,7 +303,7 @@ void FewRows<Stored, Sum>::block_row(int64_t i, Sum* sums, Stored* block) const 
 
 template struct FewRows<float, float>;
 template struct FewRows<double, double>;
-template struct FewRows<at::BFloat16, float>;
-template struct FewRows<at::Half, float>;
+template struct FewRows<c10::BFloat16, float>;
+template struct FewRows<c10::Half, float>;
 
 }  // namespace efcn_sparse::cpu

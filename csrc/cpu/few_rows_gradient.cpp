@@ -16,7 +16,7 @@ EFCN_INLINE void store(const typename Vector<Sum, Bytes>::type& from, Result* to
   if constexpr (std::is_same_v<Sum, Result>) {
     *reinterpret_cast<typename Vector<Sum, Bytes>::type*>(to) = from;
   } else {
-    static_assert(std::is_same_v<Result, at::BFloat16>);
+    static_assert(std::is_same_v<Result, c10::BFloat16>);
     using Bits = typename Vector<uint32_t, Bytes>::type;
     using Half = typename Vector<uint16_t, Bytes / 2>::type;
     const Bits bits = (Bits)from, ordered = (Bits)(from == from);
@@ -39,7 +39,7 @@ EFCN_INLINE void round_here(T& product) {
 // 32 numbers at once by the processor's own rounding, which is the same but for what it makes of NaN and of subnormal
 // numbers: those take the way above.
 template <typename V>
-EFCN_INLINE void store_pair(const V& low, const V& high, at::BFloat16* to) {
+EFCN_INLINE void store_pair(const V& low, const V& high, c10::BFloat16* to) {
 #if defined(__x86_64__)
   uint16_t special_low, special_high;
   asm("vfpclassps $0xa1, %1, %0" : "=k"(special_low) : "v"(low));
@@ -180,7 +180,7 @@ EFCN_AVX512 void with_avx512(const FewRowsGradient<Sum, Result>& job, const Sum*
 template <int Batch, typename Sum, typename Result>
 auto best() {
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<Result, at::BFloat16>)
+  if constexpr (std::is_same_v<Result, c10::BFloat16>)
     if (vector_bytes() == 64 && __builtin_cpu_supports("avx512bf16")) return &with_avx512<true, Batch, Sum, Result>;
   if (vector_bytes() == 64) return &with_avx512<false, Batch, Sum, Result>;
   if (vector_bytes() == 32) return &with_avx2<Batch, Sum, Result>;
@@ -204,6 +204,6 @@ void FewRowsGradient<Sum, Result>::block(const Sum* left, const Sum* right, int6
 
 template struct FewRowsGradient<float, float>;
 template struct FewRowsGradient<double, double>;
-template struct FewRowsGradient<float, at::BFloat16>;
+template struct FewRowsGradient<float, c10::BFloat16>;
 
 }  // namespace efcn_sparse::cpu

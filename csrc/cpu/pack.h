@@ -3,7 +3,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <cstring>
 #include <type_traits>
@@ -12,6 +11,7 @@
 #include <immintrin.h>
 #endif
 
+#include "operands.h"
 #include "product.h"
 #include "walk.h"
 
@@ -86,31 +86,6 @@ inline void transpose(const float* in, int64_t ld_in, float* out, int64_t ld_out
 
 inline void transpose(const double* in, int64_t ld_in, double* out, int64_t ld_out, int64_t rows, int64_t cols) {
   transpose_scalar(in, ld_in, out, ld_out, rows, cols);
-}
-
-// to = from where the mask is set, else zero: by bits, of which compilers make vectors. Both may be the same.
-template <typename T>
-void keep_inside(const T* from, const uint8_t* mask, int64_t elements, T* to) {
-  using Unsigned = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
-  typedef Unsigned Bits __attribute__((may_alias));
-  const auto* in = reinterpret_cast<const Bits*>(from);
-  auto* out = reinterpret_cast<Bits*>(to);
-#pragma GCC ivdep
-  for (int64_t e = 0; e < elements; ++e) out[e] = in[e] & -static_cast<Bits>(mask[e] != 0);
-}
-
-// A stored block [height, width] as operands with zeros off its mask: the stored numbers themselves where they serve.
-template <typename Stored, typename Operand>
-const Operand* block_operands(const Stored* block, const uint8_t* mask, int64_t elements, Operand* buffer) {
-  if constexpr (std::is_same_v<Stored, Operand>) {
-    if (mask == nullptr) return block;
-    keep_inside(block, mask, elements, buffer);
-  } else if (mask == nullptr) {
-    for (int64_t e = 0; e < elements; ++e) buffer[e] = static_cast<Operand>(block[e]);
-  } else {
-    for (int64_t e = 0; e < elements; ++e) buffer[e] = mask[e] ? static_cast<Operand>(block[e]) : Operand(0);
-  }
-  return buffer;
 }
 
 // panel rows [k] of n = block rows or columns: B of the product, from a block that is stored [n, k] or [k, n].
@@ -194,7 +169,7 @@ at::Tensor column_panels(const at::Tensor& x, const Walk& walk, int64_t rows, in
   const int64_t blocks = (x.size(1) + walk.in_side - 1) / walk.in_side;
   std::vector<char> used(blocks, 0);
   for (int64_t k = 0; k < walk.starts[walk.rows]; ++k) used[walk.neighbors[k]] = 1;
-  auto panels = at::empty({blocks, rows, width}, x.options().dtype(c10::CppTypeToScalarType<Operand>::value));
+  auto panels = x.new_empty({blocks, rows, width}, c10::CppTypeToScalarType<Operand>::value);
   auto* out = panels.template mutable_data_ptr<Operand>();
   constexpr int64_t kStrip = 8;  // rows whose stride is a power of two share a cache set, of 8 lines
   const int64_t grain = (1 << 15) / std::max<int64_t>(1, kStrip * x.size(1)) + 1;  // strips that repay waking a thread

@@ -3,7 +3,6 @@
 #include "product.h"
 
 #if defined(__x86_64__)
-#include <ATen/Version.h>
 #include <cpuid.h>
 #include <immintrin.h>
 
@@ -12,12 +11,14 @@
 #include <cstring>
 #include <utility>
 
+#include "vectors.h"
+
 namespace efcn_sparse::cpu {
 namespace {
 
 #define EFCN_TARGET __attribute__((target("avx512f,avx512bf16")))
 
-using Operand = at::BFloat16;
+using Operand = c10::BFloat16;
 
 constexpr int kLanes = 16, kMostVectors = 4;
 // 32 registers hold the sums of a tile, its row of B and a pair of A; 24 sums are enough to hide the latency.
@@ -108,7 +109,7 @@ bool has_amx() {
 
 SumSegments segments_kernel() {
   static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") &&
-                           !(use_brgemm() && has_amx()) && at::get_cpu_capability() == "AVX512";
+                           !(use_brgemm() && has_amx()) && vector_bytes() == 64;
   return here ? &sum_in_tiles : nullptr;
 }
 

@@ -157,8 +157,8 @@ void widen_here(const Stored* from, int64_t count, float* to) {
   widen_anywhere(from, count, to);
 }
 
-void widen(const at::BFloat16* from, int64_t count, float* to) { widen_here(from, count, to); }
-void widen(const at::Half* from, int64_t count, float* to) { widen_here(from, count, to); }
+void widen(const c10::BFloat16* from, int64_t count, float* to) { widen_here(from, count, to); }
+void widen(const c10::Half* from, int64_t count, float* to) { widen_here(from, count, to); }
 
 template struct ColumnProduct<float>;
 template struct ColumnProduct<double>;

@@ -2,7 +2,8 @@
 // and multiplied with one feature of neighboring rows of the batch, which lie side by side. No weight is packed.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -35,8 +36,8 @@ struct ColumnProduct {
 };
 
 // Numbers of 16 bits as fp32.
-void widen(const at::BFloat16* from, int64_t count, float* to);
-void widen(const at::Half* from, int64_t count, float* to);
+void widen(const c10::BFloat16* from, int64_t count, float* to);
+void widen(const c10::Half* from, int64_t count, float* to);
 
 // A stored block as it is multiplied, zeros off its mask: the stored numbers themselves where they serve.
 template <typename Stored, typename Sum>

@@ -9,6 +9,8 @@
 #include "pack.h"
 #include "panels.h"
 #include "product_panels.h"
+#include "structure.h"
+#include "threads.h"
 
 namespace efcn_sparse::cpu {
 namespace {

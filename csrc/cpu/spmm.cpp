@@ -9,6 +9,8 @@
 #include "result.h"
 #include "spmm_columns.h"
 #include "spmm_panels.h"
+#include "structure.h"
+#include "threads.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -16,7 +18,7 @@ namespace {
 constexpr int64_t kBatchRows = 512;       // rows of the batch in one task
 constexpr int64_t kMinBatchRows = 64;     // less than this is not worth another packing of the weights
 constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
-constexpr int64_t kSegmentK = 320;        // K of one product
+constexpr int64_t kSegmentK = 320;        // K of one product; longer chains of sums round badly
 
 // How the micro-kernel reads the activations: x itself, column panels of x that all rows share, or the columns of one
 // block row side by side, where blocks are so narrow that a product per block would mostly load and store its sums.
@@ -130,14 +132,17 @@ class Multiplication {
   void append_segment(int64_t k, int64_t begin, int64_t first, int64_t panel_row,
                       std::vector<Segment<Operand>>& segments) const {
     const int64_t j = walk_.neighbors[k], extent = round_up(walk_.in_extent(j), Product<Operand>::k_multiple);
+    const auto append = [&](const Operand* a) {
+      for (int64_t e = 0; e < extent; e += kSegmentK)
+        segments.push_back({a + e, std::min(kSegmentK, extent - e), panel_row + e});
+    };
     if (reading_ == Reading::kPanels) {
-      segments.push_back({panel_data_ + (j * batch_ + first) * width_, extent, panel_row});
+      append(panel_data_ + (j * batch_ + first) * width_);
     } else if constexpr (std::is_same_v<Stored, Operand>) {
-      if (k > begin && walk_.neighbors[k - 1] == j - 1 && segments.back().k + extent <= kSegmentK) {
+      if (k > begin && walk_.neighbors[k - 1] == j - 1 && segments.back().k + extent <= kSegmentK)
         segments.back().k += extent;
-      } else {
-        segments.push_back({x_ + first * ldx_ + j * walk_.in_side, extent, panel_row});
-      }
+      else
+        append(x_ + first * ldx_ + j * walk_.in_side);
     }
   }
 

@@ -9,6 +9,7 @@
 #include "panels.h"
 #include "product_panels.h"
 #include "result.h"
+#include "threads.h"
 
 namespace efcn_sparse::cpu {
 

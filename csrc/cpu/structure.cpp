@@ -1,5 +1,4 @@
-// A pattern's arrays as a walk, looked at before anything follows them.
-#include "walk.h"
+#include "structure.h"
 
 namespace efcn_sparse::cpu {
 namespace {

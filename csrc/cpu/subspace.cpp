@@ -5,13 +5,13 @@
 // that several places copy (blocks that span pixels) is put together from their sums afterwards, in a fixed order.
 #include "operations.h"
 
-#include <ATen/ops/empty.h>
-
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "subspace_plan.h"
 #include "subspace_tiles.h"
+#include "threads.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -28,18 +28,16 @@ using Tile = std::array<double, kSlice>;
 class Workspace {
  public:
   explicit Workspace(int64_t positions)
-      : positions_(positions), data_(at::empty({4 * positions}, at::kDouble)), base_(data_.mutable_data_ptr<double>()) {
-  }
+      : positions_(positions), data_(std::make_unique_for_overwrite<double[]>(4 * positions)) {}
 
-  double* reference(int64_t at) const { return base_ + at; }
-  double* sum(int64_t at) const { return base_ + positions_ + at; }
-  double* squares(int64_t at) const { return base_ + 2 * positions_ + at; }
-  double* count(int64_t at) const { return base_ + 3 * positions_ + at; }
+  double* reference(int64_t at) const { return data_.get() + at; }
+  double* sum(int64_t at) const { return data_.get() + positions_ + at; }
+  double* squares(int64_t at) const { return data_.get() + 2 * positions_ + at; }
+  double* count(int64_t at) const { return data_.get() + 3 * positions_ + at; }
 
  private:
   int64_t positions_;
-  at::Tensor data_;
-  double* base_;
+  std::unique_ptr<double[]> data_;
 };
 
 // One kernel entry put together from its places in mixed classes (Chan, Golub and LeVeque 1979).
@@ -241,7 +239,7 @@ at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan) {
     using T = decltype(tag);
     squares = Subspace<T>(const_cast<T*>(values.const_data_ptr<T>()), checked).read();  // read() writes nothing
   });
-  auto result = at::empty({3}, values.options().dtype(at::kDouble));
+  auto result = values.new_empty({3}, at::kDouble);
   auto* out = result.mutable_data_ptr<double>();
   out[0] = squares.tied;
   out[1] = squares.untied;

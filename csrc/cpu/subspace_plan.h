@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "walk.h"
+#include "structure.h"
 
 namespace efcn_sparse::cpu {
 

@@ -14,8 +14,8 @@ namespace {
 
 inline double widen(double x) { return x; }
 inline double widen(float x) { return x; }
-inline double widen(at::BFloat16 x) { return static_cast<float>(x); }
-inline double widen(at::Half x) { return static_cast<float>(x); }
+inline double widen(c10::BFloat16 x) { return static_cast<float>(x); }
+inline double widen(c10::Half x) { return static_cast<float>(x); }
 
 template <typename T>
 [[gnu::always_inline]] inline void add_copies(const Copies<const T>& copies, const Moments& moments) {
@@ -67,8 +67,8 @@ template <typename T>
 
 EFCN_DEFINE(float)
 EFCN_DEFINE(double)
-EFCN_DEFINE(at::BFloat16)
-EFCN_DEFINE(at::Half)
+EFCN_DEFINE(c10::BFloat16)
+EFCN_DEFINE(c10::Half)
 
 #undef EFCN_DEFINE
 

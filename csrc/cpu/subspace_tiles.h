@@ -1,7 +1,10 @@
 // Loops over one slice of the elements of every block of a class.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
 
 namespace efcn_sparse::cpu {
 
@@ -28,8 +31,8 @@ struct Moments {
 
 EFCN_DECLARE(float)
 EFCN_DECLARE(double)
-EFCN_DECLARE(at::BFloat16)
-EFCN_DECLARE(at::Half)
+EFCN_DECLARE(c10::BFloat16)
+EFCN_DECLARE(c10::Half)
 #undef EFCN_DECLARE
 
 // Adds count * mean^2 and the squared distances from the mean, of `count` copies of each of `width` kernel entries.

@@ -1,12 +1,10 @@
 // Vector types of the compiler, and the instruction sets that kernels written with them are compiled for.
 #pragma once
 
-#include <ATen/Version.h>
-#include <ATen/core/Tensor.h>
+#include <c10/util/BFloat16.h>
 
 #include <cstdint>
 #include <cstring>
-#include <string>
 #include <type_traits>
 
 #define EFCN_INLINE inline __attribute__((always_inline))
@@ -25,19 +23,7 @@ struct Vector {
 };
 
 // Bytes of a vector register here: 64 with AVX-512, 32 with AVX2, else 16. ATEN_CPU_CAPABILITY holds it to less, as torch.
-inline int vector_bytes() {
-  static const int bytes = [] {
-#if defined(__x86_64__)
-    const std::string allowed = at::get_cpu_capability();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && allowed == "AVX512")
-      return 64;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed.rfind("AVX", 0) == 0) return 32;
-#endif
-    return 16;
-  }();
-  return bytes;
-}
+int vector_bytes();
 
 // to = a vector of Sum from as many stored numbers. By reference: compilers warn of vectors that are returned.
 template <typename Sum, int Bytes, typename Stored>
@@ -49,7 +35,7 @@ EFCN_INLINE void load(const Stored* from, typename Vector<Sum, Bytes>::type& to)
     typedef uint32_t Bits __attribute__((vector_size(Bytes)));
     const Bits bits =
         __builtin_convertvector(*reinterpret_cast<const typename Vector<uint16_t, Bytes / 2>::type*>(from), Bits);
-    if constexpr (std::is_same_v<Stored, at::BFloat16>) {
+    if constexpr (std::is_same_v<Stored, c10::BFloat16>) {
       to = (V)(bits << 16);
     } else {
       const V magnitude = (V)((bits & 0x7fff) << 13) * 0x1p112f;  // subnormal numbers become what they are, too

@@ -1,0 +1,25 @@
+// oneDNN's batch-reduce GEMM, C [M, N] (+)= A [M, K] B [K, N], all row-major. It is the only GEMM that libtorch exports for
+// calls inside a parallel region: cpublas::gemm is declared in a header, but not exported, and MKL's symbols are not promised.
+// Nor is this one: a torch without it gets our own kernels.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+
+namespace efcn_sparse::cpu {
+
+// Whether products go to brgemm: this torch has it, and EFCN_BRGEMM=off in the environment does not leave it out.
+bool use_brgemm();
+
+// Whether it multiplies bfloat16 on this machine.
+bool brgemm_has_bf16();
+
+void brgemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+            int64_t ldc, bool add);
+// Rows of B lie in pairs ("VNNI").
+void brgemm(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda, const c10::BFloat16* b, int64_t ldb,
+            float* c, int64_t ldc, bool add);
+void release_brgemm(bool is_vnni);
+
+}  // namespace efcn_sparse::cpu
