@@ -103,8 +103,9 @@ $(VENV)/tools.stamp: $(VENV)/packages.stamp
 	EFCN_BUILD=none $(PIP) --no-build-isolation --requirement requirements-dev.txt --editable '.[dev]'
 	@touch $@
 
-# In place and not through pip, so that ninja compiles only what has changed.
+# In place and not through pip, so that ninja compiles only what has changed. MAKEFLAGS names a jobserver that setup.py's
+# children cannot reach, of which ninja complains.
 $(VENV)/extension.stamp: $(VENV)/torch.stamp setup.py $(SOURCES)
 	$(REQUIREMENTS)
-	EFCN_BUILD=cpu PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	MAKEFLAGS= EFCN_BUILD=cpu PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

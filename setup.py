@@ -58,6 +58,7 @@ def with_extension() -> dict:
             f"efcn_sparse: the extension is compiled against the installed torch, which does not import ({error}): "
             "install torch, then run pip install --no-build-isolation, or set EFCN_BUILD=none to do without"
         )
+    os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))  # ninja's default, two more, is slower
     extension = CppExtension(
         "efcn_sparse._C",
         # The largest first, so that the last to be compiled takes a moment.
