@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,13 @@ def test_an_executor_that_takes_no_more_work_is_told_and_the_run_goes_on(serial,
     ):
         training.run_relax(deadly, CONFIG, run_dir, quiet=True, executor=pool)
     same(training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True), serial)
+
+
+def test_workers_have_the_environment_of_the_moment(monkeypatch):
+    for number in ("1", "2"):
+        monkeypatch.setenv("EFCN_TEST_NUMBER", number)
+        with Processes(1) as workers:
+            assert workers.submit(os.getenv, "EFCN_TEST_NUMBER").result() == number
 
 
 def test_an_error_in_a_worker_is_the_callers(tmp_path):

@@ -10,10 +10,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import forkserver
 from typing import Any
 
 from efcn_sparse.training.extras import require
 
+# What every stage needs; torch's optimizers import torch._dynamo when the first one is made.
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+_PRELOADED = ("efcn_sparse.training.run.stage", "torch._dynamo")
 _NOT_SENT = "task must be what another process can import, or its name such as 'my_file.py:task'"
 
 
@@ -21,8 +25,8 @@ class Processes(Executor):
     """So many worker processes, of which each can die alone: its call fails, and the next one gets a new process.
 
     A ``ProcessPoolExecutor`` of several processes fails all its calls if one of them dies, and takes no more. Processes
-    are spawned: a program that makes one runs its own part under ``if __name__ == "__main__":``. They end with this
-    process, however it ends.
+    come from a fork server, which imports torch once for all; on Windows they are spawned. So a program that makes one
+    runs its own part under ``if __name__ == "__main__":``. They end with this process, however it ends.
 
     Example:
         >>> with Processes(1) as workers:
@@ -36,6 +40,10 @@ class Processes(Executor):
         self._own = threading.local()
         self._pids: set[int] = set()
         self._pools: list[ProcessPoolExecutor] = []
+        self._context = multiprocessing.get_context(_METHOD)
+        if _METHOD == "forkserver":
+            self._context.set_forkserver_preload(list(_PRELOADED))
+            forkserver.ensure_running()  # it imports while this process looks at the data
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call ``fn`` in one of the processes."""
@@ -57,7 +65,7 @@ class Processes(Executor):
     def _call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         pool: ProcessPoolExecutor | None = getattr(self._own, "pool", None)
         if pool is None:
-            pool = self._own.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+            pool = self._own.pool = ProcessPoolExecutor(1, self._context, _begin, (dict(os.environ),))
             self._pools.append(pool)
             self._pids.add(pool.submit(os.getpid).result())
         try:
@@ -80,8 +88,10 @@ def _called(call: bytes) -> Any:
     return fn(*args, **kwargs)
 
 
-def _begin() -> None:
-    """In a new process: leave interruptions to the parent, and end with it."""
+def _begin(environ: dict[str, str]) -> None:
+    """In a new process: take over the environment, leave interruptions to the parent, and end with it."""
+    os.environ.clear()
+    os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
