@@ -65,6 +65,34 @@ __attribute__((target("avx2"))) inline void transpose_8x8(const float* in, int64
   }
 }
 
+// All masks are set: without one, GCC 12 warns of its own header.
+__attribute__((target("avx512f"))) inline void transpose_16x16(const float* in, int64_t ld_in, float* out,
+                                                               int64_t ld_out) {
+  constexpr __mmask16 all = 0xffff;
+  __m512 r[16], t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(in + i * ld_in);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_maskz_unpacklo_ps(all, r[i], r[i + 1]);
+    t[i + 1] = _mm512_maskz_unpackhi_ps(all, r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_maskz_shuffle_ps(all, t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm512_maskz_shuffle_ps(all, t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm512_maskz_shuffle_ps(all, t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm512_maskz_shuffle_ps(all, t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_maskz_shuffle_f32x4(all, r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_maskz_shuffle_f32x4(all, r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_maskz_shuffle_f32x4(all, r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_maskz_shuffle_f32x4(all, r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    _mm512_storeu_ps(out + i * ld_out, _mm512_maskz_shuffle_f32x4(all, t[i], t[i + 8], 0x88));
+    _mm512_storeu_ps(out + (i + 8) * ld_out, _mm512_maskz_shuffle_f32x4(all, t[i], t[i + 8], 0xdd));
+  }
+}
+
 __attribute__((target("avx2"))) inline void transpose_avx2(const float* in, int64_t ld_in, float* out, int64_t ld_out,
                                                            int64_t rows, int64_t cols) {
   const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;

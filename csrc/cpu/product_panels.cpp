@@ -13,6 +13,8 @@ namespace {
 // Registers hold the sums, a row of one operand and a number of the other: 24 sums of 32 registers, 12 of 16.
 constexpr int most_sums(int bytes) { return bytes == 64 ? 24 : 12; }
 constexpr int most_vectors(int bytes) { return bytes == 64 ? 4 : 2; }
+constexpr int kSpreadRows = 12;  // pointers to more rows would not fit the registers
+constexpr int spread_rows(int bytes, int vectors) { return std::min(kSpreadRows, most_sums(bytes) / vectors); }
 constexpr int most_dots(int bytes) { return bytes == 64 ? 4 : 2; }  // rows of the batch in a tile of dot products
 constexpr int kDotColumns = 6;
 
@@ -34,6 +36,11 @@ EFCN_INLINE void spread_tile(const SpreadTile<T>& job) {
   for (int64_t s = 0; s < job.count; ++s) {
     const int64_t ldx = job.pieces[s].ldx;
     const T *x = job.pieces[s].x + job.row * ldx, *panel = job.pieces[s].panel + job.column;
+    // rows lie far apart: those of the next piece, or of the first one in the next tile, are on their way
+    const bool last = s + 1 == job.count;
+    const PanelPiece<T>& next = job.pieces[last ? 0 : s + 1];
+    for (int64_t r = job.row + (last ? Rows : 0), end = r + Rows; r < end; ++r)
+      for (int64_t k = 0; k < next.k; k += 64 / sizeof(T)) __builtin_prefetch(next.x + r * next.ldx + k);
     for (int64_t k = 0; k < job.pieces[s].k; ++k, ++x, panel += job.ldp) {
       V right[Vectors];
 #pragma GCC unroll 4
@@ -177,9 +184,9 @@ EFCN_INLINE void outer_tile(const OuterTile<T>& job) {
   template <typename T>                                                                                     \
   constexpr auto kind##_on_##name = kind##_##name##_table<T>(std::make_integer_sequence<int, across>{});
 
-#define EFCN_TABLES(name, target, bytes)                                                                    \
-  EFCN_TABLE(spread, SpreadTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1)) \
-  EFCN_TABLE(outer, OuterTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1))   \
+#define EFCN_TABLES(name, target, bytes)                                                                   \
+  EFCN_TABLE(spread, SpreadTile, name, target, bytes, most_vectors(bytes), spread_rows(bytes, Across + 1)) \
+  EFCN_TABLE(outer, OuterTile, name, target, bytes, most_vectors(bytes), most_sums(bytes) / (Across + 1))  \
   EFCN_TABLE(dots, DotsTile, name, target, bytes, kDotColumns, most_dots(bytes))
 
 EFCN_TABLES(anywhere, , 16)
@@ -220,7 +227,7 @@ void PanelProduct<T>::spread(int64_t rows, int64_t n, const PanelPiece<T>* piece
   const auto run = [&](const auto& table, int bytes) {
     const int64_t width = vector();
     in_parts(n / width, most_vectors(bytes), [&](int64_t vector, int64_t vectors) {
-      in_parts(rows, most_sums(bytes) / vectors, [&](int64_t row, int64_t height) {
+      in_parts(rows, spread_rows(bytes, vectors), [&](int64_t row, int64_t height) {
         table[vectors - 1][height - 1]({pieces, count, ldp, row, vector * width, y, ldy, bias, add});
       });
     });

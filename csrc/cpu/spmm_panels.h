@@ -1,9 +1,10 @@
-// SpMM of blocks with one short side: x is read, and y written, as they lie in memory, and the blocks of a block row are
-// copied as panels [short side, long side], unless they are stored so.
+// SpMM that reads x, and writes y, as they lie in memory: the blocks of a block row are copied as panels, unless they are
+// stored so, and their sums stay in registers from the first block to the last.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <vector>
 
 #include "panels.h"
@@ -15,22 +16,26 @@ namespace efcn_sparse::cpu {
 
 constexpr int64_t kPanelRows = 64;    // of the batch: what repays the copying
 constexpr int64_t kPanelHeight = 48;  // of blocks
-constexpr int64_t kPanelUses = 64;    // multiplications of a number of x
+constexpr int64_t kWidePanel = 128;  // sides of blocks up to which tiles of our own are as fast as brgemm's, and faster
+constexpr int64_t kPanelUses = 64;   // multiplications of a number of x
 constexpr int64_t kPanelGroup = 256;  // rows of the batch for which a block is copied once
-constexpr int64_t kPanelChain = 256;  // products in a chain of sums; longer ones round badly
+constexpr int64_t kPanelChain = 512;  // products in a chain of sums; longer ones round badly
 
 template <typename T>
 class ByPanels {
  public:
   ByPanels(const at::Tensor& x, const T* values, const Walk& walk, const Masks& masks, const Result<T, T>& result)
       : walk_(walk), masks_(masks), values_(values), x_(x.const_data_ptr<T>()), batch_(x.size(0)), ldx_(x.stride(0)),
-        result_(result), spreads_(walk.in_side < walk.out_side), long_(std::max(walk.in_side, walk.out_side)),
-        short_(std::min(walk.in_side, walk.out_side)), product_{long_} {}
+        result_(result), spreads_(walk.in_side < walk.out_side || are_wide(walk)),
+        along_(spreads_ ? walk.out_side : walk.in_side), across_(spreads_ ? walk.in_side : walk.out_side),
+        product_{along_} {}
 
-  // Whether this is faster than columns of the batch. Dot products end in sums across registers, so they pay where columns
-  // would be transposed for few multiplications, and where what neighboring block rows read stays in the cache.
+  // Whether this is faster than columns of the batch, and than a product for each block, which loads and stores its sums.
+  // Dot products end in sums across registers, so they pay where columns would be transposed for few multiplications, and
+  // where what neighboring block rows read stays in the cache.
   static bool is_faster(const Walk& walk, int64_t batch) {
     if (batch < kPanelRows) return false;
+    if (are_wide(walk)) return true;
     if (walk.in_side < walk.out_side) return walk.out_side >= kPanelHeight && fit_panels(walk.in_side, walk.out_side);
     if (!fit_panels(walk.out_side, walk.in_side) || walk.in_features * sizeof(T) % kCrowdedBytes == 0) return false;
     int64_t span = 0;
@@ -62,8 +67,15 @@ class ByPanels {
   }
 
  private:
+  // Two vectors and more: with one, tiles of so many rows as to fill the registers read x with as many pointers.
+  static bool are_wide(const Walk& walk) {
+    return walk.out_side % 16 == 0 && walk.out_side >= 2 * PanelProduct<T>::vector() && walk.out_side <= kWidePanel &&
+           walk.in_side >= kGatherSide && walk.in_side <= kPanelChain;
+  }
+
   struct Workspace {
-    std::vector<T> block, panels, last, sums, bias;
+    std::vector<T> block, last, sums, bias;
+    std::unique_ptr<T[]> panels;  // [most blocks][across_, along_], and room for what a transposition writes besides
     std::vector<PanelPiece<T>> pieces;
   };
 
@@ -87,29 +99,33 @@ class ByPanels {
 
   // y [rows, out_side] of block row i.
   void sum_block_row(int64_t i, int64_t first, int64_t rows, T* y, int64_t ldy, const T* bias, Workspace& space) const {
-    const int64_t end = walk_.starts[i + 1], chain = spreads_ ? kPanelChain : kPanelChain * product_.vector();
-    const int64_t most = std::max<int64_t>(1, chain / walk_.in_side);
-    space.panels.resize((most * short_ + kPanelMultiple) * long_);
+    const int64_t end = walk_.starts[i + 1], most = most_blocks();
     bool add = false;
     for (int64_t k = walk_.starts[i]; k < end; add = true) {
       space.pieces.clear();
       for (const int64_t last = std::min(end, k + most); k < last; ++k) {
         const int64_t j = walk_.neighbors[k];
         PanelPiece<T> piece{panel(i, k, space), x_ + first * ldx_ + j * walk_.in_side, ldx_, walk_.in_extent(j)};
-        if (!spreads_ && piece.k < long_) {
-          space.last.resize(rows * long_);
-          copy_rows(piece.x, ldx_, 0, rows, 0, piece.k, long_, space.last.data());
-          piece = {piece.panel, space.last.data(), long_, long_};
+        if (!spreads_ && piece.k < along_) {
+          space.last.resize(rows * along_);
+          copy_rows(piece.x, ldx_, 0, rows, 0, piece.k, along_, space.last.data());
+          piece = {piece.panel, space.last.data(), along_, along_};
         }
         space.pieces.push_back(piece);
       }
       const int64_t count = space.pieces.size();
       if (spreads_)
-        product_.spread(rows, long_, space.pieces.data(), count, y, ldy, k == end ? bias : nullptr, add);
+        product_.spread(rows, along_, space.pieces.data(), count, y, ldy, k == end ? bias : nullptr, add);
       else
         product_.dots(rows, walk_.out_extent(i), space.pieces.data(), count, y, ldy, add);
     }
     for (int64_t m = 0; !add && m < rows; ++m) std::fill_n(y + m * ldy, walk_.out_side, T(0));
+  }
+
+  // Blocks in a chain of sums.
+  int64_t most_blocks() const {
+    const int64_t chain = spreads_ ? kPanelChain : kPanelChain / 2 * product_.vector();
+    return std::max<int64_t>(1, chain / walk_.in_side);
   }
 
   // The k-th block of block row i, zeros past the matrix and off its mask.
@@ -119,14 +135,14 @@ class ByPanels {
     space.block.resize(elements);
     const T* stored = widened(values_ + block * elements, masks_.of(block), elements, space.block.data());
     const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
-    if (walk_.stored_out_by_in != spreads_ && extent == long_) {
-      if (stored != space.block.data()) return stored;
-    }
-    T* out = space.panels.data() + space.pieces.size() * short_ * long_;
+    if (walk_.stored_out_by_in != spreads_ && extent == along_ && stored != space.block.data()) return stored;
+    if (!space.panels)
+      space.panels = std::make_unique_for_overwrite<T[]>((most_blocks() * across_ + kPanelMultiple) * along_);
+    T* out = space.panels.get() + space.pieces.size() * across_ * along_;
     if (walk_.stored_out_by_in == spreads_)
-      to_panel(stored, long_, short_, extent, out, long_);
+      to_panel(stored, along_, across_, extent, out, along_);
     else
-      copy_rows(stored, long_, 0, short_, 0, extent, long_, out);
+      copy_rows(stored, along_, 0, across_, 0, extent, along_, out);
     return out;
   }
 
@@ -135,8 +151,8 @@ class ByPanels {
   const T *values_, *x_;
   int64_t batch_, ldx_;
   const Result<T, T>& result_;
-  bool spreads_;  // the short side is along x, the long one along y
-  int64_t long_, short_;
+  bool spreads_;            // vectors run along y, not along x
+  int64_t along_, across_;  // a block's side along which vectors run, and the other
   PanelProduct<T> product_;
 };
 

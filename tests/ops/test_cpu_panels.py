@@ -1,4 +1,4 @@
-"""Blocks with one short side: every size of a register tile, ragged ends, masks, chains in parts, guard bands."""
+"""Blocks multiplied as panels, narrow and wide: every size of a tile, ragged ends, masks, long chains, guard bands."""
 
 from __future__ import annotations
 
@@ -57,9 +57,18 @@ def test_the_product_of_whole_blocks(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", CPU)
+@pytest.mark.parametrize("sides", [(16, 16), (32, 20), (48, 64), (80, 33), (112, 96), (128, 128), (128, 520)])
+def test_the_product_of_wide_blocks(row: Row, sides: tuple[int, int]) -> None:
+    _check(row, _band(*sides, seed=7), batch=64 + sides[1] % 7)
+    _check(row, _band(*sides, seed=8).transposed(), batch=301)
+    _check(row, BlockPattern.dense((2 * sides[0], 9 * sides[1]), sides), batch=65)  # chains in parts, and with bias
+
+
+@pytest.mark.parametrize("row", CPU)
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_results_accumulate_between_guard_bands(row: Row, beta: float) -> None:
-    for p in (_band(64, 6, 1), _band(64, 6, 2).transposed(), BlockPattern.dense((128, 12), (64, 6))):
+    narrow = _band(64, 6, 1), _band(64, 6, 2).transposed(), BlockPattern.dense((128, 12), (64, 6))
+    for p in (*narrow, _band(32, 48, 1), BlockPattern.dense((128, 96), (64, 32))):
         laws.results_accumulate(row, p, batch=70, alpha=-0.5, beta=beta)
         a, b = (within(randn(70, side, row=row, seed=side))[0] for side in p.shape)
         values = within(random_values(p, row))[0]
@@ -81,7 +90,7 @@ def test_results_accumulate_between_guard_bands(row: Row, beta: float) -> None:
 @pytest.mark.parametrize("row", CPU)
 def test_features_that_no_block_meets_do_not_count(row: Row) -> None:
     """What lies beside the last, ragged block is not read."""
-    for p in (_band(64, 6, 3), _band(64, 6, 3).transposed()):
+    for p in (_band(64, 6, 3), _band(64, 6, 3).transposed(), _band(48, 32, 3)):
         a, b = (torch.full((70, side + 64), float("nan"), dtype=row.dtype)[:, :side] for side in p.shape)
         a.copy_(randn(*a.shape, row=row, seed=1))
         b.copy_(randn(*b.shape, row=row, seed=2))
