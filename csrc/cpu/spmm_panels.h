@@ -99,11 +99,11 @@ class ByPanels {
 
   // y [rows, out_side] of block row i.
   void sum_block_row(int64_t i, int64_t first, int64_t rows, T* y, int64_t ldy, const T* bias, Workspace& space) const {
-    const int64_t end = walk_.starts[i + 1], most = most_blocks();
+    const int64_t end = walk_.starts[i + 1];
     bool add = false;
     for (int64_t k = walk_.starts[i]; k < end; add = true) {
       space.pieces.clear();
-      for (const int64_t last = std::min(end, k + most); k < last; ++k) {
+      for (const int64_t last = end - k <= most_blocks() ? end : k + usual_blocks(); k < last; ++k) {
         const int64_t j = walk_.neighbors[k];
         PanelPiece<T> piece{panel(i, k, space), x_ + first * ldx_ + j * walk_.in_side, ldx_, walk_.in_extent(j)};
         if (!spreads_ && piece.k < along_) {
@@ -122,11 +122,12 @@ class ByPanels {
     for (int64_t m = 0; !add && m < rows; ++m) std::fill_n(y + m * ldy, walk_.out_side, T(0));
   }
 
-  // Blocks in a chain of sums.
-  int64_t most_blocks() const {
+  // Blocks in a chain of sums, and where the block row ends with it: a short chain after it would cost as much of y as a long.
+  int64_t usual_blocks() const {
     const int64_t chain = spreads_ ? kPanelChain : kPanelChain / 2 * product_.vector();
     return std::max<int64_t>(1, chain / walk_.in_side);
   }
+  int64_t most_blocks() const { return usual_blocks() + usual_blocks() / 2; }
 
   // The k-th block of block row i, zeros past the matrix and off its mask.
   const T* panel(int64_t i, int64_t k, Workspace& space) const {
