@@ -278,9 +278,7 @@ EFCN_AVX512 void with_avx512(const FewRows<Stored, Sum>& job, int64_t i, Sum* su
 template <int Batch, typename Stored, typename Sum>
 auto best() {
 #if defined(__x86_64__)
-  if (vector_bytes() == 64) return &with_avx512<Batch, Stored, Sum>;
-  if (vector_bytes() == 32) return &with_avx2<Batch, Stored, Sum>;
-  return decltype(&with_avx2<Batch, Stored, Sum>){nullptr};  // are_few() says so
+  return vector_bytes() == 64 ? &with_avx512<Batch, Stored, Sum> : &with_avx2<Batch, Stored, Sum>;  // see are_few()
 #else
   return &anywhere<Batch, Stored, Sum>;
 #endif

@@ -10,13 +10,12 @@ constexpr int64_t kFewRows = 8, kVeryFewRows = 4;
 // Blocks whose contiguous side is shorter than this fill no vector.
 constexpr int64_t kFewRowsSide = 4;
 
-// Whether the rows are few enough, on processors for which there are kernels: those of 2013 and older take a quarter of the
-// time to compile. Where blocks are stored along the input, what fills no vector takes its time for every
+// Whether the rows are few enough. Where blocks are stored along the input, what fills no vector takes its time for every
 // row, and a product of 16-bit operands (`halves`) does more at once.
 template <typename Sum>
 bool are_few(int64_t rows, const Walk& walk, bool halves) {
 #if defined(__x86_64__)
-  if (vector_bytes() == 16) return false;
+  if (vector_bytes() == 16) return false;  // there are no kernels for x86 without AVX2: they would take long to compile
 #endif
   if (!walk.stored_out_by_in) return rows <= kFewRows && walk.out_side >= kFewRowsSide;
   const bool full = walk.in_side * sizeof(Sum) % 64 == 0;

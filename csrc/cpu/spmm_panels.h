@@ -67,7 +67,7 @@ class ByPanels {
   }
 
  private:
-  // Two vectors and more: with one, tiles of so many rows as to fill the registers read x with as many pointers.
+  // Two vectors and more: with one, each number of x that is loaded is used once, and columns of the batch are faster.
   static bool are_wide(const Walk& walk) {
     return walk.out_side % 16 == 0 && walk.out_side >= 2 * PanelProduct<T>::vector() && walk.out_side <= kWidePanel &&
            walk.in_side >= kGatherSide && walk.in_side <= kPanelChain;

@@ -9,13 +9,13 @@
 
 namespace efcn_sparse::cpu {
 
-// Tasks are taken from a counter: each writes its own part of the result, so the order does not change a number.
 // As many threads as repay waking them, which takes about as long as 2^17 multiplications.
 inline int64_t threads_for(int64_t multiplications) {
   return std::clamp<int64_t>(multiplications >> 17, 1, at::get_num_threads());
 }
 
-// Runs worker(next) on every thread, where next() is the number of a task not yet taken, or -1.
+// Runs worker(next) on every thread, where next() is the number of a task not yet taken, or -1. Each task writes its own part
+// of the result, so the order does not change a number.
 template <typename Worker>
 void share_tasks(int64_t tasks, Worker&& worker, int64_t most_threads = at::get_num_threads()) {
   const int64_t threads = std::max<int64_t>(1, std::min(most_threads, tasks));

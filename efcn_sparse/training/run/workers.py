@@ -10,13 +10,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import forkserver
 from typing import Any
 
 from efcn_sparse.training.extras import require
 
-# What every stage needs; torch's optimizers import torch._dynamo when the first one is made.
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+# What every stage needs; torch's optimizers import torch._dynamo when the first one is made.
 _PRELOADED = ("efcn_sparse.training.run.stage", "torch._dynamo")
 _NOT_SENT = "task must be what another process can import, or its name such as 'my_file.py:task'"
 
@@ -42,6 +41,8 @@ class Processes(Executor):
         self._pools: list[ProcessPoolExecutor] = []
         self._context = multiprocessing.get_context(_METHOD)
         if _METHOD == "forkserver":
+            from multiprocessing import forkserver  # not on Windows
+
             self._context.set_forkserver_preload(list(_PRELOADED))
             forkserver.ensure_running()  # it imports while this process looks at the data
 
