@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/operations.h"
 
 namespace efcn_sparse {
@@ -122,7 +123,7 @@ Tensor spmm(const Tensor& x, const Tensor& values, const MaybeTensor& bias, Tens
   TORCH_CHECK_VALUE(values.size(0) == blocks, "values must hold ", blocks, " blocks, got ", values.size(0));
   check_operand("x", x, {batch, in_features}, values);
   if (bias) check_operand("bias", *bias, {out_features}, values);
-  Tensor y = at::empty({batch, out_features}, x.options());
+  Tensor y = cpu::in_huge_pages(at::empty({batch, out_features}, x.options()));
   if (y.numel() > 0) cpu::spmm(y, row_major(x), values.contiguous(), bias, structure, shape, transpose, 1.0, 0.0);
   return y;
 }
@@ -135,7 +136,7 @@ Tensor sddmm(const Tensor& a, const Tensor& b, TensorList structure, IntArrayRef
   check_structure(structure, shape, block_shape);
   check_operand("a", a, {a.size(0), shape[0]}, b);
   check_operand("b", b, {a.size(0), shape[1]}, a);
-  Tensor values = at::empty({structure[1].size(0), block_shape[0], block_shape[1]}, a.options());
+  Tensor values = cpu::in_huge_pages(at::empty({structure[1].size(0), block_shape[0], block_shape[1]}, a.options()));
   if (values.numel() > 0 && a.size(0) > 0)
     cpu::sddmm(values, row_major(a), row_major(b), structure, shape, 1.0, 0.0);
   else

@@ -2,6 +2,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "cpu/huge_pages.h"
 #include "cpu/operations.h"
 #include "cpu/pack.h"
 #include "cpu/product_columns.h"
@@ -12,6 +13,7 @@ TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
       "spmm(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, Tensor[] structure, int[] shape, bool transpose, "
       "float alpha, float beta) -> ()");
   m.def("sddmm(Tensor(a!) values, Tensor a, Tensor b, Tensor[] structure, int[] shape, float alpha, float beta) -> ()");
+  m.def("in_huge_pages(Tensor(a!) fresh) -> ()");
   m.def("subspace_squares(Tensor values, Tensor[] plan) -> Tensor");
   m.def("subspace_project(Tensor(a!) values, Tensor[] plan, bool tie) -> ()");
 }
@@ -19,6 +21,7 @@ TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
 TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
   m.impl("spmm", &efcn_sparse::cpu::spmm);
   m.impl("sddmm", &efcn_sparse::cpu::sddmm);
+  m.impl("in_huge_pages", [](at::Tensor& fresh) { efcn_sparse::cpu::in_huge_pages(fresh); });
   m.impl("subspace_squares", &efcn_sparse::cpu::subspace_squares);
   m.impl("subspace_project", &efcn_sparse::cpu::subspace_project);
 }

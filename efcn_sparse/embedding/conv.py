@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.activation import feature_maps
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
@@ -254,7 +255,7 @@ class EmbeddedConv(nn.Module):
         y = self.linear(units)
         if self.low_rank is not None:
             y = y + self.low_rank(units, self.linear)
-        y = y.view(x.shape[0], *geometry.output_size, geometry.out_channels).movedim(-1, 1)
+        y = feature_maps(y, (*geometry.output_size, geometry.out_channels))
         if self.contiguous_output:
             y = y.contiguous()
         return y if batched else y.squeeze(0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efcn_sparse.huge_pages import in_huge_pages
 from efcn_sparse.pattern import BlockPattern
 
 OFF_LOCAL = -1
@@ -83,7 +84,8 @@ class Ties:
             entries = self.maps[first : first + chunk]
             entries = entries.masked_fill(entries < 0, kernel.numel())
             tiles[first : first + chunk] = padded.index_select(0, entries.flatten()).view(entries.shape)
-        return tiles.index_select(0, self.class_of_block)
+        values = in_huge_pages(kernel.new_empty((self.class_of_block.numel(), *self.maps.shape[1:])))
+        return torch.index_select(tiles, 0, self.class_of_block, out=values)
 
     def to(self, device: torch.device | str) -> Ties:
         """These ties with their arrays on ``device``; themselves if they are there already, or for ``"meta"``."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from efcn_sparse.huge_pages import in_huge_pages
 from efcn_sparse.linear import state
 from efcn_sparse.linear.dense_weight import DenseWeight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
@@ -134,7 +135,7 @@ class SparseLinear(nn.Module):
         self._lineage = Lineage()
         self.backend = "auto"
         self.product: Product | None = None
-        self.values = nn.Parameter(torch.empty(pattern.values_shape, device=device, dtype=dtype))
+        self.values = nn.Parameter(in_huge_pages(torch.empty(pattern.values_shape, device=device, dtype=dtype)))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:

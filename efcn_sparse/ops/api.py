@@ -96,7 +96,8 @@ def spmm(
     if out is None:
         check_scaling(alpha, beta)
         y = _spmm(rows, values, bias, pattern.structure, pattern.shape, transpose, _chosen(backend, x))
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
+        # no view to autograd: a function in place after it would copy it twice in the backward pass
+        return y if x.dim() == 2 else torch.ops.aten._unsafe_view(y, (*x.shape[:-1], out_features))
     check_out(out, (*x.shape[:-1], out_features), {"x": x, "values": values, "bias": bias})
     y = out if out.dim() == 2 else out.view(rows.shape[0], out_features)
     torch.ops.efcn_sparse.spmm_(

@@ -1,0 +1,181 @@
+"""ReLU: torch's numbers bit for bit, whoever holds the gradient, which is written over where nobody does."""
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+import efcn_sparse as es
+
+
+class FromNumpy(torch.autograd.Function):
+    """A layer whose gradient lies in an array that somebody else holds."""
+
+    array = numpy.full((5, 7), 3.0, dtype=numpy.float32)
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return torch.from_numpy(FromNumpy.array)
+
+
+def plain(relu, h):
+    y = relu(h)
+    y.square().sum().backward()
+    return [y]
+
+
+def with_hook(relu, h):
+    kept = []
+    y = relu(h)
+    y.register_hook(kept.append)
+    y.sin().sum().backward()
+    return kept
+
+
+def with_a_gradient_of_the_caller(relu, h):
+    gradient = torch.full_like(h, 2.0)
+    relu(h).backward(gradient)
+    return [gradient]
+
+
+def with_memory_of_numpy(relu, h):
+    FromNumpy.apply(relu(h)).sum().backward()
+    return [torch.tensor(FromNumpy.array)]
+
+
+def kept_and_run_twice(relu, h):
+    y = relu(h)
+    y.retain_grad()
+    loss = (y * 3).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    return [y.grad]
+
+
+def captured(relu, h):
+    y = relu(h)
+    return torch.autograd.grad((y * 3).sum(), [y, h], retain_graph=True)
+
+
+def twice_differentiated(relu, h):
+    y = relu(h)
+    (first,) = torch.autograd.grad(y.exp().sum() + y.sum(), h, create_graph=True)
+    first.sum().backward()
+    return [first]
+
+
+def in_a_checkpoint(relu, h):
+    checkpoint(lambda h: relu(h * 2) * 3, h, use_reentrant=False).sum().backward()
+    return []
+
+
+def saved_elsewhere(relu, h):
+    with torch.autograd.graph.save_on_cpu():
+        y = relu(h)
+    (y * 3).sum().backward()
+    return [y]
+
+
+def of_a_view(relu, h):
+    y = relu(h[1:3])
+    (h * 3).sum().backward(retain_graph=True)
+    y.sum().backward()
+    return [h, y]
+
+
+USES = (
+    plain, with_hook, with_a_gradient_of_the_caller, with_memory_of_numpy, kept_and_run_twice, captured,
+    twice_differentiated, in_a_checkpoint, saved_elsewhere, of_a_view,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+def test_it_is_torchs(use, inplace):
+    if inplace and use is captured:
+        pytest.skip("h is overwritten, so there is no gradient to capture")
+    numbers = torch.randn(5, 7)
+    numbers[0, :3] = torch.tensor([-0.0, torch.nan, torch.inf])
+    found = []
+    for relu in (es.ReLU(inplace), nn.ReLU(inplace)):
+        x = numbers.clone().requires_grad_()
+        found.append([*(one.detach().clone() for one in use(relu, x * 2)), x.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kind", "buffers"), [(es.ReLU, 0), (nn.ReLU, 1)])
+def test_a_gradient_that_nobody_holds_is_written_over(kind, buffers, memory_format):
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
+    y = kind()(x * 2)
+    assert y.is_contiguous(memory_format=memory_format)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        y.square().sum().backward()
+    (call,) = [event for event in profiled.events() if event.name == "aten::threshold_backward"]
+    assert call.cpu_memory_usage == buffers * x.nbytes
+
+
+def transforms():
+    def loss(relu, x):
+        return relu(x).square().sum()
+
+    yield "grad", lambda relu, x: torch.func.grad(lambda x: loss(relu, x))(x)
+    yield "vmap of grad", lambda relu, x: torch.func.vmap(torch.func.grad(lambda x: loss(relu, x)))(x)
+    yield "jvp", lambda relu, x: torch.func.jvp(relu, (x,), (x + 1,))[1]
+    yield "hessian", lambda relu, x: torch.func.hessian(lambda x: loss(relu, x))(x)
+
+    def dual(relu, x):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(relu(forward_ad.make_dual(x.requires_grad_(), x + 1))).tangent.detach()
+
+    yield "forward mode", dual
+
+
+@pytest.mark.parametrize("transform", [pytest.param(call, id=name) for name, call in transforms()])
+def test_transforms(transform, recwarn):
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(transform(es.ReLU(), x.clone()), transform(nn.ReLU(), x.clone()), rtol=0, atol=0)
+    assert not [one for one in recwarn.list if "performance drop" in str(one.message)]
+
+
+def test_errors_of_writing_in_place_are_torchs():
+    leaf = torch.ones(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        es.ReLU(inplace=True)(leaf)
+    saved = leaf.sigmoid()
+    es.ReLU(inplace=True)(saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
+
+
+def test_graphs_hold_torchs_operator():
+    program = torch.export.export(nn.Sequential(es.ReLU()), (torch.ones(2),))
+    assert torch.ops.aten.relu.default in {node.target for node in program.graph.nodes}
+    compiled = torch.compile(es.ReLU(), fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, requires_grad=True)
+    compiled(x * 2).sum().backward()
+    assert torch.equal(x.grad, 2.0 * (x > 0))
+
+
+def test_embed_puts_it_in_and_unembed_takes_it_out():
+    class Own(nn.ReLU):
+        pass
+
+    seen = []
+    cnn = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3), Own()).eval()
+    cnn[1].register_forward_hook(lambda *_: seen.append(1))
+    twin = es.embed(cnn, torch.randn(1, 1, 7, 7))
+    seen.clear()
+    twin(torch.randn(1, 1, 7, 7))
+    assert [type(twin[i]) for i in (1, 3)] == [es.ReLU, Own]
+    assert (twin[1].inplace, twin[1].training, seen) == (True, False, [1])
+    back = es.unembed(twin)
+    assert type(back[1]) is nn.ReLU
+    assert type(cnn[1]) is nn.ReLU
