@@ -8,6 +8,7 @@ paper's protocol).
 
 import importlib
 
+from efcn_sparse.activation import MaxPool2d as MaxPool2d
 from efcn_sparse.activation import ReLU as ReLU
 from efcn_sparse.embedding import Dilated as Dilated
 from efcn_sparse.embedding import Full as Full

@@ -1,9 +1,9 @@
-"""ReLU that trains in less memory, and feature maps that functions in place may write into without copies."""
+"""What stands between layers, in less memory: ReLU, max-pooling, and feature maps that functions may write into."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ from efcn_sparse.ops.checks import under_transforms
 
 
 class ReLU(nn.ReLU):
-    """``nn.ReLU`` whose backward pass writes over the gradient that it is handed, where nobody else holds that.
+    """``nn.ReLU`` that holds a bit for each number, and in its backward pass needs no new memory.
 
-    It allocates one buffer of the size of its output less, and on a CPU new memory takes longer than the ReLU.
-    :func:`efcn_sparse.embed` puts it in the place of every ``nn.ReLU``; it serves in any other model as well.
+    For its backward pass ``nn.ReLU`` holds its output, and there it allocates as much again. This one keeps bits, and
+    writes over the gradient that it is handed, where nobody else holds that: on a CPU, new memory takes longer than the
+    ReLU. :func:`efcn_sparse.embed` puts it in the place of every ``nn.ReLU``; it serves in any other model as well.
 
-    A gradient that a hook, a caller or a second derivative may still read is left as it is. Compiled and exported
-    models, transforms of ``torch.func``, and everything without the compiled extension, run torch's own.
+    A gradient that a hook, a caller or a second derivative may still read is left as it is. Bits are of fp32 and fp64
+    on a CPU. Compiled and exported models, transforms of ``torch.func``, and everything without the compiled
+    extension, run torch's own.
 
     Args:
         inplace: as of ``nn.ReLU``.
@@ -28,6 +30,8 @@ class ReLU(nn.ReLU):
         any, of any dtype that ``nn.ReLU`` takes; the output has the same.
 
     Law: outputs and gradients are those of ``nn.ReLU``, bit for bit.
+
+    Source: Jain et al.: Gist: Efficient Data Encoding for Deep Neural Network Training, ISCA 2018.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -42,13 +46,57 @@ class ReLU(nn.ReLU):
         return operators.relu_(input) if self.inplace else operators.relu(input)
 
 
-def copies_as(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> dict[int, nn.Module]:
-    """Copies of the modules whose class is ``old`` as ones of ``new``, by ``id``: a memo for ``copy.deepcopy``."""
+class MaxPool2d(nn.MaxPool2d):
+    """``nn.MaxPool2d`` that holds a byte for each output, where torch holds its input, and 8 bytes for each output.
+
+    :func:`efcn_sparse.embed` puts it in the place of every ``nn.MaxPool2d``. It does so for fp32 and fp64 on a CPU,
+    channels last in memory, with up to 256 numbers in a window. All else runs torch's own: other inputs,
+    ``return_indices``, and what :class:`ReLU` leaves to torch.
+
+    Args:
+        kernel_size, stride, padding, dilation, return_indices, ceil_mode: as of ``nn.MaxPool2d``.
+
+    Shape:
+        ``[N, C, H, W]`` to ``[N, C, H_out, W_out]``, as ``nn.MaxPool2d`` has it.
+
+    Law: outputs and gradients are those of ``nn.MaxPool2d``, bit for bit.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> es.MaxPool2d(3, stride=2)(torch.randn(1, 4, 7, 7)).shape
+        torch.Size([1, 4, 3, 3])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _runs_compiled(input) or self.return_indices:
+            return super().forward(input)
+        window = (_pair(self.kernel_size), _pair(self.stride), _pair(self.padding), _pair(self.dilation))
+        return torch.ops.efcn_sparse_cpu.max_pool2d(input, *window, self.ceil_mode)
+
+
+_TORCHS: dict[type[nn.Module], type[nn.Module]] = {nn.ReLU: ReLU, nn.MaxPool2d: MaxPool2d}
+_OURS = {ours: theirs for theirs, ours in _TORCHS.items()}
+
+
+def in_less_memory(model: nn.Module) -> dict[int, nn.Module]:
+    """The modules of torch that there is a class for here, no subclasses of theirs: copies of that class, by ``id``.
+
+    ``copy.deepcopy`` takes them as its memo.
+    """
+    return _copies_as(model, _TORCHS)
+
+
+def as_torchs(model: nn.Module) -> dict[int, nn.Module]:
+    """The way back of :func:`in_less_memory`."""
+    return _copies_as(model, _OURS)
+
+
+def _copies_as(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> dict[int, nn.Module]:
     found: dict[int, nn.Module] = {}
     for module in model.modules():
-        if type(module) is old:
-            found[id(module)] = copy.deepcopy(module)
-            found[id(module)].__class__ = new
+        if type(module) in classes:
+            found[id(module)] = copied = copy.deepcopy(module)
+            copied.__class__ = classes[type(module)]
     return found
 
 
@@ -67,3 +115,7 @@ def _runs_compiled(x: Tensor) -> bool:
     """Whether autograd alone looks on; torch.compile, torch.export and transforms get operators that they know."""
     plain = type(x) is Tensor and not torch.compiler.is_compiling() and not under_transforms()
     return plain and extension_status().available
+
+
+def _pair(size: int | Sequence[int]) -> Sequence[int]:
+    return (size, size) if isinstance(size, int) else size

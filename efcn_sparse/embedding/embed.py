@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from efcn_sparse.activation import ReLU, copies_as
+from efcn_sparse.activation import as_torchs, in_less_memory
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
@@ -33,11 +33,11 @@ def embed(
 ) -> nn.Module:
     """A copy of ``model`` in which every convolution is a block-sparse fully-connected layer that computes the same.
 
-    Everything else (pooling, normalization, residual sums, heads) is copied as it is, but for ``nn.ReLU``, of which
-    :class:`ReLU` computes the same in less memory. To find the input size of each convolution, the model runs on the
-    example: in evaluation mode, at another batch size, and in training mode (the last two only if it can). Then the
-    copy runs in the same ways and is compared. Copies run, so neither the model nor the random generators of torch,
-    NumPy and Python change.
+    Everything else (normalization, residual sums, heads) is copied as it is, but for ``nn.ReLU`` and ``nn.MaxPool2d``,
+    of which :class:`ReLU` and :class:`MaxPool2d` compute the same in less memory. To find the input size of each
+    convolution, the model runs on the example: in evaluation mode, at another batch size, and in training mode (the
+    last two only if it can). Then the copy runs in the same ways and is compared. Copies run, so neither the model nor
+    the random generators of torch, NumPy and Python change.
 
     Convolutions that no module computes (``F.conv2d``, scripted blocks, weights that are computed) are seen in the
     run, and refused by name unless ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``)
@@ -88,7 +88,7 @@ def embed(
             raise refuse(site.name, site.conv, "it is on the meta device; plan() takes such models")
     check_memory(found.sites)
     structures: dict[Any, Any] = {}
-    embedded: dict[int, Any] = {**copies_as(model, nn.ReLU, ReLU)}
+    embedded: dict[int, Any] = {**in_less_memory(model)}
     for site in found.sites:
         rule, geometry = site.rule, site.geometry
         key = (geometry, rule)
@@ -134,7 +134,7 @@ def unembed(model: nn.Module) -> nn.Module:
     }
     if not convolutions:
         raise ValueError(f"model must hold an embedded convolution, got {type(model).__name__} without one")
-    return copy_of(model, convolutions | copies_as(model, ReLU, nn.ReLU))
+    return copy_of(model, convolutions | as_torchs(model))
 
 
 def convolutions_left(model: nn.Module) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from efcn_sparse.activation import ReLU
+from efcn_sparse.activation import MaxPool2d, ReLU
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.linear import SparseLinear
 
@@ -16,9 +16,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # what works on each channel by itself, as modules and as names of functions and methods
 _ELEMENTWISE = (
     nn.ReLU, ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Hardswish,
-    nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d,
-    nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d,
-    nn.Upsample,
+    nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, MaxPool2d, nn.MaxPool3d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool2d, nn.Upsample,
 )  # fmt: skip
 _FUNCTIONS = frozenset((
     "relu", "relu_", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "dropout", "max_pool2d", "avg_pool2d",
@@ -44,7 +44,9 @@ class Channels:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (EmbeddedConv, SparseLinear, ReLU)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (EmbeddedConv, SparseLinear, ReLU, MaxPool2d)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 class _Groups:

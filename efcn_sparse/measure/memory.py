@@ -8,6 +8,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -58,8 +59,8 @@ def step_peak_apart(variant: str, batch: int, threads: int) -> int:
     return apart(__name__, variant, str(batch), str(threads))[0]
 
 
-def apart(module: str, *arguments: str) -> list[int]:
-    """The whole numbers that a module prints when a process of its own runs it.
+def apart(module: str, *arguments: str, environment: Mapping[str, str] = _OWN_PAGES) -> list[int]:
+    """The whole numbers that a module prints when a process of its own runs it, with more in its environment.
 
     Raises:
         RuntimeError: the process failed; with what it wrote to stderr.
@@ -68,7 +69,7 @@ def apart(module: str, *arguments: str) -> list[int]:
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **_OWN_PAGES, "PYTHONPATH": paths}
+        command, capture_output=True, text=True, env={**os.environ, **environment, "PYTHONPATH": paths}
     )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")

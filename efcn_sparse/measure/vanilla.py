@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import statistics
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.fused import FusedOptimizer, updating
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.measure.memory import step_peak_apart
+from efcn_sparse.measure.memory import apart, step_peak_apart
 from efcn_sparse.measure.ops import relative_error
 from efcn_sparse.measure.timing import OURS, in_turn, median_ratio
 from efcn_sparse.models import vanilla_cnn
@@ -31,6 +33,7 @@ VARIANTS = {
     OURS: "its eFCN, Local()",
 }
 _TOLERANCE = 1e-4
+_WARM_STEPS, _STEPS = 5, 25
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,21 @@ def checked_trainers(batch: int) -> dict[str, Trainer]:
     return trainers
 
 
+def step_milliseconds_apart(variant: str, batch: int, threads: int) -> float:
+    """The median time of a step in a process of its own, with its allocator as it is: what a training script sees."""
+    return 1e-3 * apart(__name__, variant, str(batch), str(threads), environment={})[0]
+
+
+def _step_microseconds(variant: str, batch: int) -> int:
+    trainer = make_trainer(variant, batch)
+    seconds = []
+    for _ in range(_WARM_STEPS + _STEPS):
+        start = time.perf_counter()
+        trainer()
+        seconds.append(time.perf_counter() - start)
+    return round(1e6 * statistics.median(seconds[_WARM_STEPS:]))
+
+
 def rows(batch: int, rounds: int, threads: int) -> list[dict[str, Any]]:
     """The table: a step of each variant, then one ``deviation`` and one ``embed``."""
     trainers = checked_trainers(batch)
@@ -135,12 +153,21 @@ def rows(batch: int, rounds: int, threads: int) -> list[dict[str, Any]]:
     others = {"deviation": lambda: deviation(ours), "embed": lambda: embed(cnn, trainers["cnn"].images[:1])}
     seconds = in_turn({**others, **trainers}, rounds)
 
-    def line(name: str, title: str, parameters: int | None, peak: str | None) -> dict[str, Any]:
+    def line(name: str, title: str, **more: Any) -> dict[str, Any]:
         times = {"ms": 1e3 * statistics.median(seconds[name]), "/ ours": median_ratio(seconds[name], seconds[OURS])}
-        return {"call": title, **times, "parameters": parameters, "peak memory": peak}
+        return {"call": title, **times, **dict.fromkeys(("ms alone", "parameters", "peak memory")), **more}
 
     found = []
     for name, title in VARIANTS.items():
-        parameters = sum(p.numel() for p in trainers[name].model.parameters())
-        found.append(line(name, f"step of {title}", parameters, size_text(step_peak_apart(name, batch, threads))))
-    return [*found, *(line(name, f"`{name}`", None, None) for name in others)]
+        more = {
+            "ms alone": step_milliseconds_apart(name, batch, threads),
+            "parameters": sum(p.numel() for p in trainers[name].model.parameters()),
+            "peak memory": size_text(step_peak_apart(name, batch, threads)),
+        }
+        found.append(line(name, f"step of {title}", **more))
+    return [*found, *(line(name, f"`{name}`") for name in others)]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    print(_step_microseconds(sys.argv[1], int(sys.argv[2])))

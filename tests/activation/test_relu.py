@@ -111,15 +111,62 @@ def test_it_is_torchs(use, inplace):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("kind", "buffers"), [(es.ReLU, 0), (nn.ReLU, 1)])
-def test_a_gradient_that_nobody_holds_is_written_over(kind, buffers, memory_format):
-    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
-    y = kind()(x * 2)
-    assert y.is_contiguous(memory_format=memory_format)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-        y.square().sum().backward()
-    (call,) = [event for event in profiled.events() if event.name == "aten::threshold_backward"]
-    assert call.cpu_memory_usage == buffers * x.nbytes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_nobody_holds_is_written_over(memory_format, dtype):
+    x = torch.randn(2, 3, 4, 5).to(dtype, memory_format=memory_format).requires_grad_()
+    buffers = []
+    for relu in (es.ReLU(), nn.ReLU()):
+        y = relu(x * 2)
+        assert y.is_contiguous(memory_format=memory_format)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+            y.square().sum().backward()
+        buffers.append(sum(event.self_cpu_memory_usage == x.nbytes for event in profiled.events()))
+    assert buffers[0] == buffers[1] - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200_000])
+def test_sizes_and_dtypes(count, dtype):
+    x = torch.randn(count, dtype=dtype)
+    dy = torch.randn(count, dtype=dtype)
+    found = []
+    for relu in (es.ReLU(), nn.ReLU()):
+        leaf = x.clone().requires_grad_()
+        y = relu(leaf)
+        y.backward(dy)
+        found += [(y.detach(), leaf.grad)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+def test_other_layouts_of_input_and_gradient(layout):
+    def laid_out(numbers):
+        if layout == "transposed":
+            return numbers.t()
+        return numbers[:, ::2] if layout == "strided" else numbers[:1].expand(9, 12)
+
+    found = []
+    numbers, dy = torch.randn(9, 12), torch.randn(9, 12)
+    for relu in (es.ReLU(), nn.ReLU()):
+        x = numbers.clone().requires_grad_()
+        y = relu(laid_out(x))
+        y.backward(laid_out(dy).clone())  # contiguous, unlike y
+        found.append((y.detach(), x.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_it_holds_a_bit_for_each_number():
+    held = []
+
+    def pack(saved):
+        held.append(saved.nbytes)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        es.ReLU()(torch.randn(1000, requires_grad=True))
+    assert sum(held) == 16 * 8
 
 
 def transforms():

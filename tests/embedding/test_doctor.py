@@ -42,7 +42,7 @@ def test_a_model_of_ones_own(
 
 
 def test_step_and_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["doctor", "vanilla", "--batch", "250", "--optimizer", "adamw", "--fused", "--budget", "512MiB"]
+    arguments = ["doctor", "vanilla", "--batch", "250", "--optimizer", "adamw", "--fused", "--budget", "480MiB"]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "a training step of local at batch 250 with adamw, fused" in lines

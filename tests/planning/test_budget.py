@@ -45,7 +45,7 @@ def test_the_budget_is_the_last_byte(planner: StepPlanner) -> None:
 
 
 REFUSED = {
-    "fused": (Step(Local(), 250), 95, r"local at batch 250 with sgd, fused, \S+ MiB"),
+    "fused": (Step(Local(), 50), 45, r"local at batch 50 with sgd, fused, \S+ MiB"),
     "smaller batch": (Step(Local(), 250, "adamw"), 110, r"local at batch \d+ with adamw, fused, 1\S+ MiB"),
     "sgd": (Step(Full(), 250, "adamw", True), 60, r"local at batch \d+ with sgd, fused, \S+ MiB"),
 }

@@ -1,0 +1,165 @@
+#include "activations.h"
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "vectors.h"
+
+namespace efcn_sparse::cpu {
+namespace {
+
+// Loops of a length that the compiler knows become vectors.
+constexpr int64_t kChannels = 64;
+using Known = std::integral_constant<int64_t, 64>;
+
+#if defined(__x86_64__)
+template <typename Loop>
+EFCN_AVX512 void on_avx512(const Loop& loop) {
+  loop();
+}
+template <typename Loop>
+EFCN_AVX2 void on_avx2(const Loop& loop) {
+  loop();
+}
+#endif
+
+// Runs a loop as it is compiled for this processor.
+template <typename Loop>
+void run_here(const Loop& loop) {
+#if defined(__x86_64__)
+  if (vector_bytes() == 64) return on_avx512(loop);
+  if (vector_bytes() == 32) return on_avx2(loop);
+#endif
+  loop();
+}
+
+#define EFCN_LOOP(...) [=](__VA_ARGS__) __attribute__((always_inline))
+
+// Calls part(first, count) for stretches of 64, and what is left.
+template <typename Part>
+EFCN_INLINE void in_stretches(int64_t total, const Part& part) {
+  int64_t first = 0;
+  for (; first + Known() <= total; first += Known()) part(first, Known());
+  if (first < total) part(first, total - first);
+}
+
+}  // namespace
+
+template <typename T>
+void relu(const T* x, T* y, uint64_t* kept, int64_t count) {
+  run_here(EFCN_LOOP() {
+    in_stretches(
+        count, EFCN_LOOP(int64_t first, auto size) {
+          uint64_t word = 0;
+          for (int64_t i = 0; i < size; ++i) {
+            const T number = x[first + i];
+            word |= uint64_t{!(number <= T(0))} << i;
+            y[first + i] = number < T(0) ? T(0) : number;
+          }
+          kept[first / kWord] = word;
+        });
+  });
+}
+
+template <typename T>
+void relu_backward(const T* dy, const uint64_t* kept, T* dx, int64_t count) {
+  run_here(EFCN_LOOP() {
+    in_stretches(
+        count, EFCN_LOOP(int64_t first, auto size) {
+          const uint64_t word = kept[first / kWord];
+          for (int64_t i = 0; i < size; ++i) dx[first + i] = (word >> i & 1) != 0 ? dy[first + i] : T(0);
+        });
+  });
+}
+
+template <typename T>
+void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
+  using Place = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  const MaxPool pool = *this;
+  run_here(EFCN_LOOP() {
+    // the part of a window that lies inside the image
+    const auto inside = EFCN_LOOP(int dim, int64_t start, int64_t size, int64_t& first, int64_t& end) {
+      const int64_t step = pool.dilation[dim];
+      first = start < 0 ? (step - 1 - start) / step : 0;
+      end = std::min(pool.kernel[dim], (size - start + step - 1) / step);
+    };
+    const int64_t top = row * pool.stride[0] - pool.padding[0];
+    int64_t upper, lower;
+    inside(0, top, pool.height, upper, lower);
+    for (int64_t column = 0; column < pool.out_width; ++column) {
+      const int64_t left = column * pool.stride[1] - pool.padding[1];
+      int64_t begin, end;
+      inside(1, left, pool.width, begin, end);
+      in_stretches(
+          pool.channels, EFCN_LOOP(int64_t channel, auto size) {
+            T best[kChannels];
+            Place from[kChannels];
+            for (int64_t c = 0; c < size; ++c) {
+              best[c] = -std::numeric_limits<T>::infinity();
+              from[c] = static_cast<Place>(upper * pool.kernel[1] + begin);
+            }
+            for (int64_t i = upper; i < lower; ++i)
+              for (int64_t j = begin; j < end; ++j) {
+                const int64_t h = top + i * pool.dilation[0], w = left + j * pool.dilation[1];
+                const T* numbers = x + (h * pool.width + w) * pool.channels + channel;
+                const Place place = static_cast<Place>(i * pool.kernel[1] + j);
+                for (int64_t c = 0; c < size; ++c) {
+                  const bool taken = (numbers[c] > best[c]) | (numbers[c] != numbers[c]);
+                  best[c] = taken ? numbers[c] : best[c];
+                  from[c] = taken ? place : from[c];
+                }
+              }
+            const int64_t out = column * pool.channels + channel;
+            for (int64_t c = 0; c < size; ++c) {
+              y[out + c] = best[c];
+              places[out + c] = static_cast<uint8_t>(from[c]);
+            }
+          });
+    }
+  });
+}
+
+// Each number of dx is written once: it looks at the windows that it lies in, in the order in which torch adds them.
+template <typename T>
+void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) const {
+  const MaxPool pool = *this;
+  run_here(EFCN_LOOP() {
+    const auto windows = EFCN_LOOP(int dim, int64_t at, int64_t most, int64_t& first, int64_t& last) {
+      const int64_t reach = pool.dilation[dim] * (pool.kernel[dim] - 1), shifted = at + pool.padding[dim];
+      first = shifted <= reach ? 0 : (shifted - reach + pool.stride[dim] - 1) / pool.stride[dim];
+      last = std::min(most - 1, shifted / pool.stride[dim]);
+    };
+    int64_t top, bottom, left, right;
+    windows(0, row, pool.out_height, top, bottom);
+    for (int64_t column = 0; column < pool.width; ++column) {
+      windows(1, column, pool.out_width, left, right);
+      in_stretches(
+          pool.channels, EFCN_LOOP(int64_t first, auto size) {
+            T sums[kChannels];
+            for (int64_t c = 0; c < size; ++c) sums[c] = T(0);
+            for (int64_t h = top; h <= bottom; ++h)
+              for (int64_t w = left; w <= right; ++w) {
+                const int64_t down = row + pool.padding[0] - h * pool.stride[0];
+                const int64_t across = column + pool.padding[1] - w * pool.stride[1];
+                if (down % pool.dilation[0] != 0 || across % pool.dilation[1] != 0) continue;
+                const auto place =
+                    static_cast<uint8_t>(down / pool.dilation[0] * pool.kernel[1] + across / pool.dilation[1]);
+                const int64_t out = (h * pool.out_width + w) * pool.channels + first;
+                for (int64_t c = 0; c < size; ++c) sums[c] += places[out + c] == place ? dy[out + c] : T(0);
+              }
+            for (int64_t c = 0; c < size; ++c) dx[column * pool.channels + first + c] = sums[c];
+          });
+    }
+  });
+}
+
+#define EFCN_INSTANTIATE(T)                                                 \
+  template void relu<T>(const T*, T*, uint64_t*, int64_t);                  \
+  template void relu_backward<T>(const T*, const uint64_t*, T*, int64_t);   \
+  template void MaxPool::forward<T>(const T*, int64_t, T*, uint8_t*) const; \
+  template void MaxPool::backward<T>(const T*, const uint8_t*, int64_t, T*) const
+EFCN_INSTANTIATE(float);
+EFCN_INSTANTIATE(double);
+
+}  // namespace efcn_sparse::cpu

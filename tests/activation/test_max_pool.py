@@ -1,0 +1,128 @@
+"""MaxPool2d: torch's numbers bit for bit, from a byte for each output."""
+
+import pytest
+import torch
+from torch import nn
+
+import efcn_sparse as es
+
+WINDOWS = {
+    "overlapping": dict(kernel_size=3, stride=2),
+    "apart": dict(kernel_size=2),
+    "padded": dict(kernel_size=3, stride=1, padding=1),
+    "rectangular": dict(kernel_size=(2, 3), stride=(3, 1), padding=(1, 0)),
+    "dilated": dict(kernel_size=3, stride=2, padding=1, dilation=2),
+    "ceil": dict(kernel_size=3, stride=2, ceil_mode=True),
+    "ceil and padded": dict(kernel_size=(3, 2), stride=3, padding=1, ceil_mode=True),
+    "gaps": dict(kernel_size=2, stride=4),
+    "large": dict(kernel_size=(16, 16), stride=1, padding=8),
+    "too large for bytes": dict(kernel_size=(16, 17), stride=1, padding=8),
+}
+
+
+def both(window, x, use):
+    """What ``use(pool, leaf)`` returns of our pooling and of torch's, and the gradients of x."""
+    found = []
+    for kind in (es.MaxPool2d, nn.MaxPool2d):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        found.append([*(one.detach() for one in use(kind(**window), leaf)), leaf.grad])
+    return found
+
+
+def same(found):
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        assert ours.is_contiguous(memory_format=torch.channels_last) == theirs.is_contiguous(
+            memory_format=torch.channels_last
+        )
+
+
+def images(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def trained(pool, leaf):
+    y = pool(leaf * 1)
+    (y * torch.arange(1, 1 + y.numel(), dtype=y.dtype).view_as(y).sin()).sum().backward()
+    return [y]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=list(WINDOWS))
+def test_it_is_torchs(window, dtype):
+    same(both(window, images(2, 70, 9, 10, dtype=dtype), trained))  # 64 channels at a time, and 6 more
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 3), (3, 2, 3, 40), (2, 130, 17, 5), (0, 4, 5, 5)])
+def test_sizes(shape):
+    same(both(WINDOWS["overlapping"], images(*shape), trained))
+
+
+def test_equal_numbers_infinities_and_nans():
+    x = torch.randint(-1, 2, (3, 64, 9, 9)).float()
+    x[0, :, 2:5, 2:5] = torch.nan
+    x[1] = -torch.inf
+    x[2, :, 3, 3] = torch.inf
+    for window in (WINDOWS["overlapping"], WINDOWS["padded"]):
+        same(both(window, x.contiguous(memory_format=torch.channels_last), trained))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(torch.randn(2, 4, 7, 7), id="channels first"),
+        pytest.param(torch.randn(4, 7, 7), id="no batch"),
+        pytest.param(images(2, 4, 7, 7, dtype=torch.bfloat16), id="bfloat16"),
+    ],
+)
+def test_what_is_left_to_torch(x):
+    same(both(WINDOWS["overlapping"], x, trained))
+
+
+def test_indices_are_torchs():
+    x = images(2, 4, 7, 7)
+    ours, theirs = (kind(3, 2, return_indices=True)(x) for kind in (es.MaxPool2d, nn.MaxPool2d))
+    assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("window", [WINDOWS["overlapping"], WINDOWS["rectangular"], WINDOWS["dilated"]])
+def test_second_derivatives(window):
+    def use(pool, leaf):
+        y = pool(leaf.square())
+        (first,) = torch.autograd.grad(y.exp().sum(), leaf, create_graph=True)
+        first.square().sum().backward()
+        return [first]
+
+    found = both(window, images(2, 5, 9, 8, dtype=torch.float64), use)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_transforms_and_graphs():
+    x, pools = images(2, 4, 7, 7), (es.MaxPool2d(3, 2), nn.MaxPool2d(3, 2))
+    gradients = [torch.func.grad(lambda x, pool=pool: pool(x).square().sum())(x) for pool in pools]
+    assert torch.equal(*gradients)
+    compiled = torch.compile(pools[0], fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x.requires_grad_()), pools[1](x))
+
+
+def test_it_holds_a_byte_for_each_output():
+    held = []
+
+    def pack(saved):
+        held.append(saved.nbytes)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        y = es.MaxPool2d(3, 2)(images(2, 4, 7, 7).requires_grad_())
+    assert sum(held) == y.numel()
+
+
+@pytest.mark.parametrize("window", [dict(kernel_size=2, stride=0), dict(kernel_size=2, padding=2), dict(kernel_size=9)])
+def test_errors_are_torchs(window):
+    messages = []
+    for kind in (es.MaxPool2d, nn.MaxPool2d):
+        with pytest.raises(RuntimeError) as raised:
+            kind(**window)(images(1, 2, 5, 5).requires_grad_())
+        messages.append(str(raised.value).splitlines()[0])
+    assert messages[0] == messages[1]
