@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -74,30 +73,16 @@ class MaxPool2d(nn.MaxPool2d):
         return torch.ops.efcn_sparse_cpu.max_pool2d(input, *window, self.ceil_mode)
 
 
-_TORCHS: dict[type[nn.Module], type[nn.Module]] = {nn.ReLU: ReLU, nn.MaxPool2d: MaxPool2d}
-_OURS = {ours: theirs for theirs, ours in _TORCHS.items()}
+IN_LESS_MEMORY: dict[type[nn.Module], type[nn.Module]] = {nn.ReLU: ReLU, nn.MaxPool2d: MaxPool2d}
+AS_TORCHS = {ours: theirs for theirs, ours in IN_LESS_MEMORY.items()}
 
 
-def in_less_memory(model: nn.Module) -> dict[int, nn.Module]:
-    """The modules of torch that there is a class for here, no subclasses of theirs: copies of that class, by ``id``.
-
-    ``copy.deepcopy`` takes them as its memo.
-    """
-    return _copies_as(model, _TORCHS)
-
-
-def as_torchs(model: nn.Module) -> dict[int, nn.Module]:
-    """The way back of :func:`in_less_memory`."""
-    return _copies_as(model, _OURS)
-
-
-def _copies_as(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> dict[int, nn.Module]:
-    found: dict[int, nn.Module] = {}
-    for module in model.modules():
-        if type(module) in classes:
-            found[id(module)] = copied = copy.deepcopy(module)
-            copied.__class__ = classes[type(module)]
-    return found
+def exchange(copied: nn.Module, original: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+    """Make the modules of a copy what ``classes`` has for their class, unless the original shares them."""
+    shared = {id(module) for module in original.modules()}
+    for module in copied.modules():
+        if type(module) in classes and id(module) not in shared:
+            module.__class__ = classes[type(module)]
 
 
 def feature_maps(units: Tensor, size: Sequence[int]) -> Tensor:
@@ -112,9 +97,9 @@ def feature_maps(units: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _runs_compiled(x: Tensor) -> bool:
-    """Whether autograd alone looks on; torch.compile, torch.export and transforms get operators that they know."""
-    plain = type(x) is Tensor and not torch.compiler.is_compiling() and not under_transforms()
-    return plain and extension_status().available
+    """Whether autograd alone looks on: compilers, tracers and transforms get operators that they know."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return type(x) is Tensor and not traced and not under_transforms() and extension_status().available
 
 
 def _pair(size: int | Sequence[int]) -> Sequence[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from efcn_sparse.activation import as_torchs, in_less_memory
+from efcn_sparse.activation import AS_TORCHS, IN_LESS_MEMORY, exchange
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
@@ -88,7 +88,7 @@ def embed(
             raise refuse(site.name, site.conv, "it is on the meta device; plan() takes such models")
     check_memory(found.sites)
     structures: dict[Any, Any] = {}
-    embedded: dict[int, Any] = {**in_less_memory(model)}
+    embedded: dict[int, Any] = {}
     for site in found.sites:
         rule, geometry = site.rule, site.geometry
         key = (geometry, rule)
@@ -99,6 +99,7 @@ def embed(
             site.plain, geometry.image_size, rule.support, structure=structures[key], geometry=geometry
         )
     twin = copy_of(model, embedded)  # where deepcopy meets a convolution, it finds its twin already made
+    exchange(twin, model, IN_LESS_MEMORY)
     outputs = run_embedded(twin, EmbeddedConv, [(done.example, done.training) for done in found.runs])
     for done, output in zip(found.runs, outputs, strict=True):
         if not done.training:  # batch statistics and what else there is may magnify rounding errors
@@ -134,7 +135,9 @@ def unembed(model: nn.Module) -> nn.Module:
     }
     if not convolutions:
         raise ValueError(f"model must hold an embedded convolution, got {type(model).__name__} without one")
-    return copy_of(model, convolutions | as_torchs(model))
+    cnn = copy_of(model, convolutions)
+    exchange(cnn, model, AS_TORCHS)
+    return cnn
 
 
 def convolutions_left(model: nn.Module) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from efcn_sparse.activation import in_less_memory
+from efcn_sparse.activation import IN_LESS_MEMORY, exchange
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.example_run import Example, run_embedded
 from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
@@ -135,7 +135,7 @@ def meta_twin(model: nn.Module, planned: EmbeddingPlan, example: Example) -> tup
 
     The copy runs on the example once, to find the memory format that it needs.
     """
-    memo: dict[int, Any] = {**in_less_memory(model)}
+    memo: dict[int, Any] = {}
     for layer in planned.layers:
         conv = model.get_submodule(layer.name)
         memo[id(conv)] = PlannedConv(conv, layer)
@@ -144,6 +144,7 @@ def meta_twin(model: nn.Module, planned: EmbeddingPlan, example: Example) -> tup
     for buffer in model.buffers():
         memo[id(buffer)] = meta_copy(buffer)
     twin = copy.deepcopy(model, memo)
+    exchange(twin, model, IN_LESS_MEMORY)
     example = Example(meta_copy(example.args), meta_copy(dict(example.kwargs)))
     run_embedded(twin, PlannedConv, [(example, False)])
     return twin, example

@@ -205,6 +205,7 @@ def test_errors_of_writing_in_place_are_torchs():
 def test_graphs_hold_torchs_operator():
     program = torch.export.export(nn.Sequential(es.ReLU()), (torch.ones(2),))
     assert torch.ops.aten.relu.default in {node.target for node in program.graph.nodes}
+    assert "aten::relu(" in str(torch.jit.trace(es.ReLU(), torch.ones(2)).graph)
     compiled = torch.compile(es.ReLU(), fullgraph=True, backend="aot_eager")
     x = torch.randn(5, requires_grad=True)
     compiled(x * 2).sum().backward()
@@ -215,14 +216,39 @@ def test_embed_puts_it_in_and_unembed_takes_it_out():
     class Own(nn.ReLU):
         pass
 
-    seen = []
-    cnn = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3), Own()).eval()
-    cnn[1].register_forward_hook(lambda *_: seen.append(1))
-    twin = es.embed(cnn, torch.randn(1, 1, 7, 7))
-    seen.clear()
-    twin(torch.randn(1, 1, 7, 7))
+    class Net(nn.Sequential):
+        """Its hook counts calls, in the net itself."""
+
+        calls = 0
+
+        def count(self, *_):
+            self.calls += 1
+
+    x = torch.randn(1, 1, 7, 7)
+    cnn = Net(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3), Own()).eval()
+    cnn[1].register_forward_hook(cnn.count)
+    twin = es.embed(cnn, x)
+    before = twin.calls
+    twin(x)
     assert [type(twin[i]) for i in (1, 3)] == [es.ReLU, Own]
-    assert (twin[1].inplace, twin[1].training, seen) == (True, False, [1])
+    assert (twin[1].inplace, twin[1].training, twin.calls - before) == (True, False, 1)
     back = es.unembed(twin)
     assert type(back[1]) is nn.ReLU
     assert type(cnn[1]) is nn.ReLU
+
+
+def test_embed_leaves_what_copies_share():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def __deepcopy__(self, memo):
+            return self
+
+        def forward(self, x):
+            return self.relu(x)
+
+    cnn = nn.Sequential(nn.Conv2d(1, 2, 3), Shared())
+    es.embed(cnn, torch.randn(1, 1, 7, 7))
+    assert type(cnn[1].relu) is nn.ReLU
