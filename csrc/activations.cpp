@@ -29,6 +29,15 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kGrain = 1 << 15;  // numbers that repay waking a thread
 
+// Whether its numbers lie in its memory as its strides say, and autograd alone looks on.
+bool is_plain(const Tensor& x) {
+  constexpr c10::DispatchKeySet kOthers{c10::DispatchKey::Python,        c10::DispatchKey::FuncTorchBatched,
+                                        c10::DispatchKey::Batched,       c10::DispatchKey::FuncTorchGradWrapper,
+                                        c10::DispatchKey::Functionalize, c10::DispatchKey::Negative,
+                                        c10::DispatchKey::Conjugate,     c10::DispatchKey::ZeroTensor};
+  return x.layout() == at::kStrided && !x.is_nested() && !x.key_set().has_any(kOthers);
+}
+
 bool is_recorded(const Tensor& x) { return x.requires_grad() && c10::GradMode::is_enabled(); }
 
 // Whether nobody else can see what is written into it. Plans watch meta tensors from Python, which holds them.
@@ -93,15 +102,15 @@ void relu_backward_into(const Tensor& dy, const Tensor& kept, const Tensor& dx) 
 
 struct ReluFunction : torch::autograd::Function<ReluFunction> {
   static Tensor forward(AutogradContext* context, const Tensor& x, bool in_place) {
-    at::AutoDispatchBelowAutograd guard;
+    at::AutoDispatchBelowADInplaceOrView guard;
     Tensor y = in_place ? x : cpu::in_huge_pages(at::empty_like(x));
     const bool in_bits = has_kernels(x) && x.is_non_overlapping_and_dense() && x.strides() == y.strides();
     context->saved_data["in_bits"] = in_bits;
     if (in_bits) {
       const Tensor kept = words_for(x);
       relu_into(x, y, kept);
-      if (in_place) torch::autograd::impl::bump_version(y);
       context->saved_data["strides"] = y.strides();
+      context->saved_data["double"] = x.scalar_type() == at::kDouble;
       context->save_for_backward({kept});
     } else {
       at::clamp_min_out(y, x, 0);
@@ -115,14 +124,16 @@ struct ReluFunction : torch::autograd::Function<ReluFunction> {
     const Tensor saved = context->get_saved_variables()[0];
     Tensor dy = std::move(gradients[0]);
     if (!dy.defined()) return {Tensor(), Tensor()};
+    const bool is_differentiated = c10::GradMode::is_enabled() || !is_plain(dy);
     if (!context->saved_data["in_bits"].toBool()) {
-      if (is_recorded(dy) || !is_unshared(dy)) return {at::threshold_backward(dy, saved, 0), Tensor()};
+      if (is_differentiated || !is_unshared(dy)) return {at::threshold_backward(dy, saved, 0), Tensor()};
       at::threshold_backward_out(dy, dy, saved, 0);
       return {dy, Tensor()};
     }
     const auto strides = context->saved_data["strides"].toIntVector();  // the order of the bits
-    if (is_recorded(dy)) {
-      const Tensor passes = at::empty_strided(dy.sizes(), strides, dy.options()).fill_(1);
+    if (is_differentiated) {
+      const auto options = context->saved_data["double"].toBool() ? at::kDouble : at::kFloat;
+      const Tensor passes = at::empty_strided(dy.sizes(), strides, saved.options().dtype(options)).fill_(1);
       relu_backward_into(passes, saved, passes);
       return {at::where(passes.to(at::kBool), dy, 0), Tensor()};
     }
@@ -137,9 +148,13 @@ struct ReluFunction : torch::autograd::Function<ReluFunction> {
   }
 };
 
-Tensor relu(const Tensor& x) { return is_recorded(x) ? ReluFunction::apply(x, false) : at::relu(x); }
+Tensor relu(const Tensor& x) { return is_recorded(x) && is_plain(x) ? ReluFunction::apply(x, false) : at::relu(x); }
 
-Tensor& relu_(Tensor& x) { return is_recorded(x) ? x = ReluFunction::apply(x, true) : at::relu_(x); }
+// Leaves are refused before anything is written, and views are the affair of autograd.
+Tensor& relu_(Tensor& x) {
+  const bool is_own = is_recorded(x) && is_plain(x) && !x.is_leaf() && !x.is_view();
+  return is_own ? x = ReluFunction::apply(x, true) : at::relu_(x);
+}
 
 // -- max-pooling --------------------------------------------------------------------------------------------------------
 
@@ -212,8 +227,9 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     const Tensor places = context->get_saved_variables()[0];
     const Window window{kernel, stride, padding, dilation, context->saved_data["ceil_mode"].toBool()};
     const cpu::MaxPool pool = pool_of(size, places.sizes(), window);
-    if (is_recorded(gradients[0])) {  // torch knows the derivative of what it computes itself
-      const Tensor image = at::empty({1}, gradients[0].options()).expand(size);
+    if (c10::GradMode::is_enabled() ||
+        !is_plain(gradients[0])) {  // torch knows the derivative of what it computes itself
+      const Tensor image = at::empty({1}, places.options().dtype(gradients[0].scalar_type())).expand(size);
       return {at::max_pool2d_with_indices_backward(gradients[0], image, kernel, stride, padding, dilation,
                                                    window.ceil_mode, indices_of(places, pool)),
               Tensor()};
@@ -247,8 +263,8 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
 
 Tensor max_pool2d(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                   bool ceil_mode) {
-  const bool in_bytes = is_recorded(x) && has_kernels(x) && x.dim() == 4 && x.numel() > 0 && x.is_contiguous(kLast) &&
-                        kernel[0] * kernel[1] <= 256;
+  const bool in_bytes = is_recorded(x) && is_plain(x) && has_kernels(x) && x.dim() == 4 && x.numel() > 0 &&
+                        x.is_contiguous(kLast) && kernel[0] * kernel[1] <= 256;
   if (in_bytes) return MaxPoolFunction::apply(x, Window{kernel, stride, padding, dilation, ceil_mode});
   return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -276,7 +292,7 @@ struct FeatureMapsFunction : torch::autograd::Function<FeatureMapsFunction> {
 };
 
 Tensor feature_maps(const Tensor& units, IntArrayRef size) {
-  return is_recorded(units) ? FeatureMapsFunction::apply(units, size) : as_feature_maps(units, size);
+  return is_recorded(units) && is_plain(units) ? FeatureMapsFunction::apply(units, size) : as_feature_maps(units, size);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ class ReLU(nn.ReLU):
     writes over the gradient that it is handed, where nobody else holds that: on a CPU, new memory takes longer than the
     ReLU. :func:`efcn_sparse.embed` puts it in the place of every ``nn.ReLU``; it serves in any other model as well.
 
-    A gradient that a hook, a caller or a second derivative may still read is left as it is. Bits are of fp32 and fp64
-    on a CPU. Compiled and exported models, transforms of ``torch.func``, and everything without the compiled
-    extension, run torch's own.
+    A gradient that a hook, a caller or a second derivative may still read is left as it is. Bits are held of fp32 and
+    fp64 on a CPU; of other dtypes and devices the output is held, as torch holds it. Compiled and exported models,
+    transforms of ``torch.func``, ``TorchDispatchMode``, and everything without the compiled extension, run torch's own.
+    ``F.relu``, ``torch.relu`` and subclasses of ``nn.ReLU`` stay what they are.
+
+    With ``create_graph=True``, the gradient is no function of the input, as whose torch gives the derivative zero.
 
     Args:
         inplace: as of ``nn.ReLU``.
@@ -48,8 +52,9 @@ class ReLU(nn.ReLU):
 class MaxPool2d(nn.MaxPool2d):
     """``nn.MaxPool2d`` that holds a byte for each output, where torch holds its input, and 8 bytes for each output.
 
-    :func:`efcn_sparse.embed` puts it in the place of every ``nn.MaxPool2d``. It does so for fp32 and fp64 on a CPU,
-    channels last in memory, with up to 256 numbers in a window. All else runs torch's own: other inputs,
+    :func:`efcn_sparse.embed` puts it in the place of every ``nn.MaxPool2d``, and makes feature maps channels last. In
+    a model of your own that takes ``model.to(memory_format=torch.channels_last)``. Bytes are held of fp32 and fp64 on a
+    CPU, channels last in memory, with up to 256 numbers in a window. All else runs torch's own: other inputs,
     ``return_indices``, and what :class:`ReLU` leaves to torch.
 
     Args:
@@ -62,14 +67,15 @@ class MaxPool2d(nn.MaxPool2d):
 
     Example:
         >>> import torch, efcn_sparse as es
-        >>> es.MaxPool2d(3, stride=2)(torch.randn(1, 4, 7, 7)).shape
+        >>> x = torch.randn(1, 4, 7, 7, requires_grad=True).to(memory_format=torch.channels_last)
+        >>> es.MaxPool2d(3, stride=2)(x).shape
         torch.Size([1, 4, 3, 3])
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _runs_compiled(input) or self.return_indices:
+        window = [_pair(size) for size in (self.kernel_size, self.stride, self.padding, self.dilation)]
+        if None in window or self.return_indices or not _runs_compiled(input):
             return super().forward(input)
-        window = (_pair(self.kernel_size), _pair(self.stride), _pair(self.padding), _pair(self.dilation))
         return torch.ops.efcn_sparse_cpu.max_pool2d(input, *window, self.ceil_mode)
 
 
@@ -97,10 +103,18 @@ def feature_maps(units: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _runs_compiled(x: Tensor) -> bool:
-    """Whether autograd alone looks on: compilers, tracers and transforms get operators that they know."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return type(x) is Tensor and not traced and not under_transforms() and extension_status().available
+    """Whether autograd alone looks on: compilers, tracers, modes and transforms get operators that they know."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transforms()
+    return type(x) is Tensor and not traced and not _is_watched() and extension_status().available
 
 
-def _pair(size: int | Sequence[int]) -> Sequence[int]:
-    return (size, size) if isinstance(size, int) else size
+def _is_watched() -> bool:
+    """Whether a ``TorchDispatchMode`` is on, unless it counts memory, from that of operators that it does not know."""
+    modes = range(torch._C._len_torch_dispatch_stack())
+    return not all(getattr(torch._C._get_dispatch_stack_at(i), "counts_memory", False) for i in modes)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Height and width; None for what is neither one number nor two, which torch may know what to do with."""
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    return pair if len(pair) == 2 and all(type(side) is int for side in pair) else None

@@ -255,7 +255,9 @@ class EmbeddedConv(nn.Module):
         y = self.linear(units)
         if self.low_rank is not None:
             y = y + self.low_rank(units, self.linear)
-        y = feature_maps(y, (*geometry.output_size, geometry.out_channels))
+        size = (*geometry.output_size, geometry.out_channels)
+        # who keeps y must see, by its history, what a function in place does to the maps
+        y = y.view(y.shape[0], *size).movedim(-1, 1) if _is_seen(self.linear) else feature_maps(y, size)
         if self.contiguous_output:
             y = y.contiguous()
         return y if batched else y.squeeze(0)
@@ -300,3 +302,9 @@ def _without_numbers(conv: nn.Module) -> Any:
     copied = copy.copy(conv)
     copied.__dict__["_parameters"] = dict.fromkeys(conv._parameters)
     return copied
+
+
+def _is_seen(layer: nn.Module) -> bool:
+    """Whether hooks are handed the outputs of a layer."""
+    everywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_backward_hooks
+    return bool(layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks or everywhere)

@@ -20,6 +20,8 @@ class LiveMemory(TorchDispatchMode):
         flops: of matrix products and convolutions so far; modules that stand in for others add theirs themselves.
     """
 
+    counts_memory = True  # layers of ours may allocate as they do when nothing looks on
+
     def __init__(self) -> None:
         super().__init__()
         self.held = self.peak = self.flops = 0

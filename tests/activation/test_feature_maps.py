@@ -50,3 +50,18 @@ def test_a_function_in_place_copies_nothing(layer, shape):
     assert node is not None
     assert names[0] == "ReluBackward0"
     assert not any("CopySlices" in name for name in names)
+
+
+def test_who_keeps_the_output_of_the_layer_sees_what_is_done_to_it():
+    kept, gradients = [], []
+    x = torch.randn(2, 2, 6, 6)
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        twin = es.embed(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace)), x)
+        twin[0].linear.register_forward_hook(lambda *arguments: kept.append(arguments[2]))
+        leaf = x.clone().requires_grad_()
+        twin(leaf)
+        y = kept.pop()
+        (y if inplace else y.relu()).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)

@@ -118,6 +118,28 @@ def test_it_holds_a_byte_for_each_output():
     assert sum(held) == y.numel()
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        dict(kernel_size=2, stride=[]),
+        dict(kernel_size=(3,), stride=(2,)),
+        dict(kernel_size=3, padding=(1,), dilation=(2,)),
+    ],
+)
+def test_lists_of_one_or_no_number(window):
+    same(both(window, images(2, 8, 9, 9), trained))
+
+
+def test_many_gradients_at_once():
+    x, found = images(1, 2, 5, 5), []
+    for kind in (es.MaxPool2d, nn.MaxPool2d):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = kind(3, 2)(leaf)
+        dy = torch.eye(y.numel()).view(-1, *y.shape)
+        found += torch.autograd.grad(y, leaf, dy, is_grads_batched=True)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("window", [dict(kernel_size=2, stride=0), dict(kernel_size=2, padding=2), dict(kernel_size=9)])
 def test_errors_are_torchs(window):
     messages = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import efcn_sparse as es
@@ -192,19 +193,57 @@ def test_transforms(transform, recwarn):
     assert not [one for one in recwarn.list if "performance drop" in str(one.message)]
 
 
-def test_errors_of_writing_in_place_are_torchs():
+@pytest.mark.parametrize("take", [lambda leaf: leaf, lambda leaf: leaf[:], lambda leaf: leaf.clone().chunk(2)[0]])
+def test_errors_of_writing_in_place_come_before_it(take):
+    leaf = torch.tensor([-1.0, 2.0], requires_grad=True)
+    x = take(leaf)
+    with pytest.raises(RuntimeError, match=r"leaf Variable|multiple views|view of a leaf"):
+        es.ReLU(inplace=True)(x)
+    assert torch.equal(x, leaf[: len(x)])
+    assert torch.equal(leaf, torch.tensor([-1.0, 2.0]))
+
+
+def test_what_was_saved_is_not_overwritten_unseen():
     leaf = torch.ones(3, requires_grad=True)
-    with pytest.raises(RuntimeError, match="leaf Variable"):
-        es.ReLU(inplace=True)(leaf)
     saved = leaf.sigmoid()
     es.ReLU(inplace=True)(saved)
+    assert saved._version == 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_create_graph_and_many_gradients_at_once(dtype):
+    x = torch.randn(4, dtype=dtype)
+    scale = torch.randn(4, dtype=dtype)
+    found = []
+    for relu in (es.ReLU(), nn.ReLU()):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad((relu(leaf) * scale).sum(), leaf, create_graph=True)
+        (each,) = torch.autograd.grad(relu(leaf), leaf, torch.eye(4, dtype=dtype), is_grads_batched=True)
+        found.append((first.detach(), each))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_what_has_no_numbers_of_its_own_is_left_to_torch():
+    numbers = torch.tensor([1 + 2j, 3 - 4j], requires_grad=True)
+    negative = (numbers * 1).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(es.ReLU()(negative), torch.relu(negative))
+    assert torch.equal(es.ReLU(inplace=True)(negative.view(2)), torch.relu(negative))
+    sparse = torch.tensor([-1.0, 0.0, 2.0]).to_sparse().requires_grad_()
+    assert torch.equal(es.ReLU()(sparse).to_dense(), torch.tensor([0.0, 0.0, 2.0]))
+    gradient = torch._neg_view(torch.ones(3))
+    x = torch.tensor([-1.0, 1.0, 2.0], requires_grad=True)
+    es.ReLU()(x * 1).backward(gradient)
+    assert torch.equal(x.grad, torch.tensor([0.0, -1.0, -1.0]))
 
 
 def test_graphs_hold_torchs_operator():
     program = torch.export.export(nn.Sequential(es.ReLU()), (torch.ones(2),))
     assert torch.ops.aten.relu.default in {node.target for node in program.graph.nodes}
+    graph = make_fx(lambda x: es.ReLU()(x) * 2)(torch.ones(2, requires_grad=True)).graph
+    assert torch.ops.aten.relu.default in {node.target for node in graph.nodes}
     assert "aten::relu(" in str(torch.jit.trace(es.ReLU(), torch.ones(2)).graph)
     compiled = torch.compile(es.ReLU(), fullgraph=True, backend="aot_eager")
     x = torch.randn(5, requires_grad=True)
