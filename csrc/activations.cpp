@@ -64,14 +64,12 @@ void with_type(const Tensor& x, Kernel&& kernel) {
 
 // -- ReLU ---------------------------------------------------------------------------------------------------------------
 
-Tensor words_for(const Tensor& x) {
-  return at::empty({(x.numel() + cpu::kWord - 1) / cpu::kWord}, x.options().dtype(at::kLong));
-}
+int64_t words_of(int64_t numel) { return (numel + cpu::kWord - 1) / cpu::kWord; }
 
 // Calls part(first number, first word, count) for parts of `numel` numbers, on all threads.
 template <typename Part>
 void by_words(int64_t numel, Part&& part) {
-  at::parallel_for(0, (numel + cpu::kWord - 1) / cpu::kWord, kGrain / cpu::kWord, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, words_of(numel), kGrain / cpu::kWord, [&](int64_t begin, int64_t end) {
     part(begin * cpu::kWord, begin, std::min(numel, end * cpu::kWord) - begin * cpu::kWord);
   });
 }
@@ -107,10 +105,9 @@ struct ReluFunction : torch::autograd::Function<ReluFunction> {
     const bool in_bits = has_kernels(x) && x.is_non_overlapping_and_dense() && x.strides() == y.strides();
     context->saved_data["in_bits"] = in_bits;
     if (in_bits) {
-      const Tensor kept = words_for(x);
+      const Tensor kept = at::empty({words_of(x.numel())}, x.options().dtype(at::kLong));
       relu_into(x, y, kept);
       context->saved_data["strides"] = y.strides();
-      context->saved_data["double"] = x.scalar_type() == at::kDouble;
       context->save_for_backward({kept});
     } else {
       at::clamp_min_out(y, x, 0);
@@ -132,8 +129,7 @@ struct ReluFunction : torch::autograd::Function<ReluFunction> {
     }
     const auto strides = context->saved_data["strides"].toIntVector();  // the order of the bits
     if (is_differentiated) {
-      const auto options = context->saved_data["double"].toBool() ? at::kDouble : at::kFloat;
-      const Tensor passes = at::empty_strided(dy.sizes(), strides, saved.options().dtype(options)).fill_(1);
+      const Tensor passes = at::empty_strided(dy.sizes(), strides, saved.options().dtype(at::kFloat)).fill_(1);
       relu_backward_into(passes, saved, passes);
       return {at::where(passes.to(at::kBool), dy, 0), Tensor()};
     }
@@ -227,8 +223,8 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     const Tensor places = context->get_saved_variables()[0];
     const Window window{kernel, stride, padding, dilation, context->saved_data["ceil_mode"].toBool()};
     const cpu::MaxPool pool = pool_of(size, places.sizes(), window);
-    if (c10::GradMode::is_enabled() ||
-        !is_plain(gradients[0])) {  // torch knows the derivative of what it computes itself
+    // torch knows the derivative of what it computes itself
+    if (c10::GradMode::is_enabled() || !is_plain(gradients[0])) {
       const Tensor image = at::empty({1}, places.options().dtype(gradients[0].scalar_type())).expand(size);
       return {at::max_pool2d_with_indices_backward(gradients[0], image, kernel, stride, padding, dilation,
                                                    window.ceil_mode, indices_of(places, pool)),
