@@ -1,5 +1,5 @@
 // The C library gives large buffers back to the system when they are freed. In pages of 4 KiB, each that comes anew costs a
-// page fault: a gradient of 80 MB takes longer to come by than to compute.
+// page fault, which takes longer than to write it.
 #include "huge_pages.h"
 
 #ifdef __linux__
@@ -18,8 +18,8 @@ at::Tensor in_huge_pages(at::Tensor fresh) {
   if (is_ours && fresh.nbytes() >= kLarge) {
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const auto start = reinterpret_cast<uintptr_t>(fresh.data_ptr()), first = (start + page - 1) / page * page;
-    madvise(reinterpret_cast<void*>(first), start + fresh.nbytes() - first,
-            MADV_HUGEPAGE);  // refused where it cannot be
+    // where it cannot be it is refused, and nothing is lost
+    madvise(reinterpret_cast<void*>(first), start + fresh.nbytes() - first, MADV_HUGEPAGE);
   }
 #endif
   return fresh;
