@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "buffer.h"
 
 namespace efcn_sparse::cpu {
 
@@ -19,7 +20,7 @@ struct Result {
 
   // y = alpha (sums + bias) + beta y for columns [begin, begin + n) of some rows; sums [rows, ld].
   void write(int64_t begin, int64_t n, int64_t first, int64_t rows, int64_t ld, const Sum* sums,
-             std::vector<Sum>& widened_bias) const {
+             Buffer<Sum>& widened_bias) const {
     widened_bias.assign(n, Sum(0));
     if (bias != nullptr)
       for (int64_t j = 0; j < n; ++j) widened_bias[j] = static_cast<Sum>(bias[begin + j]);

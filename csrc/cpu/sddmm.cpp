@@ -2,8 +2,7 @@
 // the columns of b that its blocks need; consecutive blocks are computed together.
 #include "operations.h"
 
-#include <vector>
-
+#include "buffer.h"
 #include "few_rows.h"
 #include "few_rows_gradient.h"
 #include "pack.h"
@@ -34,7 +33,7 @@ class SampledProduct {
     if (kFew && batch_ <= kFewRows) {
       few_ = 1;
       while (few_ < batch_) few_ *= 2;
-      rows_.resize(few_ * b.size(1));
+      rows_.resize(few_ * b.size(1), Sum(0));
       copy_rows(b.const_data_ptr<Stored>(), b.stride(0), 0, batch_, 0, b.size(1), b.size(1), rows_.data());
       return;
     }
@@ -60,16 +59,19 @@ class SampledProduct {
   }
 
   void run() {
-    const int64_t blocks = walk_.starts[walk_.rows];
+    const int64_t threads = threads_for(batch_ * walk_.starts[walk_.rows] * walk_.out_side * walk_.in_side);
+    const std::vector<int64_t> rows = walk_.longest_first(1, threads);
     share_tasks(
         walk_.rows,
         [&](auto&& next) {
           Workspace space;
-          for (int64_t i = next(); i >= 0; i = next())
+          for (int64_t task = next(); task >= 0; task = next()) {
+            const int64_t i = rows[task];
             few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
+          }
           Product<Operand>::release();
         },
-        threads_for(batch_ * blocks * walk_.out_side * walk_.in_side));
+        threads);
   }
 
  private:
@@ -77,8 +79,8 @@ class SampledProduct {
   static constexpr bool kPanels = std::is_same_v<Stored, Sum> && std::is_same_v<Result, Sum>;
 
   struct Workspace {
-    std::vector<Operand> left, gathered, paired;
-    std::vector<Sum> sums, columns;
+    Buffer<Operand> left, gathered, paired;
+    Buffer<Sum> sums, columns;
   };
 
   void few_rows(int64_t i, Workspace& space) const {
@@ -236,8 +238,8 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
-  int64_t few_ = 0;        // the batch, padded with zeros to a power of two, where it is small
-  std::vector<Sum> rows_;  // b then, [few_, in_features]
+  int64_t few_ = 0;   // the batch, padded with zeros to a power of two, where it is small
+  Buffer<Sum> rows_;  // b then, [few_, in_features]
   bool in_place_ = false, gathered_ = false, panels_used_ = false;
   const Stored* x_;
   int64_t ldx_;

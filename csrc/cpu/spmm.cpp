@@ -62,13 +62,14 @@ class Multiplication {
     const int64_t groups = (batch + rows - 1) / rows;
     int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
-    const int64_t strips = (walk_.rows + together - 1) / together;
+    const std::vector<int64_t> firsts = walk_.longest_first(together, threads);
+    const int64_t strips = firsts.size();
     share_tasks(
         strips * groups,
         [&](auto&& next) {
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next()) {
-            const int64_t first = task / strips * rows, i = task % strips * together;
+            const int64_t first = task / strips * rows, i = firsts[task % strips];
             block_rows(i, std::min(walk_.rows, i + together), first, std::min(batch, first + rows), space);
           }
           Product<Operand>::release();
@@ -78,8 +79,8 @@ class Multiplication {
 
  private:
   struct Workspace {
-    std::vector<Operand> panel, block, gathered;
-    std::vector<Sum> sums, bias;
+    Buffer<Operand> panel, block, gathered;
+    Buffer<Sum> sums, bias;
     std::vector<Segment<Operand>> segments;
     int64_t lda;  // of all segments
   };
@@ -185,19 +186,19 @@ void multiply_few_rows(const at::Tensor& x, const Stored* values, const Walk& wa
   int64_t padded = 1;
   while (padded < batch) padded *= 2;
   FewRows<Stored, Sum> job{walk, masks, values, nullptr, x.stride(0), padded};
-  std::vector<Sum> copy;
+  Buffer<Sum> copy;
   if constexpr (std::is_same_v<Stored, Sum>) job.x = x.const_data_ptr<Sum>();
   if (!std::is_same_v<Stored, Sum> || padded != batch) {
     job.ldx = walk.in_features;
-    copy.resize(padded * job.ldx);
+    copy.resize(padded * job.ldx, Sum(0));
     copy_rows(x.const_data_ptr<Stored>(), x.stride(0), 0, batch, 0, job.ldx, job.ldx, copy.data());
     job.x = copy.data();
   }
   share_tasks(
       walk.rows,
       [&](auto&& next) {
-        std::vector<Stored> block(masks.elements);
-        std::vector<Sum> sums(padded * walk.out_side), bias;
+        Buffer<Stored> block(masks.elements);
+        Buffer<Sum> sums(padded * walk.out_side), bias;
         for (int64_t i = next(); i >= 0; i = next()) {
           job.block_row(i, sums.data(), block.data());
           result.write(i * walk.out_side, walk.out_extent(i), 0, batch, walk.out_side, sums.data(), bias);

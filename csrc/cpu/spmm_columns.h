@@ -54,7 +54,7 @@ class ByColumns {
 
  private:
   struct Workspace {
-    std::vector<Sum> weights, columns, sums, bias;
+    Buffer<Sum> weights, columns, sums, bias;
     std::vector<Piece<Sum>> pieces;
   };
 
@@ -96,13 +96,14 @@ class ByColumns {
     int64_t side_by_side = std::max<int64_t>(1, kTogether / walk_.out_side);
     while (side_by_side > 1 && (walk_.rows + side_by_side - 1) / side_by_side * groups < 4 * threads_)
       side_by_side /= 2;
-    const int64_t sets = (walk_.rows + side_by_side - 1) / side_by_side;
+    const std::vector<int64_t> firsts = walk_.longest_first(side_by_side, threads_);
+    const int64_t sets = firsts.size();
     share_tasks(
         sets * groups,
         [&](auto&& next) {
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next()) {
-            const int64_t s = task / sets * together_, i = task % sets * side_by_side;
+            const int64_t s = task / sets * together_, i = firsts[task % sets];
             const auto* columns =
                 columns_.template const_data_ptr<Sum>() + (strips[s].row - strips[0].row) * walk_.in_features;
             block_rows(i, std::min(walk_.rows, i + side_by_side), strips + s, std::min(together_, count - s), columns,

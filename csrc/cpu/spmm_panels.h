@@ -4,9 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <memory>
 #include <vector>
 
+#include "buffer.h"
 #include "panels.h"
 #include "product_panels.h"
 #include "result.h"
@@ -52,13 +52,14 @@ class ByPanels {
     int64_t groups = (batch_ + kPanelGroup - 1) / kPanelGroup;
     while (batch_ / groups >= 2 * kPanelRows && walk_.rows * groups < 4 * threads) groups *= 2;
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
-    const int64_t strips = (walk_.rows + together - 1) / together;
+    const std::vector<int64_t> firsts = walk_.longest_first(together, threads);
+    const int64_t strips = firsts.size();
     share_tasks(
         strips * groups,
         [&](auto&& next) {
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next()) {
-            const int64_t group = task / strips, i = task % strips * together;
+            const int64_t group = task / strips, i = firsts[task % strips];
             block_rows(i, std::min(walk_.rows, i + together), group * batch_ / groups, (group + 1) * batch_ / groups,
                        space);
           }
@@ -74,8 +75,8 @@ class ByPanels {
   }
 
   struct Workspace {
-    std::vector<T> block, last, sums, bias;
-    std::unique_ptr<T[]> panels;  // [most blocks][across_, along_], and room for what a transposition writes besides
+    Buffer<T> block, last, sums, bias;
+    Buffer<T> panels;  // [most blocks][across_, along_], and room for what a transposition writes besides
     std::vector<PanelPiece<T>> pieces;
   };
 
@@ -137,9 +138,8 @@ class ByPanels {
     const T* stored = widened(values_ + block * elements, masks_.of(block), elements, space.block.data());
     const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
     if (walk_.stored_out_by_in != spreads_ && extent == along_ && stored != space.block.data()) return stored;
-    if (!space.panels)
-      space.panels = std::make_unique_for_overwrite<T[]>((most_blocks() * across_ + kPanelMultiple) * along_);
-    T* out = space.panels.get() + space.pieces.size() * across_ * along_;
+    space.panels.resize((most_blocks() * across_ + kPanelMultiple) * along_);
+    T* out = space.panels.data() + space.pieces.size() * across_ * along_;
     if (walk_.stored_out_by_in == spreads_)
       to_panel(stored, along_, across_, extent, out, along_);
     else
