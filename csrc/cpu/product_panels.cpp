@@ -222,6 +222,11 @@ int64_t PanelProduct<T>::vector() {
 }
 
 template <typename T>
+int64_t PanelProduct<T>::strip() {
+  return most_vectors(vector_bytes()) * vector();
+}
+
+template <typename T>
 void PanelProduct<T>::spread(int64_t rows, int64_t n, const PanelPiece<T>* pieces, int64_t count, T* y, int64_t ldy,
                              const T* bias, bool add) const {
   const auto run = [&](const auto& table, int bytes) {

@@ -28,7 +28,9 @@ class ByPanels {
       : walk_(walk), masks_(masks), values_(values), x_(x.const_data_ptr<T>()), batch_(x.size(0)), ldx_(x.stride(0)),
         result_(result), spreads_(walk.in_side < walk.out_side || are_wide(walk)),
         along_(spreads_ ? walk.out_side : walk.in_side), across_(spreads_ ? walk.in_side : walk.out_side),
-        product_{along_} {}
+        transposes_(walk.stored_out_by_in == spreads_),
+        strip_(spreads_ && transposes_ && along_ % product_.strip() == 0 ? product_.strip() : along_),
+        product_{strip_} {}
 
   // Whether this is faster than columns of the batch, and than a product for each block, which loads and stores its sums.
   // Dot products end in sums across registers, so they pay where columns would be transposed for few multiplications, and
@@ -116,7 +118,11 @@ class ByPanels {
       }
       const int64_t count = space.pieces.size();
       if (spreads_)
-        product_.spread(rows, along_, space.pieces.data(), count, y, ldy, k == end ? bias : nullptr, add);
+        for (int64_t c = 0; c < along_; c += strip_) {
+          product_.spread(rows, strip_, space.pieces.data(), count, y + c, ldy,
+                          k == end && bias != nullptr ? bias + c : nullptr, add);
+          for (PanelPiece<T>& piece : space.pieces) piece.panel += across_ * strip_;
+        }
       else
         product_.dots(rows, walk_.out_extent(i), space.pieces.data(), count, y, ldy, add);
     }
@@ -137,11 +143,13 @@ class ByPanels {
     space.block.resize(elements);
     const T* stored = widened(values_ + block * elements, masks_.of(block), elements, space.block.data());
     const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
-    if (walk_.stored_out_by_in != spreads_ && extent == along_ && stored != space.block.data()) return stored;
+    if (!transposes_ && extent == along_ && stored != space.block.data()) return stored;
     space.panels.resize((most_blocks() * across_ + kPanelMultiple) * along_);
     T* out = space.panels.data() + space.pieces.size() * across_ * along_;
-    if (walk_.stored_out_by_in == spreads_)
-      to_panel(stored, along_, across_, extent, out, along_);
+    if (transposes_)
+      for (int64_t c = 0; c < along_; c += strip_)
+        to_panel(stored + c * across_, strip_, across_, std::clamp<int64_t>(extent - c, 0, strip_), out + c * across_,
+                 strip_);
     else
       copy_rows(stored, along_, 0, across_, 0, extent, along_, out);
     return out;
@@ -154,6 +162,8 @@ class ByPanels {
   const Result<T, T>& result_;
   bool spreads_;            // vectors run along y, not along x
   int64_t along_, across_;  // a block's side along which vectors run, and the other
+  bool transposes_;         // to make a panel
+  int64_t strip_;           // columns of a panel that lie together
   PanelProduct<T> product_;
 };
 
