@@ -154,20 +154,12 @@ class StepPlanner:
         def fits(support: Support) -> bool:
             return (has_own_supports or self.least_bytes(support) <= budget) and self._peak(step, support) <= budget
 
-        largest = self._largest_radius(fits)
-        next_ones = (0,) if largest is None else (largest, largest + 1)
+        radius = largest(self.reach, 0, lambda radius: fits(Dilated(radius)))
+        next_ones = (0,) if radius < 0 else (radius, radius + 1)
         supports: list[Support] = [Local(), *(Dilated(r) for r in next_ones if r <= self.reach), Full()]
         supports += [step.support] if step.support is not None else []
         peaks = {str(support): self._peak(step, support) for support in supports}
-        return Fit(budget, peaks, largest, self.reach)
-
-    def _largest_radius(self, fits: Callable[[Support], bool]) -> int | None:
-        """The largest radius of :class:`Dilated` that fits, up to :attr:`reach`; None if not even 0 does."""
-        low, high = -1, self.reach + 1  # low fits, high does not or is past the end
-        while high - low > 1:
-            middle = (low + high) // 2 if high <= self.reach else self.reach
-            low, high = (middle, high) if fits(Dilated(middle)) else (low, middle)
-        return low if low >= 0 else None
+        return Fit(budget, peaks, None if radius < 0 else radius, self.reach)
 
     def _inputs(self, batch: int) -> Example:
         return Example(meta_copy(self._example.args), meta_copy(dict(self._example.kwargs))).of_batch(batch)
@@ -177,23 +169,30 @@ class StepPlanner:
 
     def _nearest(self, step: Step, budget: int) -> str:
         """In words: the first that fits of fused updates, a smaller batch with them, and plain SGD as well."""
+
+        def largest_batch(optimizer: str, fused: bool) -> int:
+            def fits(batch: int) -> bool:
+                return self.predict(Step(Local(), batch, optimizer, fused)).peak <= budget
+
+            return largest(step.batch, 1, fits)
+
         for optimizer in dict.fromkeys((step.optimizer, "sgd")):
             for fused in dict.fromkeys((step.fused, True)):
-                batch = self._largest_batch(Step(Local(), step.batch, optimizer, fused), budget)
+                batch = largest_batch(optimizer, fused)
                 if batch and (batch == step.batch or fused):
                     found = Step(Local(), batch, optimizer, fused)
                     return f"what fits is {found}, {size_text(self.predict(found).peak)}"
         least = Step(Local(), 1, "sgd", True)
         return f"the least is {least}, {size_text(self.predict(least).peak)}"
 
-    def _largest_batch(self, step: Step, budget: int) -> int:
-        """The largest batch of at most ``step.batch`` that fits; 0 if none does."""
-        low, high = 0, step.batch + 1
-        while high - low > 1:
-            middle = (low + high) // 2 if high <= step.batch else step.batch
-            fits = self.predict(Step(step.support, middle, step.optimizer, step.fused)).peak <= budget
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+
+def largest(most: int, least: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from ``least`` to ``most`` that fits, one less than ``least`` if none does."""
+    low, high = least - 1, most + 1  # low fits, high does not or is past the end
+    while high - low > 1:
+        middle = (low + high) // 2 if high <= most else most
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _reach(geometry: ConvGeometry) -> int:

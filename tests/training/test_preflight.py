@@ -16,13 +16,20 @@ from efcn_sparse.planning import predict_step
 from efcn_sparse.sizes import size_text
 from efcn_sparse.training import RelaxConfig, run_relax
 from efcn_sparse.training.arms import Arm
-from efcn_sparse.training.run.preflight import BUDGET, check_fits, needed_bytes
+from efcn_sparse.training.data.load import preset_task
+from efcn_sparse.training.run.preflight import BUDGET, Needs, Net, check_fits
 
 _ARMS = ("cnn", "fcn", "elcn", "efcn-dilated2", "efcn-grown1.5", "efcn-full")
 
 
 def _config(**changes: object) -> RelaxConfig:
     return RelaxConfig(preset="vanilla-cifar10", **{"arms": _ARMS, "test_limit": 250, "train_limit": 1000, **changes})  # type: ignore[arg-type]
+
+
+def needed_bytes(config: RelaxConfig) -> dict[str, int]:
+    """What each arm needs at least."""
+    needs = Needs(config, preset_task(config))
+    return {arm: needs(Net(Arm.parse(arm), config.batch_size, config.fused)) for arm in config.arms}
 
 
 @pytest.mark.parametrize(("arm", "momentum", "fused"), [("elcn", 0.0, True), ("efcn-grown1.5", 0.9, False)])

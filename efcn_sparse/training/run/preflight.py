@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from efcn_sparse import available
 from efcn_sparse.embedding import Dilated
-from efcn_sparse.planning.budget import Step, StepPlanner
+from efcn_sparse.planning.budget import Step, StepPlanner, largest
 from efcn_sparse.planning.fused_cost import OPTIMIZERS
 from efcn_sparse.sizes import parse_size, size_text
 from efcn_sparse.training.arms import ELCN, Arm
@@ -24,7 +23,7 @@ BUDGET = "EFCN_MEMORY_BUDGET"
 
 
 @dataclass(frozen=True)
-class _Net:
+class Net:
     """A net of a run: one arm with what decides its memory."""
 
     arm: Arm
@@ -74,9 +73,9 @@ def check_fits(
     if there is None:
         return
     there //= at_once
-    needs = _Needs(config, task or preset_task(config))
+    needs = Needs(config, task or preset_task(config))
     arms = sorted(map(Arm.parse, config.arms), key=needs.weight_bytes)
-    nets = [_Net(arm, config.batch_size, config.fused) for arm in arms]
+    nets = [Net(arm, config.batch_size, config.fused) for arm in arms]
     # the others hold the same activations and fewer weights, but for layers that are held twice while blocks move
     if all(needs(net) <= there for net in nets if net == nets[-1] or _moves(net.arm)):
         return
@@ -89,12 +88,6 @@ def check_fits(
             )
 
 
-def needed_bytes(config: RelaxConfig) -> dict[str, int]:
-    """What each arm of ``config`` needs at least, as :func:`check_fits` sees it."""
-    needs = _Needs(config, preset_task(config))
-    return {arm: needs(_Net(Arm.parse(arm), config.batch_size, config.fused)) for arm in config.arms}
-
-
 def _there(config: RelaxConfig) -> int | None:
     given = os.environ.get(BUDGET, "")
     if given:
@@ -102,7 +95,7 @@ def _there(config: RelaxConfig) -> int | None:
     return available.available_bytes(config.device)
 
 
-class _Needs:
+class Needs:
     """Bytes that a net of the run needs."""
 
     def __init__(self, config: RelaxConfig, task: Task) -> None:
@@ -121,7 +114,7 @@ class _Needs:
         """Of the embedded layers, about."""
         return 0 if arm.support is None else self.planner.least_bytes(arm.support)
 
-    def __call__(self, net: _Net) -> int:
+    def __call__(self, net: Net) -> int:
         batch = net.batch if self._most_images is None else min(net.batch, self._most_images)
         step = Step(net.arm.support, batch, self._optimizer, net.fused)
         return max(self.planner.predict(step).peak, self._growth(step), self.planner.reading(step, self._evaluated))
@@ -156,41 +149,23 @@ def _moves(arm: Arm) -> bool:
     return arm.support is not None and arm.support.moves_blocks
 
 
-def _nearest(net: _Net, needs: _Needs, there: int) -> str:
-    found = [(near, needs(near)) for near in _candidates(net, needs, there) if needs(near) <= there]
-    if found:
-        return "what fits is " + ", or ".join(f"{near} ({size_text(needed)})" for near, needed in found)
-    least = replace(net, batch=1, fused=net.fused or needs.may_fuse(net.arm))
-    return f"the least of this arm is {least} ({size_text(needs(least))})"
+def _nearest(net: Net, needs: Needs, there: int) -> str:
+    """In words: the same net with fused updates, or else of a smaller batch too; and the largest radius that fits."""
 
-
-def _candidates(net: _Net, needs: _Needs, there: int) -> Iterator[_Net]:
-    """The same net with fused updates, or else of a smaller batch too; and the largest radius that fits."""
-
-    def fits(near: _Net) -> bool:
+    def fits(near: Net) -> bool:
         return needs(near) <= there
 
-    frugal = replace(net, fused=net.fused or needs.may_fuse(net.arm))
-    if fits(frugal):
-        yield frugal
-    elif batch := _largest(net.batch - 1, 1, lambda batch: fits(replace(frugal, batch=batch))):
-        yield replace(frugal, batch=batch)
-    support = net.arm.support
-    if support is None or not net.arm.embedded or net.arm == ELCN:
-        return
-    most = support.smaller_radius(needs.planner.reach)
-    for near in dict.fromkeys((net, frugal)):
-        radius = _largest(most, 1, lambda r, near=near: fits(replace(near, arm=Arm.of(Dilated(r)))))  # type: ignore[misc]
-        smaller = replace(near, arm=Arm.of(Dilated(radius)))
-        if fits(smaller):
-            yield smaller
-            return
+    def dilated(near: Net, most: int) -> list[Net]:
+        nets = [replace(near, arm=Arm.of(Dilated(radius))) for radius in range(most + 1)]
+        return nets[: 1 + largest(most, 0, lambda radius: fits(nets[radius]))][-1:]
 
-
-def _largest(most: int, least: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from ``least`` to ``most`` that fits, one less than ``least`` if none does."""
-    low, high = least - 1, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    found, frugal = list[Net](), replace(net, fused=net.fused or needs.may_fuse(net.arm))
+    if batch := largest(net.batch, 1, lambda batch: fits(replace(frugal, batch=batch))):
+        found.append(replace(frugal, batch=batch))
+    if net.arm.support is not None and net.arm.embedded and net.arm != ELCN:
+        most = net.arm.support.smaller_radius(needs.planner.reach)
+        found += dilated(net, most) or dilated(frugal, most)
+    if found:
+        return "what fits is " + ", or ".join(f"{near} ({size_text(needs(near))})" for near in found)
+    least = replace(frugal, batch=1)
+    return f"the least of this arm is {least} ({size_text(needs(least))})"
