@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from efcn_sparse.analysis.run_data import Floats
+from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.ties import OFF_LOCAL
 from efcn_sparse.pattern import BlockPattern
-
-if TYPE_CHECKING:
-    from efcn_sparse.embedding import EmbeddedConv
 
 
 def incoming_weights(values: Tensor, pattern: BlockPattern, unit: int) -> Tensor:

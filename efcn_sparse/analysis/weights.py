@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,14 +11,12 @@ from torch import nn
 
 from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile, incoming_weights, receptive_field
 from efcn_sparse.analysis.run_data import Floats, Run
+from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.nets import build_like, task_of_run
 from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.task import Task
-
-if TYPE_CHECKING:
-    from efcn_sparse.embedding import EmbeddedConv
 
 AT_MOST = 3  # relax times that are shown
 
@@ -148,14 +145,8 @@ def _moments(
         except (OSError, ValueError, RuntimeError) as error:
             unreadable.setdefault(name, []).append(f"{place}: {error}")
             continue
-        layers = {key: _layer_weights(layer, key, channels) for key, layer in _embedded_layers(model)}
+        layers = {key: _layer_weights(layer, key, channels) for key, layer in embedded_layers(model).items()}
         yield Moment(stage.arm, stage.relax_epoch or 0, names[epoch], epoch, layers)
-
-
-def _embedded_layers(model: torch.nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:
-    from efcn_sparse.embedding import EmbeddedConv
-
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, EmbeddedConv))
 
 
 @torch.no_grad()

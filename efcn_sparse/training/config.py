@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence, Sized
@@ -18,6 +19,7 @@ from efcn_sparse.training.optim.relaxing import RELAXING, PartEntry, parts_of_la
 from efcn_sparse.training.optim.selective import COPIES
 from efcn_sparse.training.optim.shares import Part
 from efcn_sparse.training.presets import PRESETS
+from efcn_sparse.training.task import Task
 
 
 def snapshot_epochs(epochs: int, count: int = 20) -> tuple[int, ...]:
@@ -136,7 +138,8 @@ class RelaxConfig:
         self._check_arms()
         self._check_places()
         if self.preset:
-            self.check_task(PRESETS[self.preset].convolutions)
+            build = functools.partial(PRESETS[self.preset].build, PRESETS[self.preset].classes)
+            self.check_task(Task(build, (), ()).convolutions)
 
     def _check_rates(self) -> None:
         for name, (range_, fits) in _NUMBERS.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from efcn_sparse.embedding import EmbeddedConv, Full, Support, embed
+from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.training.arms import FCN, Arm
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data.images import derived_seed
@@ -21,42 +21,34 @@ from efcn_sparse.training.task import Task
 BlockShapes = Mapping[str, tuple[int, int]]
 
 
-def build_fcn(task: Task, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
-    """The standard FCN: the CNN's widths, every convolution a full matrix, initialized like :class:`torch.nn.Linear`.
-
-    An entry that would read zero padding does not exist, so the fan-in of every unit is the whole input.
-    """
-    model = _embed(task.fresh(seed), task, Full(), block_shapes)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(derived_seed("fcn", seed))
-        for module in model.modules():
-            if isinstance(module, EmbeddedConv):
-                module.linear.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                module.reset_parameters()
-    return model
-
-
 def embed_as(arm: Arm, cnn: nn.Module, task: Task, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A copy of ``cnn`` embedded with the support of ``arm``; ``cnn`` itself if the arm is a CNN."""
-    return cnn if arm.support is None else _embed(cnn, task, arm.support, block_shapes)
+    if arm.support is None:
+        return cnn
+    layers = {name: dict(support=arm.support, block_shape=shape) for name, shape in (block_shapes or {}).items()}
+    return embed(cnn, task.example, support=arm.support, layers=layers)
 
 
 def build_like(arm: Arm, task: Task, seed: int, block_shapes: BlockShapes | None = None) -> nn.Module:
     """A net of ``arm``'s architecture; for arms that start from a CNN, from its initial weights.
 
+    The standard FCN has the CNN's widths, every convolution a full matrix, initialized like :class:`torch.nn.Linear`.
+    An entry that would read zero padding does not exist, so the fan-in of every unit is the whole input.
+
     Args:
         block_shapes: of the layers that a checkpoint holds, which an older choice by cost may have made otherwise;
             None chooses them by cost.
     """
+    model = embed_as(arm, task.fresh(seed), task, block_shapes)
     if arm == FCN:
-        return build_fcn(task, seed, block_shapes)
-    return embed_as(arm, task.fresh(seed), task, block_shapes)
-
-
-def _embed(cnn: nn.Module, task: Task, support: Support, block_shapes: BlockShapes | None) -> nn.Module:
-    layers = {name: dict(support=support, block_shape=shape) for name, shape in (block_shapes or {}).items()}
-    return embed(cnn, task.example, support=support, layers=layers)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(derived_seed("fcn", seed))
+            for module in model.modules():
+                if isinstance(module, EmbeddedConv):
+                    module.linear.reset_parameters()
+                elif isinstance(module, nn.Linear):
+                    module.reset_parameters()
+    return model
 
 
 def load_arm(

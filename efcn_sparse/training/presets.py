@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from efcn_sparse.models import alexnet_variant, digits_cnn, fashion_cnn, vanilla_cnn
@@ -42,14 +41,6 @@ class Preset:
     data: str = ""
     net: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @functools.cached_property
-    def convolutions(self) -> tuple[str, ...]:
-        """The names of the CNN's convolutions, which are those of the layers of its embeddings."""
-        with torch.device("meta"):
-            net = self.build(self.classes)
-        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        return tuple(name for name, module in net.named_modules() if isinstance(module, kinds))
 
 
 _DIGITS = {

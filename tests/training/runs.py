@@ -11,13 +11,14 @@ from efcn_sparse.training import RelaxConfig
 from efcn_sparse.training.data.load import preset_task
 from efcn_sparse.training.run.epoch import TaskData
 from efcn_sparse.training.run.metrics import MetricsFile
+from efcn_sparse.training.run.source import DataBySeed
 
 DIGITS = preset_task(RelaxConfig(preset="digits"))
 
 
 def task_data(config: RelaxConfig, seed: int) -> TaskData:
     """The task of a preset with its examples."""
-    return TaskData.of(preset_task(config), config, seed)
+    return DataBySeed(preset_task(config), config).of_seed(seed)
 
 
 def rows(run_dir: Path, name: str) -> list[dict[str, str]]:

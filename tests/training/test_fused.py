@@ -12,7 +12,7 @@ import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.fused import layer_update, updating
 from efcn_sparse.training.arms import CNN, FCN
-from efcn_sparse.training.nets import build_fcn
+from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.optim.optimizer import optimizer_of
 from efcn_sparse.training.optim.optimizer_state import live_states
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
@@ -66,8 +66,8 @@ def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path
 
 def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
     fused, plain = training.RelaxConfig(preset="digits", fused=True), training.RelaxConfig(preset="digits")
-    assert isinstance(optimizer_of(fused, DIGITS, FCN, 0.1, build_fcn(DIGITS, 0)), es.FusedOptimizer)
-    assert not isinstance(optimizer_of(plain, DIGITS, FCN, 0.1, build_fcn(DIGITS, 0)), es.FusedOptimizer)
+    assert isinstance(optimizer_of(fused, DIGITS, FCN, 0.1, build_like(FCN, DIGITS, 0)), es.FusedOptimizer)
+    assert not isinstance(optimizer_of(plain, DIGITS, FCN, 0.1, build_like(FCN, DIGITS, 0)), es.FusedOptimizer)
     assert not isinstance(optimizer_of(fused, DIGITS, CNN, 0.1, DIGITS.fresh(0)), es.FusedOptimizer)
 
 

@@ -8,7 +8,8 @@ import torch
 import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.embedding import EmbeddedConv
-from efcn_sparse.training.nets import build_fcn
+from efcn_sparse.training.arms import FCN
+from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.run.epoch import evaluate
 from efcn_sparse.training.run.metrics import LAYERS, METRICS
 from tests.training.runs import DIGITS, task_data
@@ -192,7 +193,7 @@ def test_what_was_not_kept_or_not_run_is_told(run_dir):
 
 def test_the_standard_fcn_has_the_cnns_widths_and_the_initial_weights_of_linear_layers():
     fcn, full = (
-        build_fcn(DIGITS, 0),
+        build_like(FCN, DIGITS, 0),
         es.embed(DIGITS.fresh(0), torch.randn(2, 1, 20, 20), support=es.Full()),
     )
     assert [p.shape for p in fcn.parameters()] == [p.shape for p in full.parameters()]

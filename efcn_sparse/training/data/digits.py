@@ -11,13 +11,14 @@ from efcn_sparse.training.extras import find_package
 
 CANVAS = 20
 SIDE = 8
+ORIGINALS = 1797
 TEST_ORIGINALS = 597
 ALIGNED_TRAIN = 897
 
 
-def split_originals(seed: int, count: int = 1797) -> tuple[Tensor, Tensor]:
-    """Which of the ``count`` originals are for training and which for testing: two disjoint int64 index arrays."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed("split", seed)))
+def split_originals(seed: int) -> tuple[Tensor, Tensor]:
+    """Which of the originals are for training and which for testing: two disjoint int64 index arrays."""
+    order = torch.randperm(ORIGINALS, generator=torch.Generator().manual_seed(derived_seed("split", seed)))
     return order[TEST_ORIGINALS:], order[:TEST_ORIGINALS]
 
 
@@ -39,13 +40,10 @@ def place(originals: Tensor, positions: Tensor) -> Tensor:
     return canvas.unsqueeze(1)
 
 
-def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
-    """Scikit-learn's 1797 digits (8×8, 16 gray levels), each placed at random on a 20×20 canvas.
+def digits(seed: int) -> Images:
+    """Scikit-learn's 1797 digits (8×8, 16 gray levels), each placed at random at two places of a 20×20 canvas.
 
     Training and test images come from different originals; ``seed`` decides the split and the positions.
-
-    Args:
-        train_places, test_places: at how many positions each original is shown.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 
@@ -57,8 +55,8 @@ def digits(seed: int, *, train_places: int = 2, test_places: int = 2) -> Images:
     pixels, labels = _originals("digits")
     generator = torch.Generator().manual_seed(derived_seed("places", seed))
     parts: list[Tensor] = []
-    for indices, places in zip(split_originals(seed, len(pixels)), (train_places, test_places), strict=True):
-        shown = indices.repeat(places)
+    for indices in split_originals(seed):
+        shown = indices.repeat(2)
         positions = torch.randint(0, CANVAS - SIDE + 1, (len(shown), 2), generator=generator)
         parts += [place(pixels[shown], positions), labels[shown]]
     return Images.normalized(*parts)

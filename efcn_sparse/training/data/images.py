@@ -48,11 +48,3 @@ class Images:
         for x in (train_x, test_x):
             x.sub_(mean).div_(deviation.clamp(min=1e-12))
         return cls(train_x, train_y.long(), test_x, test_y.long())
-
-    def to(self, device: torch.device | str) -> Images:
-        """The same on ``device``."""
-        return Images(*(tensor.to(device) for tensor in (self.train_x, self.train_y, self.test_x, self.test_y)))
-
-    def limited(self, train: int | None, test: int | None) -> Images:
-        """The first ``train`` training and ``test`` test images; None keeps all."""
-        return Images(self.train_x[:train], self.train_y[:train], self.test_x[:test], self.test_y[:test])

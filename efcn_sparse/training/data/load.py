@@ -54,7 +54,9 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
                 classes=preset.classes,
                 download=download,
             )
-    return images.limited(config.train_limit, config.test_limit).to(config.device)
+    train, test = slice(config.train_limit), slice(config.test_limit)
+    used = images.train_x[train], images.train_y[train], images.test_x[test], images.test_y[test]
+    return Images(*(tensor.to(config.device) for tensor in used))
 
 
 def preset_task(config: RelaxConfig, *, download: bool = False) -> Task:

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
-from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data.examples import Examples
 from efcn_sparse.training.data.images import derived_seed, order_of_epoch
 from efcn_sparse.training.task import Task
@@ -34,12 +33,6 @@ class TaskData:
     task: Task
     train: Examples
     test: Examples
-
-    @classmethod
-    def of(cls, task: Task, config: RelaxConfig, seed: int) -> TaskData:
-        """The examples of ``seed``, as ``config`` limits them, for its device."""
-        train = task.examples("train", seed, limit=config.train_limit, device=config.device)
-        return cls(task, train, task.examples("test", seed, limit=config.test_limit, device=config.device))
 
     def steps(self, batch_size: int) -> int:
         """How many steps an epoch has."""

@@ -71,5 +71,9 @@ class DataBySeed:
         key = seed if any(map(self.task.depends_on_seed, ("train", "test"))) else 0
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # one at a time in memory
-            self._kept = key, TaskData.of(self.task, self._config, seed)
+            train, test = (
+                self.task.examples(field, seed, limit=limit, device=self._config.device)
+                for field, limit in (("train", self._config.train_limit), ("test", self._config.test_limit))
+            )
+            self._kept = key, TaskData(self.task, train, test)
         return self._kept[1]

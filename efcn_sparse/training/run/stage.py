@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.landscape import locality
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
 from efcn_sparse.training.config import RelaxConfig
@@ -28,7 +28,7 @@ from efcn_sparse.training.run.metrics import LOCALITY, WEIGHTS, Row
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.run.record import Record
 from efcn_sparse.training.run.source import DataBySeed, Source
-from efcn_sparse.training.run.start import Trained, begin, make_growth, resume
+from efcn_sparse.training.run.start import make_growth, start
 
 _ONE_AT_A_TIME = threading.Lock()  # torch has one generator and one number of threads for all threads of Python
 
@@ -93,7 +93,7 @@ def _run(job: Job, task_data: TaskData, record: Record) -> None:
     config, stage, started = job.config, job.stage, time.perf_counter()
     epoch = record.kept[-1] if record.kept else stage.first
     record.tell(f"goes on from epoch {epoch}" if record.kept else f"begins at epoch {epoch}")
-    model, optimizer, scheduler = _from(job, task_data, record, epoch if record.kept else None)
+    model, optimizer, scheduler = start(config, stage, task_data, record.checkpoints, epoch if record.kept else None)
     if record.kept:
         record.forget()
     else:
@@ -120,13 +120,6 @@ def _run(job: Job, task_data: TaskData, record: Record) -> None:
             saved = time.perf_counter()
 
 
-def _from(job: Job, task_data: TaskData, record: Record, epoch: int | None) -> Trained:
-    """What the stage goes on with from its checkpoint of ``epoch``, or without one begins with."""
-    if epoch is None:
-        return begin(job.config, job.stage, task_data, record.checkpoints)
-    return resume(job.config, job.stage, task_data, epoch, record.checkpoints)
-
-
 def _give_up(stage: Stage, record: Record) -> None:
     """The one row of a net that is not embedded, because its CNN has diverged."""
     measured = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), math.nan)
@@ -144,10 +137,10 @@ def _remake_snapshots(job: Job, data_by_seed: DataBySeed, record: Record) -> Non
         before = [epoch for epoch in epochs_on_disk(record.checkpoints)[cnn.name] if epoch <= wanted]
         if wanted in before:
             continue
-        task_data, start = data_by_seed.of_seed(cnn.seed), before[-1] if before else cnn.first
-        record.tell(f"trains again from epoch {start} to {wanted}, of which a checkpoint is wanted")
-        model, optimizer, scheduler = _from(job, task_data, record, start if before else None)
-        for epoch in range(start + 1, wanted + 1):
+        task_data, first = data_by_seed.of_seed(cnn.seed), before[-1] if before else cnn.first
+        record.tell(f"trains again from epoch {first} to {wanted}, of which a checkpoint is wanted")
+        model, optimizer, scheduler = start(job.config, cnn, task_data, record.checkpoints, first if before else None)
+        for epoch in range(first + 1, wanted + 1):
             train_epoch(
                 model, optimizer, task_data, batch_size=job.config.batch_size, seed=cnn.seed, epoch=epoch,
                 scheduler=scheduler,
@@ -176,7 +169,7 @@ def _evaluate(
     of_layers: list[Row] = []
     if stage.arm.embedded:
         whole, layers = deviation(model), gradient.layers if gradient else {}
-        stored = {name: _stored(layer) for name, layer in _embedded(model)}
+        stored = {name: _stored(layer) for name, layer in embedded_layers(model).items()}
         local = _locality(model)
         row |= _parts(whole, sum(stored.values()), gradient.total if gradient else None)
         of_layers = [
@@ -204,13 +197,9 @@ def _stored(layer: EmbeddedConv) -> int:
 
 def _locality(model: nn.Module) -> dict[str, dict[str, float]]:
     """The measures of locality that need no images; none where off-local weights are a product."""
-    if any(layer.low_rank is not None for _, layer in _embedded(model)):
+    if any(layer.low_rank is not None for layer in embedded_layers(model).values()):
         return {}
     return {name: {column: getattr(found, column) for column in LOCALITY} for name, found in locality(model).items()}
-
-
-def _embedded(model: nn.Module) -> Iterator[tuple[str, EmbeddedConv]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, EmbeddedConv))
 
 
 @contextlib.contextmanager

@@ -28,45 +28,41 @@ _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 Trained = tuple[nn.Module, Optimizer, LRScheduler | None]
 
 
-def begin(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: Path) -> Trained:
-    """The net, optimizer and scheduler that ``stage`` starts with: from scratch, or from the CNN at its relax time."""
-    task = task_data.task
+def start(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: Path, epoch: int | None) -> Trained:
+    """The net, optimizer and scheduler of ``stage`` as they were at its checkpoint of ``epoch``.
+
+    None: as it begins, from scratch or from the CNN at its relax time.
+    """
+    task, per_epoch = task_data.task, task_data.steps(config.batch_size)
+    if epoch is not None:
+        path = checkpoint_path(checkpoints, stage.name, epoch)
+        model = build_like(stage.arm, task, stage.seed, stored_block_shapes(path)).to(config.device)
+        optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
+        # before the checkpoint is loaded: a scheduler begins with the rate that it finds
+        scheduler = scheduler_of(task, optimizer, stage, per_epoch, epoch)
+        load_checkpoint(path, model, optimizer)
+        return model, optimizer, scheduler
+    of_cnn = checkpoint_path(checkpoints, name_of_cnn(stage), stage.first)
     if stage.relax_epoch is None:
         model = build_like(stage.arm, task, stage.seed)
     else:
         cnn = task.fresh(stage.seed)
-        load_checkpoint(_of_cnn(stage, checkpoints), cnn)
+        load_checkpoint(of_cnn, cnn)
         model = embed_as(stage.arm, cnn, task)
     model = model.to(config.device)
     begin_low_rank(model, task_data, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
     optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
     if config.carry_momentum and stage.relax_epoch is not None:  # what the CNN had at that epoch; at epoch 0 none
         cnn = task.fresh(stage.seed).to(config.device)
-        of_cnn = optimizer_of(config, task, CNN, config.lr, cnn)
-        load_checkpoint(_of_cnn(stage, checkpoints), cnn, of_cnn)
-        carry_state(cnn, of_cnn, model, optimizer)
-    return model, optimizer, scheduler_of(task, optimizer, stage, task_data.steps(config.batch_size), stage.first)
-
-
-def resume(config: RelaxConfig, stage: Stage, task_data: TaskData, epoch: int, checkpoints: Path) -> Trained:
-    """The net, optimizer and scheduler of ``stage`` as they were at its checkpoint of ``epoch``."""
-    task, path = task_data.task, checkpoint_path(checkpoints, stage.name, epoch)
-    model = build_like(stage.arm, task, stage.seed, stored_block_shapes(path)).to(config.device)
-    optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
-    # before the checkpoint is loaded: a scheduler begins with the rate that it finds
-    scheduler = scheduler_of(task, optimizer, stage, task_data.steps(config.batch_size), epoch)
-    load_checkpoint(path, model, optimizer)
-    return model, optimizer, scheduler
+        cnn_optimizer = optimizer_of(config, task, CNN, config.lr, cnn)
+        load_checkpoint(of_cnn, cnn, cnn_optimizer)
+        carry_state(cnn, cnn_optimizer, model, optimizer)
+    return model, optimizer, scheduler_of(task, optimizer, stage, per_epoch, stage.first)
 
 
 def name_of_cnn(stage: Stage) -> str:
     """The name of the stage that trains the CNN of the same seed."""
     return stage_name(CNN, stage.seed, None)
-
-
-def _of_cnn(stage: Stage, checkpoints: Path) -> Path:
-    assert stage.relax_epoch is not None
-    return checkpoint_path(checkpoints, name_of_cnn(stage), stage.relax_epoch)
 
 
 def begin_low_rank(model: nn.Module, task_data: TaskData, *, batch_size: int, seed: int, epoch: int) -> None:
