@@ -13,29 +13,6 @@ namespace {
 constexpr int64_t kChannels = 64;
 using Known = std::integral_constant<int64_t, 64>;
 
-#if defined(__x86_64__)
-template <typename Loop>
-EFCN_AVX512 void on_avx512(const Loop& loop) {
-  loop();
-}
-template <typename Loop>
-EFCN_AVX2 void on_avx2(const Loop& loop) {
-  loop();
-}
-#endif
-
-// Runs a loop as it is compiled for this processor.
-template <typename Loop>
-void run_here(const Loop& loop) {
-#if defined(__x86_64__)
-  if (vector_bytes() == 64) return on_avx512(loop);
-  if (vector_bytes() == 32) return on_avx2(loop);
-#endif
-  loop();
-}
-
-#define EFCN_LOOP(...) [=](__VA_ARGS__) __attribute__((always_inline))
-
 // Calls part(first, count) for stretches of 64, and what is left.
 template <typename Part>
 EFCN_INLINE void in_stretches(int64_t total, const Part& part) {

@@ -10,6 +10,7 @@
 #include "product_panels.h"
 #include "structure.h"
 #include "threads.h"
+#include "vectors.h"
 
 namespace efcn_sparse::cpu {
 namespace {
@@ -219,13 +220,21 @@ class SampledProduct {
       if (plain && height == walk_.out_side && width == walk_.in_side && ld == width)
         return static_cast<void>(std::memcpy(out, sums, elements * sizeof(Sum)));
     }
+    const Sum alpha = alpha_, beta = beta_;
+    const int64_t ldo = walk_.in_side;
+    run_here(EFCN_LOOP() {
+      for (int64_t h = 0; h < height; ++h) {
+        const Sum* __restrict from = sums + h * ld;
+        Result* __restrict to = out + h * ldo;
+        if (beta == Sum(0))
+          for (int64_t w = 0; w < width; ++w) to[w] = static_cast<Result>(alpha * from[w]);
+        else
+          for (int64_t w = 0; w < width; ++w)
+            to[w] = static_cast<Result>(alpha * from[w] + beta * static_cast<Sum>(to[w]));
+      }
+    });
     for (int64_t h = 0; h < walk_.out_side; ++h, out += walk_.in_side) {
       const int64_t inside = h < height ? width : 0;
-      for (int64_t w = 0; w < inside; ++w) {
-        Sum result = alpha_ * sums[h * ld + w];
-        if (beta_ != Sum(0)) result += beta_ * static_cast<Sum>(out[w]);
-        out[w] = static_cast<Result>(result);
-      }
       for (int64_t w = inside; w < walk_.in_side; ++w) out[w] = Result(0);
       if (mask != nullptr)
         for (int64_t w = 0; w < inside; ++w) out[w] = mask[h * walk_.in_side + w] ? out[w] : Result(0);

@@ -25,6 +25,29 @@ struct Vector {
 // Bytes of a vector register here: 64 with AVX-512, 32 with AVX2, else 16. ATEN_CPU_CAPABILITY holds it to less, as torch.
 int vector_bytes();
 
+#if defined(__x86_64__)
+template <typename Loop>
+EFCN_AVX512 void on_avx512(const Loop& loop) {
+  loop();
+}
+template <typename Loop>
+EFCN_AVX2 void on_avx2(const Loop& loop) {
+  loop();
+}
+#endif
+
+// Runs EFCN_LOOP() { ... } as it is compiled for this processor.
+template <typename Loop>
+void run_here(const Loop& loop) {
+#if defined(__x86_64__)
+  if (vector_bytes() == 64) return on_avx512(loop);
+  if (vector_bytes() == 32) return on_avx2(loop);
+#endif
+  loop();
+}
+
+#define EFCN_LOOP(...) [=](__VA_ARGS__) __attribute__((always_inline))
+
 // to = a vector of Sum from as many stored numbers. By reference: compilers warn of vectors that are returned.
 template <typename Sum, int Bytes, typename Stored>
 EFCN_INLINE void load(const Stored* from, typename Vector<Sum, Bytes>::type& to) {
