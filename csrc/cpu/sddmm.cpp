@@ -45,6 +45,8 @@ class SampledProduct {
       panels_used_ = true;
       return;
     }
+    adds_up_ = beta_ == Sum(0) || (beta_ == Sum(1) && padded_batch_ <= kBatchChunk);
+    if (std::is_same_v<Operand, Sum> && adds_up_) std::swap(scale_, alpha_);
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
     const bool crowded = b.stride(0) * sizeof(Stored) % kCrowdedBytes == 0 && walk.in_side >= kCrowdedSide;
     gathered_ = worth_gathering(walk);
@@ -126,6 +128,7 @@ class SampledProduct {
       for (int64_t k = walk_.starts[i]; k < walk_.starts[i + 1]; ++k) {
         const int64_t j = walk_.neighbors[k], width = walk_.in_extent(j);
         const int64_t line = (k - walk_.starts[i]) * (64 / sizeof(Sum));
+        if (beta_ != Sum(0)) prefetch(values_ + k * elements, elements);
         const Stored* upcoming = a_ + std::min((i + 1) * side + line % side, walk_.out_features - 1);
         for (int64_t m = 0; m < batch_; m += kBatchChunk)
           PanelProduct<Sum>{side}.outer(std::min(kBatchChunk, batch_ - m), width, x_ + m * ldx_ + j * walk_.in_side,
@@ -147,6 +150,9 @@ class SampledProduct {
     if (begin == end) return;
     space.left.resize(height * ld_left_);
     transpose_left(a_ + i * walk_.out_side, lda_, batch_, padded_batch_, height, space.left.data(), ld_left_);
+    if constexpr (std::is_same_v<Operand, Sum>)
+      for (int64_t h = 0; h < height && scale_ != Sum(1); ++h)
+        for (int64_t m = 0; m < batch_; ++m) space.left[h * ld_left_ + m] *= scale_;
     for (int64_t k = begin; k < end;) {
       if (gathered_) {
         k = gathered_run(k, end, height, space);
@@ -163,17 +169,31 @@ class SampledProduct {
   }
 
   void run_of_blocks(int64_t k, int64_t blocks, int64_t j, int64_t height, int64_t width, Workspace& space) const {
-    space.sums.resize(std::max<size_t>(space.sums.size(), height * width));
+    Sum* sums = nullptr;
+    bool add = false;
+    if constexpr (std::is_same_v<Result, Sum>) {
+      const int64_t elements = walk_.out_side * walk_.in_side;
+      if (adds_up_ && alpha_ == Sum(1) && height * width == elements && blocks == 1 && masks_.of(k) == nullptr) {
+        sums = values_ + k * elements;
+        add = beta_ != Sum(0);
+        if (add) prefetch(sums, elements);
+      }
+    }
+    const bool direct = sums != nullptr;
+    if (!direct) {
+      space.sums.resize(std::max<size_t>(space.sums.size(), height * width));
+      sums = space.sums.data();
+    }
     for (int64_t w = 0; w < width; w += kRunWidth) {
       for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
         const int64_t rows = std::min(kBatchChunk, padded_batch_ - m);
         const Operand* b = in_place_ ? b_ + m * ldb_ + j * walk_.in_side : b_ + (j * padded_batch_ + m) * ldb_;
         const Segment<Operand> segment{space.left.data() + m, rows, 0};
         sum_segments<Operand>(height, std::min(kRunWidth, width - w), &segment, 1, ld_left_,
-                              b + w * Product<Operand>::k_multiple, ldb_, space.sums.data() + w, width, m > 0);
+                              b + w * Product<Operand>::k_multiple, ldb_, sums + w, width, add || m > 0);
       }
     }
-    for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t block = 0; block < blocks && !direct; ++block)
       write(k + block, height, walk_.in_extent(j + block), space.sums.data() + block * walk_.in_side, width);
   }
 
@@ -247,8 +267,10 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
-  int64_t few_ = 0;   // the batch, padded with zeros to a power of two, where it is small
-  Buffer<Sum> rows_;  // b then, [few_, in_features]
+  Sum scale_ = Sum(1);    // of the left side, in place of alpha
+  bool adds_up_ = false;  // sums may be made where they go
+  int64_t few_ = 0;       // the batch, padded with zeros to a power of two, where it is small
+  Buffer<Sum> rows_;      // b then, [few_, in_features]
   bool in_place_ = false, gathered_ = false, panels_used_ = false;
   const Stored* x_;
   int64_t ldx_;
