@@ -68,6 +68,12 @@ void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
       const int64_t left = column * pool.stride[1] - pool.padding[1];
       int64_t begin, end;
       inside(1, left, pool.width, begin, end);
+      // rows that the next row of windows adds are on their way
+      for (int64_t i = 0; i < pool.stride[0]; ++i) {
+        const int64_t h = top + pool.kernel[0] + i;
+        const T* ahead = x + (h * pool.width + left) * pool.channels;
+        for (int64_t c = 0; c < pool.stride[1] * pool.channels; c += 64 / sizeof(T)) __builtin_prefetch(ahead + c);
+      }
       in_stretches(
           pool.channels, EFCN_LOOP(int64_t channel, auto size) {
             T best[kChannels];
