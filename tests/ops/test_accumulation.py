@@ -11,7 +11,7 @@ from tests.ops import laws
 from tests.ops.inputs import randn, random_values
 from tests.table import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, PATTERNS, Row, cases, pattern, rows
 
-SCALINGS = ((1.0, 0.0), (1.0, 1.0), (-0.5, 0.75), (0.0, 2.0))
+SCALINGS = ((1.0, 0.0), (-0.5, 1.0), (-0.5, 0.75), (0.0, 2.0))
 
 
 @pytest.mark.parametrize(("row", "name"), cases(PATTERNS))
@@ -29,8 +29,20 @@ def test_an_empty_batch_only_scales_out(row: Row, name: str) -> None:
 @pytest.mark.parametrize("row", rows())
 @pytest.mark.parametrize("batch", [1, 250, 301])
 def test_batches_that_are_split(row: Row, batch: int) -> None:
-    laws.results_accumulate(row, pattern("masked-ragged", row.device), batch=batch, alpha=-0.5, beta=0.75)
-    laws.results_accumulate(row, pattern("mid-blocks", row.device), batch=batch, alpha=-0.5, beta=0.75)
+    for beta in (0.75, 1.0):
+        laws.results_accumulate(row, pattern("masked-ragged", row.device), batch=batch, alpha=-0.5, beta=beta)
+        laws.results_accumulate(row, pattern("mid-blocks", row.device), batch=batch, alpha=-0.5, beta=beta)
+
+
+@pytest.mark.parametrize("row", rows(FLOAT32))
+@pytest.mark.parametrize("batch", [3, 250, 700])
+def test_a_step_far_below_the_weights_is_rounded_once(row: Row, batch: int) -> None:
+    p = es.BlockPattern.dense((128, 192), (64, 64)).to(row.device)
+    a, b = randn(batch, 128, row=row, seed=1), randn(batch, 192, row=row, seed=2)
+    values = 1 + random_values(p, row).abs()
+    expected = oracle.accumulated(oracle.sddmm(a, b, p), -1e-4, 1.0, values)
+    es.sddmm(a, b, p, out=values, alpha=-1e-4, beta=1.0, backend=row.backend)
+    assert float(((values.double() - expected).abs() / expected.abs()).max()) < 1.1 * 2**-24
 
 
 @pytest.mark.parametrize("row", rows(FLOAT64, FLOAT32))
