@@ -66,7 +66,7 @@ def test_sddmm_into_values_is_a_step_of_sgd_with_weight_decay(row: Row) -> None:
 def test_16_bits_accumulate_into_fp32(row: Row, name: str) -> None:
     p = pattern(name, row.device)
     wide = row._replace(dtype=FLOAT32)
-    for batch in (0, 301):
+    for batch in (0, 20, 301):
         a, b = randn(batch, p.shape[0], row=row, seed=3), randn(batch, p.shape[1], row=row, seed=4)
         old = random_values(p, wide, seed=12, outside=0.0)
         for alpha, beta in SCALINGS:
