@@ -22,7 +22,7 @@ from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.nets import kept_epochs, load_arm, task_of_run
 from efcn_sparse.training.run.epoch import TaskData, measure
 from efcn_sparse.training.run.plan import stage_name, stages
-from efcn_sparse.training.run.run_directory import RunDirectory, read_config
+from efcn_sparse.training.run.run_directory import held, read_config
 from efcn_sparse.training.run.source import DataBySeed
 from efcn_sparse.training.task import Task
 
@@ -134,7 +134,7 @@ def measure_landscape(
     wrong = [kind for kind in kinds if kind not in KINDS]
     if wrong:
         raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(wrong)}")
-    with RunDirectory(run_dir, config):
+    with held(Path(run_dir), config):
         there, found = _read(file)
         if settings is not None and there is not None and settings != there:
             raise ValueError(f"settings must be those of {file} (or remove it), which are {there}, got {settings}")

@@ -64,7 +64,7 @@ def tables(found: Sequence[Found]) -> str:
             at_start = [curvature(found, arm, "start", time, part, measured) for measured in _MEASURED]
             if at_start[0].n:
                 curvatures.append([name, part, *map(_text, at_start)])
-    return "\n\n".join(_aligned(rows) for rows in (barriers, curvatures) if len(rows) > 1)
+    return "\n\n".join(aligned(rows) for rows in (barriers, curvatures) if len(rows) > 1)
 
 
 def _text(found: Spread) -> str:
@@ -73,7 +73,8 @@ def _text(found: Spread) -> str:
     return f"{found.mean:.3g}" + (f" ± {found.half_width:.2g}" if math.isfinite(found.half_width) else "")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from efcn_sparse.analysis.claims import claims
+from efcn_sparse.analysis.landscape_tables import aligned
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.training import PRESETS, Event, RelaxConfig, Task, run_relax
 from efcn_sparse.training.arms import FORMS
@@ -167,11 +168,7 @@ def outcome(run_dir: Path) -> str:
     arms = list(dict.fromkeys(arm for arm, time in last))
     times = sorted({time for arm, time in last if time is not None})
     header = ["test accuracy, %", "no embedding", *(f"t_w={time}" for time in times)]
-    table = [header] + [[arm, *(_spread(last.get((arm, time))) for time in (None, *times))] for arm in arms]
-    widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+    return aligned([header] + [[arm, *(_spread(last.get((arm, time))) for time in (None, *times))] for arm in arms])
 
 
 def _spread(accuracies: dict[int, float] | None) -> str:

@@ -9,13 +9,14 @@ import sys
 import pytest
 
 import efcn_sparse.training as training
-from efcn_sparse.training.run.run_directory import RunDirectory
+from efcn_sparse.training.run.run_directory import held, note_environment
 
 HOLD = """
 import sys, time
+from pathlib import Path
 from efcn_sparse.training import RelaxConfig
-from efcn_sparse.training.run.run_directory import RunDirectory
-with RunDirectory(sys.argv[1], RelaxConfig.from_json(sys.argv[2])):
+from efcn_sparse.training.run.run_directory import held
+with held(Path(sys.argv[1]), RelaxConfig.from_json(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,12 +36,12 @@ def test_two_processes_into_one_directory_are_refused_and_a_killed_one_does_not_
             training.run_relax(config, run_dir)
         other.kill()
         other.wait()
-    with RunDirectory(run_dir, config):
+    with held(run_dir, config):
         pass
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(config, tmp_path):
-    with RunDirectory(tmp_path, config):
+    with held(tmp_path, config):
         pass
     other = dataclasses.replace(config, lr=0.05, seeds=(1,))
     with pytest.raises(ValueError, match="another configuration") as caught:
@@ -69,18 +70,18 @@ def test_what_a_kill_left_before_the_first_rename_does_not_block(config, tmp_pat
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json.tmp").write_text('{"pre')
     (tmp_path / "checkpoints" / "cnn-seed0-e0.safetensors.tmp").write_text("torn")
-    with RunDirectory(tmp_path, config) as run:
-        assert not list(run.checkpoints.iterdir())
+    with held(tmp_path, config):
+        assert not list((tmp_path / "checkpoints").iterdir())
     assert training.RelaxConfig.from_json((tmp_path / "config.json").read_text()) == config
 
 
 def test_going_on_in_another_environment_is_told(config, tmp_path, caplog):
-    with RunDirectory(tmp_path, config) as run:
-        run.note_environment()
+    with held(tmp_path, config):
+        note_environment(tmp_path, config.device)
         noted = json.loads((tmp_path / "environment.json").read_text())
         (tmp_path / "environment.json").write_text(json.dumps({**noted, "torch": "1.0"}))
         assert not caplog.records
-        run.note_environment()
+        note_environment(tmp_path, config.device)
     assert "torch '1.0' became" in caplog.text
 
 
@@ -90,11 +91,11 @@ def test_going_on_in_another_environment_is_told(config, tmp_path, caplog):
     ids=["list", "deep", "bytes"],
 )
 def test_an_environment_that_is_none_is_told(config, tmp_path, text, told):
-    with RunDirectory(tmp_path, config) as run:
+    with held(tmp_path, config):
         (tmp_path / "environment.json").write_bytes(text)
         message = f"{tmp_path / 'environment.json'} must hold a JSON object, {told}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-            run.note_environment()
+            note_environment(tmp_path, config.device)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "layers.csv", ".lock"])

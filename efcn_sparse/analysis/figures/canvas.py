@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.analysis.run_data import Run, Trace
+from efcn_sparse.analysis.statistics import mean_curve
 from efcn_sparse.checkpoint.atomic import replace_atomically, write_all
 from efcn_sparse.training.arms import Arm
 from efcn_sparse.training.extras import require
@@ -131,6 +132,20 @@ def legend_of_times(figure: Figure, colors: dict[int, Any], extra: Sequence[Any]
             title="relaxed at" if handles else None,
             alignment="left",
         )
+
+
+def curve_since(
+    axes: Axes, traces: Sequence[Trace], column: str, time: int, color: Any, low: float = -np.inf, high: float = np.inf
+) -> None:
+    """The mean over seeds since epoch ``time``, with a shade of one standard deviation that is cut off at limits."""
+    if not traces:
+        return
+    epochs, mean, std = mean_curve(traces, column)
+    if not epochs.size:
+        return
+    if std.any():
+        axes.fill_between(epochs - time, *np.clip([mean - std, mean + std], low, high), color=color, alpha=0.12, lw=0)
+    axes.plot(epochs - time, mean, color=color, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)
 
 
 def set_epoch_ticks(axes: Axes, times: Sequence[int], spacing: float = 0.05) -> None:

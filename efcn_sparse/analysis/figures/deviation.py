@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
 
 import numpy as np
 
@@ -11,16 +10,14 @@ from efcn_sparse.analysis.figures.canvas import (
     T_W,
     Drawing,
     colors_of_times,
+    curve_since,
     legend_of_times,
     new_figure,
     set_epoch_ticks,
 )
 from efcn_sparse.analysis.run_data import Run, Trace
-from efcn_sparse.analysis.statistics import mean_curve, spread
+from efcn_sparse.analysis.statistics import spread
 from efcn_sparse.training.arms import ELCN, Arm
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LABELS = {
     "off_local": "off-local share δ\n‖off-local‖ / ‖W‖",
@@ -60,7 +57,8 @@ def _draw_arm(run: Run, arm: Arm) -> Drawing:
         for axes, layer in zip(row, [*layers, None], strict=True):
             for time, color in colors.items():
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
-                _curve(axes, traces, quantity, time, color)
+                shares = [dataclasses.replace(trace, columns={quantity: measured(trace, quantity)}) for trace in traces]
+                curve_since(axes, shares, quantity, time, color)
         if quantity in ("off_local", "untied"):
             row[0].set_ylim(bottom=0)
         row[0].set_ylabel(LABELS[quantity])
@@ -76,18 +74,6 @@ def _draw_arm(run: Run, arm: Arm) -> Drawing:
         "the three shares sum to one. Means over seeds, shades are one standard deviation."
     )
     return Drawing(f"deviation-{arm}", figure, f"Deviation of {look.label} from the CNN subspace over time.", caption)
-
-
-def _curve(axes: Axes, traces: Sequence[Trace], quantity: str, time: int, color: object) -> None:
-    derived = [
-        Trace(t.arm, t.seed, t.relax_epoch, t.layer, t.epochs - time, {quantity: measured(t, quantity)}) for t in traces
-    ]
-    if not derived:
-        return
-    epochs, mean, std = mean_curve(derived, quantity)
-    if std.any():
-        axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.12, lw=0)
-    axes.plot(epochs, mean, color=color, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)
 
 
 def _draw_summary(run: Run) -> Drawing:

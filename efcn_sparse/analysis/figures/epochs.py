@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efcn_sparse.analysis.figures.canvas import Drawing, colors_of_times, legend_of_times, new_figure, plain_log_labels
-from efcn_sparse.analysis.run_data import Run, Trace
+from efcn_sparse.analysis.figures.canvas import (
+    Drawing,
+    colors_of_times,
+    curve_since,
+    legend_of_times,
+    new_figure,
+    plain_log_labels,
+)
+from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import mean_curve
 from efcn_sparse.training.arms import CNN, Arm
 
@@ -102,7 +108,7 @@ def draw_leak(run: Run) -> list[Drawing]:
         for axes, layer in zip(row, [*layers, None], strict=True):
             for time in run.relax_epochs([arm]):
                 traces = run.of(arm, time) if layer is None else run.layers_of(arm, layer, time)
-                _leak_curve(axes, traces, time, colors[time])
+                curve_since(axes, traces, "leak", time, colors[time], 0, 1)
         row[0].set_ylabel("share outside")
         look = run.looks[arm]
         row[0].annotate(
@@ -122,16 +128,3 @@ def draw_leak(run: Run) -> list[Drawing]:
     )
     alt = "Share of the squared gradient outside the support over the epochs, for every arm and layer."
     return [Drawing("gradient-outside", figure, alt, caption)]
-
-
-def _leak_curve(axes: Axes, traces: Sequence[Trace], time: int, color: Any) -> None:
-    since = [Trace(t.arm, t.seed, t.relax_epoch, t.layer, t.epochs - time, t.columns) for t in traces]
-    if not since:
-        return
-    epochs, mean, std = mean_curve(since, "leak")
-    if not epochs.size:
-        return
-    if std.any():
-        low, high = np.clip([mean - std, mean + std], 0, 1)
-        axes.fill_between(epochs, low, high, color=color, alpha=0.12, lw=0)
-    axes.plot(epochs, mean, color=color, lw=1.3, marker="o" if epochs.size == 1 else "", ms=4)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +62,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
         >>> optimizer.state[cnn.bias]["momentum_buffer"][0], other.state[efcn.linear.bias]["momentum_buffer"][0]
         (tensor(16.), tensor(1.))
     """
-    _check_optimizers(cnn_optimizer, efcn_optimizer)
+    check_optimizers(cnn_optimizer, efcn_optimizer)
     states, places = live_states(cnn, cnn_optimizer), {id(p): place for place, p in enumerate(cnn.parameters())}
     carried: dict[int, dict[str, Tensor]] = {}
     links = _links(cnn, efcn, efcn_optimizer)
@@ -73,36 +71,28 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
             continue
         source, copies = links[id(target)]
         state = states.get(places[id(source)], {})
-        _check_usable(state, efcn_optimizer)
+        if "momentum_buffer" in state and not all(group["momentum"] for group in efcn_optimizer.param_groups):
+            raise ValueError("efcn_optimizer must have momentum, which cnn_optimizer has, got 0")
         if state:
             carried[place] = {key: _carried(tensor, _DEGREES[key], copies) for key, tensor in state.items()}
     if carried:
         hand_over(efcn, efcn_optimizer, carried)
 
 
-def _carried(tensor: Tensor, degree: int, copies: _Copies | None) -> Tensor:
-    return tensor.clone() if copies is None or not tensor.dim() else copies.of(tensor, degree)
-
-
-@dataclass(frozen=True)
-class _Copies:
+class _Copies(NamedTuple):
     """How one parameter of a convolution was copied: by its ties, or for a bias (None) to every position."""
 
+    share: Tensor  # of the gradient of each entry, that one copy of it has
     ties: Ties | None
     positions: int
-    rate: float
-    summed: bool
 
-    def of(self, tensor: Tensor, degree: int) -> Tensor:
-        """The copies of a state that is of that degree in the gradient."""
-        if self.ties is None:
-            return self._scaled(tensor, torch.full_like(tensor, self.positions), degree).repeat(self.positions)
-        counts = self.ties.counts.clamp(min=1).view(self.ties.kernel_shape)
-        return self.ties.scatter(self._scaled(tensor.to(counts.device), counts, degree))
 
-    def _scaled(self, tensor: Tensor, counts: Tensor, degree: int) -> Tensor:
-        share = torch.ones_like(counts, dtype=torch.double) if self.summed else counts.double().reciprocal()
-        return (tensor.double() * (self.rate * share).pow(degree)).to(tensor.dtype)
+def _carried(tensor: Tensor, degree: int, copies: _Copies | None) -> Tensor:
+    """A state that is of that degree in the gradient, as the copies have it."""
+    if copies is None or not tensor.dim():
+        return tensor.clone()
+    scaled = (tensor.to(copies.share.device).double() * copies.share.pow(degree)).to(tensor.dtype)
+    return scaled.repeat(copies.positions) if copies.ties is None else copies.ties.scatter(scaled)
 
 
 def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, tuple[Tensor, _Copies | None]]:
@@ -124,10 +114,13 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, t
         if isinstance(optimizer, SelectiveSGD):
             rate, summed = optimizer.parts[name].tied.rate, optimizer.copies == "sum"
         positions = layer.linear.out_features // conv.out_channels
-        links[id(layer.linear.values)] = conv.weight, _Copies(layer.ties, positions, rate, summed)
+        counts = [layer.ties.counts.clamp(min=1).view(layer.ties.kernel_shape).double()]
+        counts += [] if conv.bias is None else [torch.full_like(conv.bias, positions, dtype=torch.double)]
+        shares = [rate * (torch.ones_like(count) if summed else count.reciprocal()) for count in counts]
+        links[id(layer.linear.values)] = conv.weight, _Copies(shares[0], layer.ties, positions)
         if conv.bias is not None:
-            links[id(bias)] = conv.bias, _Copies(None, positions, rate, summed)
-    low_rank = {id(parameter) for parameter in _low_rank_parameters(efcn)}
+            links[id(bias)] = conv.bias, _Copies(shares[1], None, positions)
+    low_rank = {id(p) for module in efcn.modules() if isinstance(module, LowRankPart) for p in module.parameters()}
     for name, parameter in efcn.named_parameters():
         if id(parameter) not in links and id(parameter) not in low_rank:
             if name not in parameters or parameters[name].shape != parameter.shape:
@@ -137,22 +130,8 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, t
     return links
 
 
-def _low_rank_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Those that no convolution has a counterpart of."""
-    for module in model.modules():
-        if isinstance(module, LowRankPart):
-            yield from module.parameters()
-
-
-def check_carried(optimizer: Optimizer) -> None:
-    """Raise ``ValueError`` unless the state of a CNN's optimizer can be carried over."""
-    try:
-        _check_optimizers(optimizer, optimizer)
-    except TypeError as error:
-        raise ValueError(f"carry_momentum must be False with this optimizer: {error}") from None
-
-
-def _check_optimizers(source: Optimizer, target: Optimizer) -> None:
+def check_optimizers(source: Optimizer, target: Optimizer) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless the state of one can be carried to the other."""
     inner = target.inner if isinstance(target, FusedOptimizer) else [target]
     families = set()
     for name, optimizer in (("cnn_optimizer", source), *(("efcn_optimizer", one) for one in inner)):
@@ -172,9 +151,3 @@ def _check_optimizers(source: Optimizer, target: Optimizer) -> None:
         there, here = ({group.get(setting, False) for group in one.param_groups} for one in (source, target))
         if there != here:
             raise ValueError(f"{setting} of efcn_optimizer must be cnn_optimizer's {there}, got {here}")
-
-
-def _check_usable(state: Mapping[str, Any], target: Optimizer) -> None:
-    groups: list[dict[str, Any]] = target.param_groups
-    if "momentum_buffer" in state and not all(group["momentum"] for group in groups):
-        raise ValueError("efcn_optimizer must have momentum, which cnn_optimizer has, got 0")

@@ -160,17 +160,11 @@ class MetricsFile:
         rows, _ = read_evaluations(path, columns)
         kept = [row for row in rows if row.epoch <= epochs.get(row.stage, -1) or parent_diverged(row)]
         self._there = {row.key for row in kept}
-        descriptor = open_to_append(path)
-        try:
-            text = self._text(kept)
-            if path.read_bytes() != text.encode():
-                write_text_atomically(path, text)
-                os.close(descriptor)
-                descriptor = open_to_append(path)
-            self._file: TextIO = os.fdopen(descriptor, "a", encoding="utf-8", newline="")
-        except BaseException:
-            os.close(descriptor)
-            raise
+        os.close(open_to_append(path))  # which makes it, or refuses a link
+        text = self._text(kept)
+        if path.read_bytes() != text.encode():
+            write_text_atomically(path, text)
+        self._file: TextIO = os.fdopen(open_to_append(path), "a", encoding="utf-8", newline="")
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows; missing columns and None become empty."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch import nn
 from torch.optim import Optimizer
 
-from efcn_sparse.checkpoint.atomic import open_to_append
 from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
 from efcn_sparse.training.run.metrics import LAYERS, MetricsFile, Row, part_path
 from efcn_sparse.training.run.plan import Stage
+from efcn_sparse.training.run.run_directory import locked
 
 
 class Record:
@@ -90,20 +88,13 @@ class Record:
                 checkpoint_path(self.checkpoints, self.stage.name, epoch).unlink()
 
 
-@contextlib.contextmanager
-def stage_log(run_dir: Path, stage: str) -> Iterator[TextIO]:
-    """The log of a stage, which only one process holds at a time; the lock is gone with the process.
+def stage_log(run_dir: Path, stage: str) -> contextlib.AbstractContextManager[TextIO]:
+    """The log of a stage, which only one process holds at a time.
 
     Raises:
         BlockingIOError: another process holds it.
     """
-    descriptor = open_to_append(part_path(run_dir, stage, "log"))
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"{stage} in run_dir {run_dir} is being trained by another process") from None
-        yield file
+    return locked(part_path(run_dir, stage, "log"), f"{stage} in run_dir {run_dir} is being trained by another process")
 
 
 def told(row: Mapping[str, Any]) -> str:

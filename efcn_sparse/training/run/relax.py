@@ -14,7 +14,7 @@ from efcn_sparse.training.run.metrics import LAYERS, METRICS, STAGES, MetricsFil
 from efcn_sparse.training.run.plan import Stage, stages
 from efcn_sparse.training.run.preflight import check_device, check_fits
 from efcn_sparse.training.run.record import stage_log
-from efcn_sparse.training.run.run_directory import RunDirectory, refuse_other
+from efcn_sparse.training.run.run_directory import held, note_environment, refuse_other
 from efcn_sparse.training.run.schedule import Here, train_all
 from efcn_sparse.training.run.source import DataBySeed, Source
 from efcn_sparse.training.run.stage import Job, settled
@@ -106,8 +106,8 @@ def run_relax(
         columns += tuple(f"{part}_{name}" for part in ("train", "test") for name in own)
     check_fits(config, task=loaded, at_once=executor.count if isinstance(executor, Processes) else 1)
     threads = 1 if executor is not None and config.threads is None else config.threads
-    with RunDirectory(path, config) as run:
-        run.note_environment(threads)
+    with held(path, config):
+        note_environment(path, config.device, threads)
         if described:
             write_text_atomically(path / TASK, described)
         _refuse_busy(path)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -24,10 +25,27 @@ _log = logging.getLogger("efcn_sparse.training")
 _LOCK = ".lock"
 
 
-class RunDirectory:
-    """A run directory that this process holds; leave the ``with`` block to release it.
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[TextIO]:
+    """A file to append to, which only one process holds at a time.
 
     The lock is the kernel's (``flock``), so it is gone with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it; ``busy`` is the message.
+        ValueError: it is a symbolic link.
+    """
+    with os.fdopen(open_to_append(path), "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(busy) from None
+        yield file
+
+
+@contextlib.contextmanager
+def held(path: Path, config: RelaxConfig) -> Iterator[None]:
+    """Inside, this process alone writes into the run directory ``path``.
 
     Args:
         path: a folder that is missing, empty, or a run of which ``config`` is a continuation: the same, or with more
@@ -37,59 +55,33 @@ class RunDirectory:
         ValueError: ``path`` holds something else, or a run with another configuration; the fields are named.
         BlockingIOError: another process is at work in it.
     """
-
-    def __init__(self, path: str | Path, config: RelaxConfig) -> None:
-        self.path, self.config = Path(path), config
-        self.checkpoints = self.path / "checkpoints"
-        self._lock: IO[bytes] | None = None
-
-    def __enter__(self) -> RunDirectory:
-        refuse_other(self.path, self.config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.fdopen(open_to_append(self.path / _LOCK), "ab")
-        try:
-            self._take()
-        except BaseException:
-            self._lock.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._lock is not None
-        self._lock.close()
-
-    def _take(self) -> None:
-        assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"run_dir {self.path} is in use by another process") from None
-        refuse_other(self.path, self.config)  # again: somebody may have begun a run before we had the lock
-        for folder in (self.path, own_folder(self.checkpoints), own_folder(self.path / STAGES)):
+    refuse_other(path, config)
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path / _LOCK, f"run_dir {path} is in use by another process"):
+        refuse_other(path, config)  # again: somebody may have begun a run before we had the lock
+        for folder in (path, own_folder(path / "checkpoints"), own_folder(path / STAGES)):
             for torn in folder.glob("*" + SUFFIX):
                 torn.unlink()
-        if not (self.path / "config.json").is_file() or read_config(self.path) != self.config:
-            write_text_atomically(self.path / "config.json", self.config.to_json())
+        if not (path / "config.json").is_file() or read_config(path) != config:
+            write_text_atomically(path / "config.json", config.to_json())
+        yield
 
-    def note_environment(self, threads: int | None = None) -> None:
-        """Write environment.json, or warn where it tells of another machine or other versions than these.
 
-        Args:
-            threads: of torch in the run; None: as they are.
-        """
-        here = environment(self.config.device) | ({} if threads is None else {"threads": threads})
-        path = self.path / "environment.json"
-        if not path.is_file():
-            write_text_atomically(path, json.dumps(here, indent=2) + "\n")
-            return
-        there = read_json(path)
-        changed = [
-            f"{key} {there.get(key)!r} became {value!r}" for key, value in here.items() if there.get(key) != value
-        ]
-        if changed:
-            _log.warning("going on in another environment, so the last bits may differ: %s", "; ".join(changed))
+def note_environment(run_dir: Path, device: str, threads: int | None = None) -> None:
+    """Write environment.json, or warn where it tells of another machine or other versions than these.
+
+    Args:
+        threads: of torch in the run; None: as they are.
+    """
+    here = environment(device) | ({} if threads is None else {"threads": threads})
+    path = run_dir / "environment.json"
+    if not path.is_file():
+        write_text_atomically(path, json.dumps(here, indent=2) + "\n")
+        return
+    there = read_json(path)
+    changed = [f"{key} {there.get(key)!r} became {value!r}" for key, value in here.items() if there.get(key) != value]
+    if changed:
+        _log.warning("going on in another environment, so the last bits may differ: %s", "; ".join(changed))
 
 
 def read_config(run_dir: str | Path) -> RelaxConfig:

@@ -20,7 +20,7 @@ from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.optim.carry import check_carried
+from efcn_sparse.training.optim.carry import check_optimizers
 from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.run.epoch import TaskData, augmented, evaluate, train_epoch
@@ -82,7 +82,11 @@ def _check_optimizer(config: RelaxConfig, task: Task) -> None:
         except ValueError as error:
             raise ValueError(f"fused must be False with this optimizer: {error}") from None
     if config.carry_momentum:
-        check_carried(optimizer_of(replace(config, fused=False), task, CNN, config.lr, task.fresh(0)))
+        optimizer = optimizer_of(replace(config, fused=False), task, CNN, config.lr, task.fresh(0))
+        try:
+            check_optimizers(optimizer, optimizer)
+        except TypeError as error:
+            raise ValueError(f"carry_momentum must be False with this optimizer: {error}") from None
 
 
 def _hidden_states(config: RelaxConfig, few: TaskData) -> Iterator[str]:
@@ -91,7 +95,7 @@ def _hidden_states(config: RelaxConfig, few: TaskData) -> Iterator[str]:
     if not _alike(lambda: [*task.fresh(0).state_dict().values()]):
         yield "build gives other weights when torch's generator is the same; each start has a CNN of its own"
     for examples in (few.train, few.test):
-        if not _alike(lambda examples=examples: examples.samples(1)):  # type: ignore[misc]
+        if not _alike(examples.samples, 1):
             yield f"{examples.field} gives another example when it is asked again; it has a generator of its own"
     if task.augment is not None:
         ((x, y),) = few.train.batches([slice(0, len(few.train))], 0)
@@ -124,8 +128,8 @@ def _second_step(config: RelaxConfig, few: TaskData, reloaded: bool) -> list[Ten
     return [*model.state_dict().values()]
 
 
-def _alike(call: Callable[[], list[Tensor]]) -> bool:
-    return _digest(call()) == _digest(call())
+def _alike(call: Callable[..., list[Tensor]], *arguments: int) -> bool:
+    return _digest(call(*arguments)) == _digest(call(*arguments))
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
@@ -170,8 +174,7 @@ def _described(task_data: TaskData, seed: int) -> dict[str, str]:
     told = {"build": f"a net of {len(shapes)} tensors, {text}"}
     for examples in (task_data.train, task_data.test):
         where = f" of seed {seed}" if task.depends_on_seed(examples.field) else ""
-        alike = _alike(lambda examples=examples: examples.samples(1))  # type: ignore[misc]
-        digest = _digest(examples.samples(_SAMPLES)) if alike else "drawn at random"
+        digest = _digest(examples.samples(_SAMPLES)) if _alike(examples.samples, 1) else "drawn at random"
         told[f"{examples.field}{where}"] = f"{len(examples)} examples, {digest}"
     for field in ("loss", "metrics", "optimizer", "schedule", "augment", "collate"):
         value = getattr(task, field)
