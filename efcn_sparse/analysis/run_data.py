@@ -125,17 +125,14 @@ def read_run(run_dir: str | Path) -> Run:
     path = Path(run_dir)
     config = read_config(path)
     problems: list[str] = []
-    environment = _read_environment(path / "environment.json", problems)
+    environment: dict[str, Any] = {}
+    if (path / "environment.json").is_file():
+        environment = read_json(path / "environment.json")
+    else:
+        problems.append("environment.json is missing.")
     traces = _read_traces(path / "metrics.csv", METRICS, problems)
     layer_traces = _read_traces(path / "layers.csv", LAYERS, problems)
     return Run(path, config, tuple(stages(config)), environment, traces, layer_traces, tuple(problems))
-
-
-def _read_environment(path: Path, problems: list[str]) -> dict[str, Any]:
-    if path.is_file():
-        return read_json(path)
-    problems.append(f"{path.name} is missing.")
-    return {}
 
 
 def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> tuple[Trace, ...]:

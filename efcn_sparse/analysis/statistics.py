@@ -92,12 +92,8 @@ class Final:
 
 def finals(run: Run) -> list[Final]:
     """One :class:`Final` for each arm and relax time, in the order of the arms, then of the relax times."""
-    return [_final(run, arm, relax) for arm in run.arms for relax in (_relax_of(run, arm))]
-
-
-def _relax_of(run: Run, arm: Arm) -> list[int | None]:
-    times: list[int | None] = [None] if run.of(arm) else []
-    return times + list(run.relax_epochs([arm]))
+    times = {arm: [*([None] if run.of(arm) else []), *run.relax_epochs([arm])] for arm in run.arms}
+    return [_final(run, arm, time) for arm in run.arms for time in times[arm]]
 
 
 def _final(run: Run, arm: Arm, relax_epoch: int | None) -> Final:

@@ -48,17 +48,6 @@ def settle() -> int:
     return peak_bytes()
 
 
-def step_peak_apart(variant: str, batch: int, threads: int) -> int:
-    """Peak bytes of a training step of one of ``vanilla.VARIANTS``, over what the process held before the model.
-
-    Weights, gradients, activations and the kernels' scratch memory all count, what a heap loses between them does not.
-
-    Raises:
-        RuntimeError: the process failed; with what it wrote to stderr.
-    """
-    return apart(__name__, variant, str(batch), str(threads))[0]
-
-
 def apart(module: str, *arguments: str, environment: Mapping[str, str] = _OWN_PAGES) -> list[int]:
     """The whole numbers that a module prints when a process of its own runs it, with more in its environment.
 
@@ -77,6 +66,10 @@ def apart(module: str, *arguments: str, environment: Mapping[str, str] = _OWN_PA
 
 
 def _step_peak(variant: str, batch: int) -> int:
+    """Bytes of a training step of one of ``vanilla.VARIANTS`` over what the process held before the model.
+
+    Weights, gradients, activations and the kernels' scratch memory all count, what a heap loses between them does not.
+    """
     from efcn_sparse.measure.vanilla import make_trainer
 
     make_trainer(variant, 1)()  # libraries load and thread pools start with the first call

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.fused import FusedOptimizer, updating
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.measure.memory import apart, step_peak_apart
+from efcn_sparse.measure import memory
 from efcn_sparse.measure.ops import relative_error
 from efcn_sparse.measure.timing import OURS, in_turn, median_ratio
 from efcn_sparse.models import vanilla_cnn
@@ -131,11 +131,6 @@ def checked_trainers(batch: int) -> dict[str, Trainer]:
     return trainers
 
 
-def step_milliseconds_apart(variant: str, batch: int, threads: int) -> float:
-    """The median time of a step in a process of its own, with its allocator as it is: what a training script sees."""
-    return 1e-3 * apart(__name__, variant, str(batch), str(threads), environment={})[0]
-
-
 def _step_microseconds(variant: str, batch: int) -> int:
     trainer = make_trainer(variant, batch)
     seconds = []
@@ -159,10 +154,12 @@ def rows(batch: int, rounds: int, threads: int) -> list[dict[str, Any]]:
 
     found = []
     for name, title in VARIANTS.items():
+        arguments = name, str(batch), str(threads)
         more = {
-            "ms alone": step_milliseconds_apart(name, batch, threads),
+            # with its allocator as it is: what a training script sees
+            "ms alone": 1e-3 * memory.apart(__name__, *arguments, environment={})[0],
             "parameters": sum(p.numel() for p in trainers[name].model.parameters()),
-            "peak memory": size_text(step_peak_apart(name, batch, threads)),
+            "peak memory": size_text(memory.apart(memory.__name__, *arguments)[0]),
         }
         found.append(line(name, f"step of {title}", **more))
     return [*found, *(line(name, f"`{name}`") for name in others)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ class Task:
     input_shape: tuple[int, ...] | None = None
     preset: str = ""
 
-    def blaming(self, field: str) -> blaming:
+    def blaming(self, field: str) -> AbstractContextManager[None]:
         """What names ``field`` in errors raised inside the ``with`` block; presets speak for themselves."""
         return blaming("" if self.preset else field)
 

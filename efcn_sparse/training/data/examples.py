@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -118,18 +119,15 @@ class Examples:
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, y
 
 
-class blaming:
+@contextlib.contextmanager
+def blaming(field: str) -> Iterator[None]:
     """Tells which field of a task an error inside the ``with`` block came from; no field, no word."""
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if self._field and isinstance(error, Exception):
-            raise ValueError(f"{self._field} raised {type(error).__name__}: {error}") from error
+    try:
+        yield
+    except Exception as error:
+        if not field:
+            raise
+        raise ValueError(f"{field} raised {type(error).__name__}: {error}") from error
 
 
 def _rows(x: Tensor, chosen: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 
 from efcn_sparse.checkpoint.atomic import open_to_append, write_text_atomically
 from efcn_sparse.training.arms import Arm
-from efcn_sparse.training.run.plan import Stage, stage_name
+from efcn_sparse.training.run.plan import stage_name
 
 WEIGHTS = ("delta", "tied", "untied", "off_local")
 SUPPORT = ("stored", "leak", "captured")
@@ -158,7 +158,7 @@ class MetricsFile:
     def __init__(self, path: Path, columns: Sequence[str], epochs: Mapping[str, int]) -> None:
         self._path, self._columns = path, tuple(columns)
         rows, _ = read_evaluations(path, columns)
-        kept = [row for row in rows if row.epoch <= epochs.get(row.stage, -1) or parent_diverged(row)]
+        kept = covered(rows, epochs)
         self._there = {row.key for row in kept}
         os.close(open_to_append(path))  # which makes it, or refuses a link
         text = self._text(kept)
@@ -200,9 +200,17 @@ class MetricsFile:
         return _as_csv([self._columns, *([row.cells.get(name, "") for name in self._columns] for row in rows)])
 
 
-def parent_diverged(row: Evaluation) -> bool:
-    """Whether a row tells of a net that was never embedded, because its CNN had diverged by then."""
-    return row.epoch == row.relax_epoch and row.cells.get("test_accuracy") == "nan"
+def covered(rows: Iterable[Evaluation], latest: Mapping[str, int]) -> list[Evaluation]:
+    """Those up to the latest checkpoint of their stage, and those of nets that were never embedded.
+
+    Such a net has one row, at its relax time, since its CNN had diverged by then.
+    """
+    return [
+        row
+        for row in rows
+        if row.epoch <= latest.get(row.stage, -1)
+        or (row.epoch == row.relax_epoch and row.cells.get("test_accuracy") == "nan")
+    ]
 
 
 def diverged(rows: Iterable[Evaluation]) -> dict[str, int]:
@@ -214,26 +222,6 @@ def diverged(rows: Iterable[Evaluation]) -> dict[str, int]:
         else:
             since.setdefault(row.stage, row.epoch)
     return since
-
-
-def gaps(
-    plan: Iterable[Stage], latest: Mapping[str, int], metrics: Iterable[Evaluation], layers: Iterable[Evaluation],
-    names: Sequence[str],
-) -> dict[str, list[int]]:  # fmt: skip
-    """The epochs of each stage of ``plan`` that its checkpoints cover, and of which a row is missing.
-
-    Args:
-        latest: the epoch of the latest checkpoint of each stage that has one.
-        names: of the layers that every embedded net has.
-    """
-    there = {row.key for rows in (metrics, layers) for row in rows}
-    found: dict[str, list[int]] = {}
-    for stage in plan:
-        wanted = ("", *(names if stage.arm.embedded else ()))
-        for epoch in range(stage.first, min(latest.get(stage.name, -1), stage.last) + 1):
-            if any((stage.name, epoch, layer) not in there for layer in wanted):
-                found.setdefault(stage.name, []).append(epoch)
-    return found
 
 
 def _cell(value: object) -> str:

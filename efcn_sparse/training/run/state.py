@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk
-from efcn_sparse.training.run.metrics import LAYERS, METRICS, diverged, gaps, parent_diverged, read_evaluations
+from efcn_sparse.training.run.metrics import LAYERS, METRICS, covered, diverged, read_evaluations
 from efcn_sparse.training.run.plan import Stage
 
 _MOST_TOLD = 8  # stages, in a message
@@ -39,9 +39,15 @@ class State:
         latest = {stage: epochs[-1] for stage, epochs in kept.items()}
         metrics, wrong = read_evaluations(path / "metrics.csv", METRICS)
         by_layer, wrong_by_layer = read_evaluations(path / "layers.csv", LAYERS)
-        covered = [row for row in metrics if row.epoch <= latest.get(row.stage, -1) or parent_diverged(row)]
-        lost = gaps(plan, latest, covered, by_layer, layers)
-        return cls(plan, kept, latest, diverged(covered), lost, wrong + wrong_by_layer)
+        known = covered(metrics, latest)
+        there = {row.key for row in (*known, *by_layer)}
+        lost: dict[str, list[int]] = {}
+        for stage in plan:
+            wanted = ("", *(layers if stage.arm.embedded else ()))
+            for epoch in range(stage.first, min(latest.get(stage.name, -1), stage.last) + 1):
+                if any((stage.name, epoch, layer) not in there for layer in wanted):
+                    lost.setdefault(stage.name, []).append(epoch)
+        return cls(plan, kept, latest, diverged(known), lost, wrong + wrong_by_layer)
 
     def is_unfinished(self, stage: Stage) -> bool:
         """Whether something of the stage is still to be trained."""
