@@ -14,7 +14,7 @@ from efcn_sparse.cli.main import main
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.fused import layer_update, updating
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint, stored_block_shapes
-from efcn_sparse.training.run.metrics import MetricsFile
+from tests.training.runs import cut_short
 
 ARMS = ("cnn", "fcn", "elcn")
 OTHER = {1: (32, 2), 16: (8, 16), 32: (16, 8)}  # by input channels
@@ -60,18 +60,10 @@ def test_a_run_with_other_block_shapes_loads(older_run, arm, time, epoch):
 
 
 def test_a_run_with_other_block_shapes_is_gone_on_with_bit_by_bit(config, older_run, tmp_path, monkeypatch):
-    append, run_dir = MetricsFile.append, tmp_path / "run"
-
-    def cut(self, rows):
-        append(self, rows)
-        if "lr" in self._columns and rows[0]["arm"] == "elcn" and rows[0]["epoch"] == 2:
-            raise KeyboardInterrupt
-
+    run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         other_choice(patch)
-        patch.setattr(MetricsFile, "append", cut)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0)
+        cut_short(3, config, run_dir, arm="elcn")
     training.run_relax(config, run_dir, quiet=True)  # chooses other shapes by now
     last = "elcn-seed0-t0-e2.safetensors"
     assert (run_dir / "checkpoints" / last).read_bytes() == (older_run / "checkpoints" / last).read_bytes()

@@ -11,7 +11,7 @@ import efcn_sparse.training as training
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.cli.relax import outcome
 from efcn_sparse.training.run.relax import unfinished
-from tests.training.runs import checkpoints, interrupt_after, numbers, rows
+from tests.training.runs import assert_same, cut_short, rows
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-grown1.3", "efcn-lowrank2")
 
@@ -55,13 +55,9 @@ def test_what_would_be_embedded_from_a_diverged_cnn_is_recorded(tmp_path, capsys
 
 
 @pytest.mark.parametrize("fatal", [2, 4, 6, 12])
-def test_an_interruption_around_a_divergence_changes_nothing(tmp_path, monkeypatch, fatal):
+def test_an_interruption_around_a_divergence_changes_nothing(tmp_path, fatal):
     wild = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
     whole = training.run_relax(wild, tmp_path / "whole", quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, fatal)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(wild, tmp_path / "run", quiet=True)
+    cut_short(fatal, wild, tmp_path / "run", checkpoint_seconds=10.0)
     training.run_relax(wild, tmp_path / "run", quiet=True)
-    assert numbers(tmp_path / "run") == numbers(whole)
-    assert checkpoints(tmp_path / "run") == checkpoints(whole)
+    assert_same(tmp_path / "run", whole)

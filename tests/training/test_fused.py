@@ -16,8 +16,7 @@ from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.optim.optimizer import optimizer_of
 from efcn_sparse.training.optim.optimizer_state import live_states
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.run.metrics import MetricsFile
-from tests.training.runs import DIGITS, checkpoints, numbers
+from tests.training.runs import DIGITS, assert_same, checkpoints, cut_short
 
 TINY = dict(
     seeds=(0,), arms=("cnn", "efcn-dilated1", "fcn"), cnn_epochs=1, relax_epochs=2, fcn_epochs=2, relax_times=(1,),
@@ -60,8 +59,7 @@ def fused_run(config, tmp_path_factory):
 
 def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path):
     unfused = training.run_relax(dataclasses.replace(config, fused=False), tmp_path / "run", quiet=True)
-    assert numbers(fused_run) == numbers(unfused)
-    assert checkpoints(fused_run) == checkpoints(unfused)
+    assert_same(fused_run, unfused)
 
 
 def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
@@ -72,24 +70,11 @@ def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
 
 
 @pytest.mark.parametrize("fatal", range(1, 6, 2))
-def test_an_interruption_after_any_reading_loses_nothing(config, fused_run, tmp_path, monkeypatch, fatal):
-    run_dir, seen, append = tmp_path / "run", 0, MetricsFile.append
-
-    def cut(self, rows):
-        nonlocal seen
-        append(self, rows)
-        if "lr" in self._columns and rows[0]["arm"] != "cnn":
-            seen += 1
-            if seen > fatal:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsFile, "append", cut)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0)
+def test_an_interruption_after_any_reading_loses_nothing(config, fused_run, tmp_path, fatal):
+    run_dir = tmp_path / "run"
+    cut_short(fatal + 5, config, run_dir)  # the CNN's four rows come first
     training.run_relax(config, run_dir, quiet=True)
-    assert numbers(run_dir) == numbers(fused_run)
-    assert checkpoints(run_dir) == checkpoints(fused_run)
+    assert_same(run_dir, fused_run)
 
 
 def test_a_killed_process_loses_nothing(config, fused_run, tmp_path):
@@ -100,8 +85,7 @@ def test_a_killed_process_loses_nothing(config, fused_run, tmp_path):
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert checkpoints(run_dir).keys() < checkpoints(fused_run).keys() | {f"{arm}-seed0-t1-e{epoch - 1}.safetensors"}
     training.run_relax(config, run_dir, quiet=True)
-    assert numbers(run_dir) == numbers(fused_run)
-    assert checkpoints(run_dir) == checkpoints(fused_run)
+    assert_same(run_dir, fused_run)
 
 
 def states(net, optimizer):

@@ -7,7 +7,7 @@ import torch
 
 import efcn_sparse as es
 import efcn_sparse.training as training
-from tests.training.runs import checkpoints, interrupt_after, numbers, rows
+from tests.training.runs import assert_same, cut_short, rows
 
 ARM = "efcn-grown1.5"
 TINY = dict(
@@ -43,20 +43,15 @@ def test_blocks_move_and_their_number_stays(run_dir):
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5])
-def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch, rows):
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, rows, ARM)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0 if rows % 2 else 1e9)
+def test_an_interruption_loses_nothing(config, run_dir, tmp_path, rows):
+    cut_short(rows, config, tmp_path / "run", arm=ARM, checkpoint_seconds=0.0 if rows % 2 else 1e9)
     training.run_relax(config, tmp_path / "run", quiet=True)
-    assert numbers(tmp_path / "run") == numbers(run_dir)
-    assert checkpoints(tmp_path / "run") == checkpoints(run_dir)
+    assert_same(tmp_path / "run", run_dir)
 
 
 def test_fused_is_the_same(config, run_dir, tmp_path):
     fused = training.run_relax(dataclasses.replace(config, fused=True), tmp_path / "run", quiet=True)
-    assert numbers(fused) == numbers(run_dir)
-    assert checkpoints(fused) == checkpoints(run_dir)
+    assert_same(fused, run_dir)
 
 
 def test_dropped_when_not_wanted():

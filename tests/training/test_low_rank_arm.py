@@ -10,7 +10,7 @@ import efcn_sparse.training as training
 from efcn_sparse.training.optim.carry import carry_state
 from efcn_sparse.training.optim.selective import SelectiveSGD
 from efcn_sparse.training.optim.shares import Part
-from tests.training.runs import checkpoints, interrupt_after, numbers, rows
+from tests.training.runs import assert_same, cut_short, rows
 
 ARM = "efcn-lowrank3"
 TINY = dict(
@@ -52,20 +52,15 @@ def test_leaves_the_receptive_fields(run_dir):
     torch.testing.assert_close(es.deviation(nets[-1]).delta, float(mine[-1]["delta"]), rtol=1e-6, atol=0)
 
 
-def test_an_interruption_loses_nothing(config, run_dir, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2, ARM)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0)
+def test_an_interruption_loses_nothing(config, run_dir, tmp_path):
+    cut_short(2, config, tmp_path / "run", arm=ARM)
     training.run_relax(config, tmp_path / "run", quiet=True)
-    assert numbers(tmp_path / "run") == numbers(run_dir)
-    assert checkpoints(tmp_path / "run") == checkpoints(run_dir)
+    assert_same(tmp_path / "run", run_dir)
 
 
 def test_fused_is_the_same(config, run_dir, tmp_path):
     fused = training.run_relax(dataclasses.replace(config, fused=True), tmp_path / "run", quiet=True)
-    assert numbers(fused) == numbers(run_dir)
-    assert checkpoints(fused) == checkpoints(run_dir)
+    assert_same(fused, run_dir)
 
 
 def test_momentum_is_carried_past_it():

@@ -11,7 +11,7 @@ import pytest
 
 import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
-from tests.training.runs import checkpoints, interrupt_after, rows
+from tests.training.runs import checkpoints, cut_short, rows
 
 SMALL = training.RelaxConfig.from_preset(
     "digits", seeds=(0,), arms=("cnn", "elcn"), cnn_epochs=3, relax_epochs=1, relax_times=(1,), fcn_epochs=1,
@@ -34,13 +34,10 @@ def same(one: Path, other: Path) -> bool:
     return checkpoints(one) == checkpoints(other)
 
 
-def test_a_run_that_was_given_more_is_the_one_that_had_it_from_the_beginning(large, tmp_path, monkeypatch):
+def test_a_run_that_was_given_more_is_the_one_that_had_it_from_the_beginning(large, tmp_path):
     run_dir = training.run_relax(SMALL, tmp_path / "run", quiet=True)
     done = set(map(str, rows(run_dir, "metrics")))
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 9)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(LARGE, run_dir, quiet=True)
+    cut_short(9, LARGE, run_dir, checkpoint_seconds=10.0)
     training.run_relax(LARGE, run_dir, quiet=True)
     assert done <= set(map(str, rows(run_dir, "metrics")))
     assert same(run_dir, large)

@@ -21,7 +21,7 @@ import efcn_sparse.training as training
 from efcn_sparse.analysis import write_report
 from efcn_sparse.cli.main import main
 from efcn_sparse.importing import imported
-from tests.training.runs import checkpoints, interrupt_after, numbers
+from tests.training.runs import assert_same, cut_short, numbers
 
 EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'own_net.py'}:task"
 SETTINGS = dict(seeds=(0,), cnn_epochs=2, relax_times=(1,), relax_epochs=2, fcn_epochs=1, lr=0.003, batch_size=16,
@@ -52,18 +52,14 @@ def test_the_arguments_of_a_task_count(own, whole):
 
 
 @pytest.mark.parametrize("fatal", [3, 7])
-def test_an_interrupted_run_goes_on_bit_by_bit(whole, tmp_path, monkeypatch, fatal):
+def test_an_interrupted_run_goes_on_bit_by_bit(whole, tmp_path, fatal):
     run_dir = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, fatal)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True, checkpoint_seconds=0.0)
+    cut_short(fatal, EXAMPLE, CONFIG, run_dir)
     training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True)
-    assert numbers(run_dir) == numbers(whole)
-    assert checkpoints(run_dir) == checkpoints(whole)
+    assert_same(run_dir, whole)
 
 
-def test_a_regression_has_metrics_of_its_own_in_rows_resume_and_report(tmp_path, monkeypatch):
+def test_a_regression_has_metrics_of_its_own_in_rows_resume_and_report(tmp_path):
     x = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(3))
     y = x[:, 0, 2, 2] + 0.5 * x[:, 0, 3, 4]
 
@@ -83,10 +79,7 @@ def test_a_regression_has_metrics_of_its_own_in_rows_resume_and_report(tmp_path,
 
     task = training.Task(build, (x[:25], y[:25]), (x[25:], y[25:]), loss=nn.functional.mse_loss, metrics=metrics)
     whole = training.run_relax(task, CONFIG, tmp_path / "whole", quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 4)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(task, CONFIG, tmp_path / "cut", quiet=True, checkpoint_seconds=0.0)
+    cut_short(4, task, CONFIG, tmp_path / "cut")
     training.run_relax(task, CONFIG, tmp_path / "cut", quiet=True)
     assert numbers(tmp_path / "cut") == numbers(whole)
     last = [row for row in numbers(whole) if row["arm"] == "elcn" and "lr" in row][-1]
@@ -133,17 +126,13 @@ def adamw_by_lambda(parameters, lr):
     ],
     ids=["state of any kind", "state of other shapes", "momentum that is scheduled"],
 )
-def test_any_optimizer_and_schedule_is_resumed(own, tmp_path, monkeypatch, caplog, optimizer, schedule):
+def test_any_optimizer_and_schedule_is_resumed(own, tmp_path, caplog, optimizer, schedule):
     task = dataclasses.replace(own, optimizer=optimizer, schedule=schedule)
     config = dataclasses.replace(CONFIG, cnn_epochs=1, relax_times=(0,), relax_epochs=2)
     run = functools.partial(training.run_relax, task, config, quiet=True, checkpoint_seconds=0.0)
     expected = run(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3, "elcn")
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run")
-    assert numbers(run(tmp_path / "run")) == numbers(expected)
-    assert checkpoints(tmp_path / "run") == checkpoints(expected)
+    cut_short(3, task, config, tmp_path / "run", arm="elcn")
+    assert_same(run(tmp_path / "run"), expected)
     assert not caplog.records
 
 
@@ -167,14 +156,11 @@ class OfItsOwn(FromGlobalGenerators):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_a_data_set_draws_is_resumed(own, tmp_path, monkeypatch, caplog, workers):
+def test_what_a_data_set_draws_is_resumed(own, tmp_path, caplog, workers):
     task = dataclasses.replace(own, train=FromGlobalGenerators(), workers=workers)
     config = dataclasses.replace(CONFIG, arms=("cnn",), relax_times=(2,))
     expected = training.run_relax(task, config, tmp_path / "whole", quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            training.run_relax(task, config, tmp_path / "run", quiet=True, checkpoint_seconds=0.0)
+    cut_short(2, task, config, tmp_path / "run")
     assert numbers(training.run_relax(task, config, tmp_path / "run", quiet=True)) == numbers(expected)
     assert not caplog.records
 
@@ -259,8 +245,7 @@ def test_fused_updates_and_carried_moments_go_with_an_optimizer_of_ones_own(own,
     config = dataclasses.replace(CONFIG, carry_momentum=True, arms=("cnn", "elcn", "fcn"))
     one = training.run_relax(own, config, tmp_path / "one", quiet=True)
     other = training.run_relax(own, dataclasses.replace(config, fused=True), tmp_path / "other", quiet=True)
-    assert numbers(one) == numbers(other)
-    assert checkpoints(one) == checkpoints(other)
+    assert_same(one, other)
 
 
 @pytest.mark.parametrize(
@@ -327,5 +312,4 @@ def test_killed_with_two_workers_at_work_it_goes_on_with_two_others(whole, tmp_p
         if "is being trained by another process" not in again.stderr:  # the workers take a moment to end
             break
     assert again.returncode == 0, again.stderr
-    assert numbers(run_dir) == numbers(whole)
-    assert checkpoints(run_dir) == checkpoints(whole)
+    assert_same(run_dir, whole)

@@ -1,7 +1,5 @@
 """The relax protocol on a tiny problem: every arm, and the laws that hold between them."""
 
-import csv
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from efcn_sparse.training.arms import FCN
 from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.run.epoch import evaluate
 from efcn_sparse.training.run.metrics import LAYERS, METRICS
-from tests.training.runs import DIGITS, task_data
+from tests.training.runs import DIGITS, rows, task_data
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-dilated1", "efcn-full")
 
@@ -30,32 +28,26 @@ def run_dir(config, tmp_path_factory):
     return training.run_relax(config, tmp_path_factory.mktemp("runs") / "run", quiet=True)
 
 
-def rows_of(run_dir, name="metrics.csv", **where):
-    with (run_dir / name).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if all(row[key] == str(value) for key, value in where.items())]
-
-
 def test_every_epoch_of_every_arm_is_recorded(config, run_dir):
     for name, columns in (("metrics.csv", METRICS), ("layers.csv", LAYERS)):
         assert (run_dir / name).read_text().splitlines()[0] == ",".join(columns)
     for seed in (0, 1):
-        assert [row["epoch"] for row in rows_of(run_dir, arm="cnn", seed=seed)] == ["0", "1", "2", "3", "4", "5"]
-        assert [row["epoch"] for row in rows_of(run_dir, arm="fcn", seed=seed)] == ["0", "1"]
+        assert [row["epoch"] for row in rows(run_dir, arm="cnn", seed=seed)] == ["0", "1", "2", "3", "4", "5"]
+        assert [row["epoch"] for row in rows(run_dir, arm="fcn", seed=seed)] == ["0", "1"]
         for arm in (*ARMS[2:], "cnn-relaxed"):
             for time in (0, 3):
-                rows = rows_of(run_dir, arm=arm, seed=seed, relax_epoch=time)
-                assert [row["epoch"] for row in rows] == [str(time), str(time + 1), str(time + 2)]
-                assert {row["lr"] for row in rows} == {"0.05"}
-    assert len(rows_of(run_dir, "layers.csv")) == 3 * len([row for row in rows_of(run_dir) if row["delta"]])
+                relaxed = rows(run_dir, arm=arm, seed=seed, relax_epoch=time)
+                assert [row["epoch"] for row in relaxed] == [str(time), str(time + 1), str(time + 2)]
+                assert {row["lr"] for row in relaxed} == {"0.05"}
+    assert len(rows(run_dir, "layers")) == 3 * len([row for row in rows(run_dir) if row["delta"]])
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
 
 
 @pytest.mark.parametrize("arm", ["elcn", "efcn-dilated1", "efcn-full", "cnn-relaxed"])
 def test_an_embedding_reads_as_the_cnn_it_came_from(run_dir, arm):
     for seed in (0, 1):
-        (cnn,) = rows_of(run_dir, arm="cnn", seed=seed, epoch=3)
-        (embedded,) = rows_of(run_dir, arm=arm, seed=seed, relax_epoch=3, epoch=3)
+        (cnn,) = rows(run_dir, arm="cnn", seed=seed, epoch=3)
+        (embedded,) = rows(run_dir, arm=arm, seed=seed, relax_epoch=3, epoch=3)
         assert embedded["test_accuracy"] == cnn["test_accuracy"]
         assert float(embedded["test_loss"]) == pytest.approx(float(cnn["test_loss"]), rel=1e-5)
 
@@ -69,15 +61,15 @@ def test_the_control_at_the_cnns_own_rate_is_the_cnn(config, tmp_path, run_dir):
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     for epoch in (4, 5):
         train_epoch(model, optimizer, learnt, batch_size=config.batch_size, seed=0, epoch=epoch)
-    (last,) = rows_of(run_dir, arm="cnn", seed=0, epoch=5)
+    (last,) = rows(run_dir, arm="cnn", seed=0, epoch=5)
     assert evaluate(model, learnt, "test")["loss"] == pytest.approx(float(last["test_loss"]), rel=1e-6)
 
 
 def test_the_parts_of_the_weights(run_dir):
-    for row in rows_of(run_dir, arm="elcn"):
+    for row in rows(run_dir, arm="elcn"):
         assert float(row["off_local"]) == float(row["delta"]) == 0
     for arm in ("elcn", "efcn-dilated1", "efcn-full"):
-        (first, *_, last) = rows_of(run_dir, arm=arm, seed=0, relax_epoch=3)
+        (first, *_, last) = rows(run_dir, arm=arm, seed=0, relax_epoch=3)
         assert float(first["delta"]) == 0
         assert float(first["untied"]) == pytest.approx(0, abs=1e-5)
         assert float(last["untied"]) > 1e-3
@@ -85,19 +77,19 @@ def test_the_parts_of_the_weights(run_dir):
 
 
 def test_what_the_support_holds_and_what_it_leaves_out(run_dir):
-    for name in ("metrics.csv", "layers.csv"):
+    for name in ("metrics", "layers"):
         for arm in ARMS:
-            rows = [row for row in rows_of(run_dir, name, arm=arm) if row["epoch"] != row["relax_epoch"]]
-            for row in rows if arm in ("cnn", "fcn") else ():
+            stepped = [row for row in rows(run_dir, name, arm=arm) if row["epoch"] != row["relax_epoch"]]
+            for row in stepped if arm in ("cnn", "fcn") else ():
                 assert (row["stored"], row["leak"], row["captured"]) == ("", "", "")
-            for row in rows if arm not in ("cnn", "fcn") else ():
+            for row in stepped if arm not in ("cnn", "fcn") else ():
                 leak, captured = float(row["leak"]), float(row["captured"])
                 if arm == "efcn-full":
                     assert (leak, captured) == (0.0, 1.0)
                 else:
                     assert 0 < leak < 1
                     assert captured == 0 if arm == "elcn" else 0 < captured < 1
-        for row in (row for row in rows_of(run_dir, name) if row["delta"] and row["epoch"] == row["relax_epoch"]):
+        for row in (row for row in rows(run_dir, name) if row["delta"] and row["epoch"] == row["relax_epoch"]):
             assert (row["leak"], row["captured"]) == ("", "")  # no step has been taken
             assert int(row["stored"]) > 0
 
@@ -108,8 +100,8 @@ def test_the_numbers_stored_are_those_of_the_support(run_dir):
         model = training.load_arm(run_dir, arm, 0, 3, 5)
         layers = {name: m for name, m in model.named_modules() if isinstance(m, EmbeddedConv)}
         expected = {name: support.entries(layer.geometry) for name, layer in layers.items()}
-        (row,) = rows_of(run_dir, arm=arm, seed=0, relax_epoch=3, epoch=5)
-        of_layers = rows_of(run_dir, "layers.csv", arm=arm, seed=0, relax_epoch=3, epoch=5)
+        (row,) = rows(run_dir, arm=arm, seed=0, relax_epoch=3, epoch=5)
+        of_layers = rows(run_dir, "layers", arm=arm, seed=0, relax_epoch=3, epoch=5)
         assert {one["layer"]: int(one["stored"]) for one in of_layers} == expected
         assert int(row["stored"]) == sum(expected.values())
 
@@ -137,7 +129,7 @@ def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
     loss.backward()
     squares = [layer.linear.weight.grad.square() for layer in layers]
     outside = sum(float(square[~mask].sum()) for square, mask in zip(squares, held, strict=True))
-    (row,) = rows_of(run_dir, arm="efcn-dilated1", seed=0, relax_epoch=3, epoch=5)
+    (row,) = rows(run_dir, arm="efcn-dilated1", seed=0, relax_epoch=3, epoch=5)
     assert float(row["leak"]) == pytest.approx(outside / sum(float(square.sum()) for square in squares), rel=1e-4)
 
 
@@ -172,7 +164,7 @@ def test_a_loaded_net_has_the_recorded_accuracy(config, run_dir, arm, time):
     model = training.load_arm(run_dir, arm, 1, time, epoch)
     assert not model.training
     found = evaluate(model, task_data(config, 1), "test")
-    (row,) = rows_of(run_dir, arm=arm, seed=1, relax_epoch="" if time is None else time, epoch=epoch)
+    (row,) = rows(run_dir, arm=arm, seed=1, relax_epoch="" if time is None else time, epoch=epoch)
     assert found["accuracy"] == float(row["test_accuracy"])
     assert found["loss"] == pytest.approx(float(row["test_loss"]), rel=1e-5)
 

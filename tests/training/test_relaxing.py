@@ -1,6 +1,5 @@
 """What a run frees, part by part: parsed, kept with the run; an eLCN with nothing freed repeats the CNN's epochs."""
 
-import csv
 import json
 import re
 
@@ -15,8 +14,7 @@ from efcn_sparse.training.nets import embed_as
 from efcn_sparse.training.optim.optimizer import optimizer_of
 from efcn_sparse.training.optim.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.optim.shares import Parts
-from efcn_sparse.training.run.metrics import MetricsFile
-from tests.training.runs import DIGITS
+from tests.training.runs import DIGITS, assert_same, cut_short, rows
 
 FROZEN = Part(rate=0.0)
 TINY = dict(
@@ -27,12 +25,6 @@ TINY = dict(
 
 def tiny(**changes):
     return training.RelaxConfig.from_preset("digits", **{**TINY, **changes})
-
-
-def rows_of(run_dir, name="metrics.csv", **where):
-    with (run_dir / name).open(newline="") as file:
-        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-    return [row for row in rows if all(row[key] == str(value) for key, value in where.items())]
 
 
 # -- settings -----------------------------------------------------------------------------------------------------
@@ -133,11 +125,11 @@ def test_an_older_config_without_these_fields_means_what_it_did(tmp_path):
 def test_with_the_sum_over_copies_a_frozen_elcn_repeats_the_cnn(tmp_path, settings):
     config = tiny(relaxing="none", copies="sum", relax_epochs=3, relax_times=(0, 1), arms=("cnn", "elcn"), **settings)
     run_dir = training.run_relax(config, tmp_path / "run", quiet=True)
-    losses = {row["epoch"]: row for row in rows_of(run_dir, arm="cnn")}
+    losses = {row["epoch"]: row for row in rows(run_dir, arm="cnn")}
     for time in (0, 1):
-        rows = rows_of(run_dir, arm="elcn", relax_epoch=time)
-        assert [row["epoch"] for row in rows] == [str(time + i) for i in range(4)]
-        for row in rows:
+        embedded = rows(run_dir, arm="elcn", relax_epoch=time)
+        assert [row["epoch"] for row in embedded] == [str(time + i) for i in range(4)]
+        for row in embedded:
             for loss in ("train_loss", "test_loss"):
                 assert float(row[loss]) == pytest.approx(float(losses[row["epoch"]][loss]), rel=2e-5)
             assert float(row["untied"]) < 1e-5 * float(row["tied"])
@@ -149,7 +141,7 @@ def test_without_the_cnns_momentum_or_step_the_elcn_goes_its_own_way(tmp_path):
     settings = dict(relaxing="none", momentum=0.9, relax_times=(2,))
     for name, changes in {"mean": dict(carry_momentum=True), "fresh": dict(copies="sum")}.items():
         run_dir = training.run_relax(tiny(**settings, **changes), tmp_path / name, quiet=True)
-        (cnn,), (elcn,) = rows_of(run_dir, arm="cnn", epoch=4), rows_of(run_dir, arm="elcn", epoch=4)
+        (cnn,), (elcn,) = rows(run_dir, arm="cnn", epoch=4), rows(run_dir, arm="elcn", epoch=4)
         assert abs(float(elcn["train_loss"]) - float(cnn["train_loss"])) > 1e-3
 
 
@@ -159,7 +151,7 @@ def test_carried_momentum_is_in_the_first_checkpoint_fused_or_not_and_the_contro
     settings = dict(momentum=0.9, carry_momentum=True, relaxed_lr=0.01, relax_times=(2,), relax_epochs=1)
     plain = training.run_relax(tiny(**settings), tmp_path / "plain", quiet=True, checkpoint_seconds=0.0)
     fused = training.run_relax(tiny(**settings, fused=True), tmp_path / "fused", quiet=True)
-    assert rows_of(plain) == rows_of(fused)
+    assert rows(plain) == rows(fused)
     cnn, elcn = (load_file(plain / "checkpoints" / f"{name}-e2.safetensors") for name in ("cnn-seed0", "elcn-seed0-t2"))
     keys = [key for key in cnn if key.startswith("optimizer/")]
     assert keys
@@ -167,7 +159,7 @@ def test_carried_momentum_is_in_the_first_checkpoint_fused_or_not_and_the_contro
     for key in keys:
         assert elcn[key].sum() == pytest.approx(float(cnn[key].sum()), rel=1e-4, abs=1e-6)  # n copies of an n-th
     fresh = training.run_relax(tiny(**{**settings, "carry_momentum": False}), tmp_path / "fresh", quiet=True)
-    (carried,), (without,) = (rows_of(run_dir, arm="cnn-relaxed", epoch=3) for run_dir in (plain, fresh))
+    (carried,), (without,) = (rows(run_dir, arm="cnn-relaxed", epoch=3) for run_dir in (plain, fresh))
     assert carried["train_loss"] != without["train_loss"]
 
 
@@ -176,33 +168,19 @@ def test_carried_momentum_is_in_the_first_checkpoint_fused_or_not_and_the_contro
 )
 def test_only_what_is_relaxed_moves(tmp_path, relaxing, moves):
     config = tiny(relaxing=relaxing, parts=("tied:rate=0.5",), arms=("cnn", "efcn-dilated1"), relax_times=(1,))
-    row = rows_of(training.run_relax(config, tmp_path / "run", quiet=True), arm="efcn-dilated1", epoch=3)[0]
+    row = rows(training.run_relax(config, tmp_path / "run", quiet=True), arm="efcn-dilated1", epoch=3)[0]
     assert (float(row["untied"]) > 1e-4 * float(row["tied"]), float(row["off_local"]) > 0) == moves
 
 
-def test_an_interrupted_selective_run_loses_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_selective_run_loses_nothing(tmp_path):
     config = tiny(
         momentum=0.9, carry_momentum=True, copies="sum", arms=("cnn", "efcn-dilated1"), relax_times=(1,),
         parts=("off-local:rate=2,l1=1e-3,beta=2", "conv1/untied:rate=0"),
     )  # fmt: skip
-    whole, cut_short = training.run_relax(config, tmp_path / "whole", quiet=True), tmp_path / "cut"
-    append = MetricsFile.append
-    for fatal in ("1", "2", "3"):
-
-        def cut(self, rows, fatal=fatal):
-            append(self, rows)
-            if rows[0]["arm"] != "cnn" and str(rows[0]["epoch"]) == fatal and "lr" in self._columns:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(MetricsFile, "append", cut)
-            with pytest.raises(KeyboardInterrupt):
-                training.run_relax(config, cut_short, quiet=True, checkpoint_seconds=0.0)
-    training.run_relax(config, cut_short, quiet=True)
-    for name in ("metrics.csv", "layers.csv"):
-        assert rows_of(whole, name) == rows_of(cut_short, name)
-    one, two = ({p.name: p.read_bytes() for p in (d / "checkpoints").iterdir()} for d in (whole, cut_short))
-    assert one == two
+    whole = training.run_relax(config, tmp_path / "whole", quiet=True)
+    for count in (1, 2, 2):  # each time one epoch later
+        cut_short(count, config, tmp_path / "cut", arm="efcn-dilated1")
+    assert_same(training.run_relax(config, tmp_path / "cut", quiet=True), whole)
 
 
 # -- command line -------------------------------------------------------------------------------------------------
@@ -220,7 +198,7 @@ def test_the_command_line_gives_the_configuration(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["parts"] == ["off-local:rate=0.5,l1=1e-05", "conv1/tied:rate=0"]
     assert (config["relaxing"], config["copies"], config["carry_momentum"]) == ("sharing", "sum", True)
-    assert len(rows_of(tmp_path / "run", arm="elcn")) == 2
+    assert len(rows(tmp_path / "run", arm="elcn")) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import efcn_sparse.training as training
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.run.metrics import LOCALITY, METRICS, SUPPORT, MetricsFile
-from tests.training.runs import checkpoints, interrupt_after, numbers
+from tests.training.runs import assert_same, checkpoints, interrupt_after, numbers
 
 TINY = dict(
     seeds=(0,), arms=("cnn", "elcn", "fcn"), cnn_epochs=2, relax_epochs=3, fcn_epochs=2, relax_times=(1,),
@@ -52,8 +52,7 @@ def test_a_process_killed_at_random_moments_loses_nothing(config, uninterrupted,
             killed += process.wait() == -signal.SIGKILL
     assert killed  # else the run is too short for this test
     training.run_relax(config, run_dir, quiet=True)
-    assert numbers(run_dir) == numbers(uninterrupted)
-    assert checkpoints(run_dir) == checkpoints(uninterrupted)
+    assert_same(run_dir, uninterrupted)
 
 
 @pytest.mark.parametrize("fatal", range(0, 15, 2))
@@ -68,8 +67,7 @@ def test_an_interruption_after_any_reading_loses_nothing(config, uninterrupted, 
             with (run_dir / "metrics.csv").open("a") as file:
                 file.write("elcn,0,1,4,0.0")  # torn
     training.run_relax(config, run_dir, quiet=True)
-    assert numbers(run_dir) == numbers(uninterrupted)
-    assert checkpoints(run_dir) == checkpoints(uninterrupted)
+    assert_same(run_dir, uninterrupted)
 
 
 def test_a_finished_run_is_left_as_it_is(config, uninterrupted):

@@ -15,7 +15,7 @@ import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.importing import imported
 from efcn_sparse.training.run.workers import Processes
-from tests.training.runs import checkpoints, numbers, rows
+from tests.training.runs import assert_same, rows
 
 EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'own_net.py'}:task"
 CONFIG = training.RelaxConfig(
@@ -51,8 +51,7 @@ def deadly(tmp_path) -> str:
 
 
 def same(run_dir, serial):
-    assert numbers(run_dir) == numbers(serial)
-    assert checkpoints(run_dir) == checkpoints(serial)
+    assert_same(run_dir, serial)
     assert {path.suffix for path in (run_dir / "stages").iterdir()} == {".log"}
 
 
