@@ -165,7 +165,7 @@ def run(options: argparse.Namespace, support: es.Support, nbytes: int) -> tuple[
 
     small = es.embed(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8))  # libraries load and thread pools start
     small(torch.randn(2, 3, 8, 8)).sum().backward()
-    write = min(timed(lambda: torch.empty(nbytes, dtype=torch.uint8).fill_(1).nbytes)[0] for _ in range(2))
+    write = min(timed(lambda: torch.empty(nbytes, dtype=torch.uint8).fill_(1))[0] for _ in range(2))
     before = settle()
     cnn = MODELS[options.net](1000).to(dtype)
     images, labels = batch(0)
