@@ -28,14 +28,14 @@ def headline(run: Run) -> str:
 def findings(run: Run) -> list[str]:
     """One entry for the nets trained from scratch and one for each relaxed arm, as far as they have been evaluated."""
     last = [final for final in finals(run) if final.test_accuracy.n]
-    entries = [_scratch(run, last)] if any(final.relax_epoch is None for final in last) else []
+    entries = [_scratch(last)] if any(final.relax_epoch is None for final in last) else []
     for arm in run.arms:
         of_arm = _complete([final for final in last if final.arm == arm and final.relax_epoch is not None])
         if of_arm:
             sentences = (
-                _best(run, of_arm),
-                _against_references(run, of_arm, last),
-                _deviation(run, of_arm),
+                _best(of_arm),
+                _against_references(of_arm, last),
+                _deviation(of_arm),
                 _support(of_arm, last),
             )
             entries.append(" ".join(sentence for sentence in sentences if sentence))
@@ -90,7 +90,7 @@ def _complete(last: list[Final]) -> list[Final]:
     return [final for final in last if final.complete] or last
 
 
-def _scratch(run: Run, last: list[Final]) -> str:
+def _scratch(last: list[Final]) -> str:
     parts = []
     for final in last:
         if final.relax_epoch is None:
@@ -99,7 +99,7 @@ def _scratch(run: Run, last: list[Final]) -> str:
     return f"Final test accuracy, trained from scratch: {'; '.join(parts)}."
 
 
-def _best(run: Run, of_arm: list[Final]) -> str:
+def _best(of_arm: list[Final]) -> str:
     best = max(of_arm, key=lambda final: final.test_accuracy.mean)
     name = best.arm.label
     of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
@@ -113,7 +113,7 @@ def _best(run: Run, of_arm: list[Final]) -> str:
     return text + "."
 
 
-def _against_references(run: Run, of_arm: list[Final], last: list[Final]) -> str:
+def _against_references(of_arm: list[Final], last: list[Final]) -> str:
     parts = []
     fcn = next((final.test_accuracy for final in last if final.arm == FCN), None)
     if fcn is not None:
@@ -128,7 +128,7 @@ def _against_references(run: Run, of_arm: list[Final], last: list[Final]) -> str
     return text + (f"; rank correlation of its accuracy with t_w {rank:+.2f}." if math.isfinite(rank) else ".")
 
 
-def _deviation(run: Run, of_arm: list[Final]) -> str:
+def _deviation(of_arm: list[Final]) -> str:
     read = [final for final in of_arm if final.delta.n]
     if not read or of_arm[0].arm == ELCN:
         return ""

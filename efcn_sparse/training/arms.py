@@ -64,6 +64,11 @@ class Arm:
         return self.relaxed and self.support is not None
 
     @property
+    def moves_blocks(self) -> bool:
+        """Whether its blocks move while it trains."""
+        return self.support is not None and self.support.moves_blocks
+
+    @property
     def label(self) -> str:
         """Its name in tables and figures."""
         return _LABELS.get(self.name) or f"eFCN {self.support.label if self.support else ''}"

@@ -161,9 +161,9 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
     for quantity, axes in panels.items():
         for time, color in colors.items():
             at_time = [final for final in read if final.relax_epoch == time]
-            _line(axes, run, [final for final in at_time if not _is_grown(final)], quantity, color, "-")
-            grown = [final for final in at_time if _is_grown(final) or final.arm == ELCN]
-            if any(map(_is_grown, grown)):
+            _line(axes, run, [final for final in at_time if not final.arm.moves_blocks], quantity, color, "-")
+            grown = [final for final in at_time if final.arm.moves_blocks or final.arm == ELCN]
+            if any(final.arm.moves_blocks for final in grown):
                 _line(axes, run, grown, quantity, color, "--")
         axes.set_ylabel(_LABELS[quantity])
         _set_stored_ticks(axes, sorted({final.stored.mean for final in read}))
@@ -173,7 +173,7 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
     looks = [run.looks[arm] for arm in arms]
     handles = [Line2D([], [], color=look.color, marker=look.marker, ls="", ms=6, label=look.label) for look in looks]
     legend_of_times(figure, colors, handles)
-    dashed = " Dashed lines lead to supports that grow." if any(map(_is_grown, read)) else ""
+    dashed = " Dashed lines lead to supports that grow." if any(arm.moves_blocks for arm in arms) else ""
     caption = (
         "What the embedded nets get for the weights that they store. Colors of lines are relax times, markers and "
         f"their colors are arms.{dashed} Accuracy and δ are those of the last epoch, the captured share is the mean "
@@ -181,10 +181,6 @@ def draw_stored_weights(run: Run) -> list[Drawing]:
     )
     alt = "Final accuracy, deviation and captured off-local gradient against the number of stored weights."
     return [Drawing("stored-weights", figure, alt, caption)]
-
-
-def _is_grown(final: Final) -> bool:
-    return final.arm.support is not None and final.arm.support.moves_blocks
 
 
 def _line(axes: Axes, run: Run, points: list[Final], quantity: str, color: object, style: str) -> None:

@@ -141,7 +141,7 @@ class Shares:
             values.sub_(tied.sign().mul_(tied.abs() > noise), alpha=lr * part.rate * part.l1)
         part = self._penalized_off_local
         if part is not None and part.beta is not None:
-            for chunk, blocks in self._chunks(parameter):
+            for chunk, blocks in self._chunks():
                 signs = values[chunk].sign().mul_(self._off_local[blocks])
                 values[chunk].sub_(signs, alpha=lr * part.rate * part.l1)
 
@@ -157,7 +157,7 @@ class Shares:
             values.copy_(torch.where(shrunk == tied, values, moved))
         part = self._penalized_off_local
         if part is not None:
-            for chunk, blocks in self._chunks(parameter):
+            for chunk, blocks in self._chunks():
                 values[chunk].copy_(
                     torch.where(self._off_local[blocks], _shrunk(values[chunk], part, lr), values[chunk])
                 )
@@ -182,7 +182,7 @@ class Shares:
                 self._view(out).add_(self._view(x), alpha=weights)
             return
         source, target, tiles = self._view(x), self._view(out), weights.to(x.dtype)
-        for chunk, blocks in self._chunks(x):
+        for chunk, blocks in self._chunks():
             target[chunk].addcmul_(tiles.index_select(0, blocks), source[chunk])
 
     def _tied(self, x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class Shares:
         resolve("auto", x.device, x.dtype).project(projected, self._plan, True)
         return projected
 
-    def _chunks(self, x: Tensor) -> list[tuple[slice, Tensor]]:
+    def _chunks(self) -> list[tuple[slice, Tensor]]:
         """Runs of blocks with their classes, so that what is made for each stays small."""
         step = max(1, _CHUNK_ELEMENTS // max(1, self._local[:1].numel()))
         starts = range(0, self._class_of_block.numel(), step)

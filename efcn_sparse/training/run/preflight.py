@@ -77,7 +77,7 @@ def check_fits(
     arms = sorted(map(Arm.parse, config.arms), key=needs.weight_bytes)
     nets = [Net(arm, config.batch_size, config.fused) for arm in arms]
     # the others hold the same activations and fewer weights, but for layers that are held twice while blocks move
-    if all(needs(net) <= there for net in nets if net == nets[-1] or _moves(net.arm)):
+    if all(needs(net) <= there for net in nets if net == nets[-1] or net.arm.moves_blocks):
         return
     for net in nets:
         needed = needs(net)
@@ -100,29 +100,26 @@ class Needs:
 
     def __init__(self, config: RelaxConfig, task: Task) -> None:
         self.planner = StepPlanner(task.fresh(0), task.example[:1])
-        self._optimizer = _kind(config, task)
-        self._most_images = config.train_limit
-        self._selective = config.selective
+        self._config, self._optimizer = config, _kind(config, task)
         limits = (config.train_limit or EVALUATION_BATCH, config.test_limit or EVALUATION_BATCH)
         self._evaluated = min(EVALUATION_BATCH, max(limits))
 
     def may_fuse(self, arm: Arm) -> bool:
         """Whether ``fused=True`` would change anything about an arm, and is allowed."""
-        return arm.support is not None and not self._selective
+        return arm.support is not None and not self._config.selective
 
     def weight_bytes(self, arm: Arm) -> int:
         """Of the embedded layers, about."""
         return 0 if arm.support is None else self.planner.least_bytes(arm.support)
 
     def __call__(self, net: Net) -> int:
-        batch = net.batch if self._most_images is None else min(net.batch, self._most_images)
+        batch = min(net.batch, self._config.train_limit or net.batch)
         step = Step(net.arm.support, batch, self._optimizer, net.fused)
-        return max(self.planner.predict(step).peak, self._growth(step), self.planner.reading(step, self._evaluated))
+        growth = self._growth(step) if net.arm.moves_blocks else 0
+        return max(self.planner.predict(step).peak, growth, self.planner.reading(step, self._evaluated))
 
     def _growth(self, step: Step) -> int:
         """What is held while blocks move: all of a step but activations, and the largest layer once more."""
-        if step.support is None or not step.support.moves_blocks:
-            return 0
         held = self.planner.predict(step)
         gradient, state = not step.fused, OPTIMIZERS[self._optimizer].state_numbers
         copies = 1 + gradient + state * (2 if step.fused else 1)  # slices of state are joined, then moved
@@ -143,10 +140,6 @@ def _kind(config: RelaxConfig, task: Task) -> str:
         return "adamw"
     kept = sum(isinstance(entry, torch.Tensor) and entry.dim() > 0 for entry in optimizer.state[weight].values())
     return ("sgd", "momentum", "adamw")[min(kept, 2)]
-
-
-def _moves(arm: Arm) -> bool:
-    return arm.support is not None and arm.support.moves_blocks
 
 
 def _nearest(net: Net, needs: Needs, there: int) -> str:

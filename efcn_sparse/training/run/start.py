@@ -92,7 +92,7 @@ def make_growth(
     Args:
         per_epoch: how many steps an epoch has.
     """
-    if stage.arm.support is None or not stage.arm.support.moves_blocks:
+    if not stage.arm.moves_blocks:
         return None
     until = max(1, int(_GROWTH_ENDS * per_epoch * (stage.last - stage.first)))
     growth = Growth(model, optimizer, every=config.growth_every, exchange=config.growth_exchange, until=until)

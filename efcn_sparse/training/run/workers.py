@@ -10,11 +10,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import forkserver
 from typing import Any
 
 from efcn_sparse.training.extras import require
 
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 # What every stage needs; torch's optimizers import torch._dynamo when the first one is made.
 _PRELOADED = ("efcn_sparse.training.run.stage", "torch._dynamo")
 _NOT_SENT = "task must be what another process can import, or its name such as 'my_file.py:task'"
@@ -24,8 +24,8 @@ class Processes(Executor):
     """So many worker processes, of which each can die alone: its call fails, and the next one gets a new process.
 
     A ``ProcessPoolExecutor`` of several processes fails all its calls if one of them dies, and takes no more. Processes
-    come from a fork server, which imports torch once for all; on Windows they are spawned. So a program that makes one
-    runs its own part under ``if __name__ == "__main__":``. They end with this process, however it ends.
+    come from a fork server, which imports torch once for all. So a program that makes one runs its own part under
+    ``if __name__ == "__main__":``. They end with this process, however it ends.
 
     Example:
         >>> with Processes(1) as workers:
@@ -39,12 +39,9 @@ class Processes(Executor):
         self._own = threading.local()
         self._pids: set[int] = set()
         self._pools: list[ProcessPoolExecutor] = []
-        self._context = multiprocessing.get_context(_METHOD)
-        if _METHOD == "forkserver":
-            from multiprocessing import forkserver  # not on Windows
-
-            self._context.set_forkserver_preload(list(_PRELOADED))
-            forkserver.ensure_running()  # it imports while this process looks at the data
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(_PRELOADED))
+        forkserver.ensure_running()  # it imports while this process looks at the data
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call ``fn`` in one of the processes."""
