@@ -322,3 +322,13 @@ def test_a_target_that_has_stepped_and_models_that_do_not_belong_together_are_re
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             carry_state(wrong, momentum(wrong.parameters()), other, target)
         assert not target.state
+
+
+def test_the_positions_of_a_bias_are_counted_exactly_in_16_bits():
+    cnn = nn.Conv1d(1, 1, 1).bfloat16()  # 257 positions, which bfloat16 rounds to 256
+    efcn = es.embed(cnn, torch.zeros(1, 1, 257, dtype=torch.bfloat16))
+    source, target = momentum(cnn.parameters()), momentum(efcn.parameters())
+    source.state[cnn.bias]["momentum_buffer"] = torch.full((1,), 512.0, dtype=torch.bfloat16)
+    carry_state(cnn, source, efcn, target)
+    carried = target.state[efcn.linear.bias]["momentum_buffer"]
+    assert torch.equal(carried, torch.full((257,), 512 / 257, dtype=torch.bfloat16))
