@@ -22,6 +22,12 @@ bool are_few(int64_t rows, const Walk& walk, bool halves) {
   return rows <= (full && !halves ? kFewRows : kVeryFewRows) && walk.in_side >= kFewRowsSide;
 }
 
+// Block rows that a thread takes at a time: their weights lie side by side, and it asks for those of the next one in advance.
+inline int64_t rows_in_stretch(const Walk& walk, int64_t threads) {
+  constexpr int64_t kStretches = 8;  // of each thread
+  return std::max<int64_t>(1, walk.rows / (kStretches * threads));
+}
+
 template <typename Stored, typename Sum>
 struct FewRows {
   Walk walk;

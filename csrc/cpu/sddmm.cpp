@@ -1,5 +1,11 @@
 // SDDMM over blocks: the gradient of W. One task is one block row: its part of a is transposed once, and multiplied with
 // the columns of b that its blocks need; consecutive blocks are computed together.
+// A gradient is scaled and added in two roundings, as by few_rows_gradient.cpp, which a fused multiply-add would make one.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
 #include "operations.h"
 
 #include "buffer.h"
@@ -63,15 +69,15 @@ class SampledProduct {
 
   void run() {
     const int64_t threads = threads_for(batch_ * walk_.starts[walk_.rows] * walk_.out_side * walk_.in_side);
-    const std::vector<int64_t> rows = walk_.longest_first(1, threads);
+    const int64_t together = few_ > 0 ? rows_in_stretch(walk_, threads) : 1;
+    const std::vector<int64_t> firsts = walk_.strips(together, few_ == 0 && threads > 1);
     share_tasks(
-        walk_.rows,
+        firsts.size(),
         [&](auto&& next) {
           Workspace space;
-          for (int64_t task = next(); task >= 0; task = next()) {
-            const int64_t i = rows[task];
-            few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
-          }
+          for (int64_t task = next(); task >= 0; task = next())
+            for (int64_t i = firsts[task]; i < std::min(walk_.rows, firsts[task] + together); ++i)
+              few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
           Product<Operand>::release();
         },
         threads);

@@ -62,7 +62,7 @@ class Multiplication {
     const int64_t groups = (batch + rows - 1) / rows;
     int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
-    const std::vector<int64_t> firsts = walk_.longest_first(together, threads);
+    const std::vector<int64_t> firsts = walk_.strips(together, threads > 1);
     const int64_t strips = firsts.size();
     share_tasks(
         strips * groups,
@@ -194,17 +194,21 @@ void multiply_few_rows(const at::Tensor& x, const Stored* values, const Walk& wa
     copy_rows(x.const_data_ptr<Stored>(), x.stride(0), 0, batch, 0, job.ldx, job.ldx, copy.data());
     job.x = copy.data();
   }
+  const int64_t threads = threads_for(padded * walk.starts[walk.rows] * masks.elements);
+  const int64_t together = rows_in_stretch(walk, threads);
+  const std::vector<int64_t> firsts = walk.strips(together, /*longest_first=*/false);
   share_tasks(
-      walk.rows,
+      firsts.size(),
       [&](auto&& next) {
         Buffer<Stored> block(masks.elements);
         Buffer<Sum> sums(padded * walk.out_side), bias;
-        for (int64_t i = next(); i >= 0; i = next()) {
-          job.block_row(i, sums.data(), block.data());
-          result.write(i * walk.out_side, walk.out_extent(i), 0, batch, walk.out_side, sums.data(), bias);
-        }
+        for (int64_t task = next(); task >= 0; task = next())
+          for (int64_t i = firsts[task]; i < std::min(walk.rows, firsts[task] + together); ++i) {
+            job.block_row(i, sums.data(), block.data());
+            result.write(i * walk.out_side, walk.out_extent(i), 0, batch, walk.out_side, sums.data(), bias);
+          }
       },
-      threads_for(padded * walk.starts[walk.rows] * masks.elements));
+      threads);
 }
 
 }  // namespace

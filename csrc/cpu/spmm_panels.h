@@ -54,7 +54,7 @@ class ByPanels {
     int64_t groups = (batch_ + kPanelGroup - 1) / kPanelGroup;
     while (batch_ / groups >= 2 * kPanelRows && walk_.rows * groups < 4 * threads) groups *= 2;
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
-    const std::vector<int64_t> firsts = walk_.longest_first(together, threads);
+    const std::vector<int64_t> firsts = walk_.strips(together, threads > 1);
     const int64_t strips = firsts.size();
     share_tasks(
         strips * groups,

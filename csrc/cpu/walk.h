@@ -35,12 +35,12 @@ struct Walk {
   int64_t out_extent(int64_t i) const { return std::min(out_side, out_features - i * out_side); }
   int64_t in_extent(int64_t j) const { return std::min(in_side, in_features - j * in_side); }
 
-  // The first block rows of strips of `together`, those with most blocks first: threads that take them so end at one time.
-  std::vector<int64_t> longest_first(int64_t together, int64_t threads) const {
+  // The first block row of each strip of `together`. Threads that take those with most blocks first end at one time.
+  std::vector<int64_t> strips(int64_t together, bool longest_first) const {
     std::vector<int64_t> firsts;
     for (int64_t i = 0; i < rows; i += together) firsts.push_back(i);
     const auto blocks = [&](int64_t i) { return starts[std::min(rows, i + together)] - starts[i]; };
-    if (threads > 1)
+    if (longest_first)
       std::stable_sort(firsts.begin(), firsts.end(), [&](int64_t a, int64_t b) { return blocks(a) > blocks(b); });
     return firsts;
   }
