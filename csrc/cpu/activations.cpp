@@ -69,11 +69,12 @@ void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
       int64_t begin, end;
       inside(1, left, pool.width, begin, end);
       // rows that the next row of windows adds are on their way
-      for (int64_t i = 0; i < pool.stride[0]; ++i) {
-        const int64_t h = top + pool.kernel[0] + i;
-        const T* ahead = x + (h * pool.width + left) * pool.channels;
-        for (int64_t c = 0; c < pool.stride[1] * pool.channels; c += 64 / sizeof(T)) __builtin_prefetch(ahead + c);
-      }
+      const int64_t last_row = std::min(pool.height, top + pool.kernel[0] + pool.stride[0]);
+      const int64_t last_column = std::min(pool.width, left + pool.stride[1]);
+      for (int64_t h = std::max<int64_t>(0, top + pool.kernel[0]); h < last_row; ++h)
+        for (int64_t c = std::max<int64_t>(0, left) * pool.channels; c < last_column * pool.channels;
+             c += 64 / sizeof(T))
+          __builtin_prefetch(x + h * pool.width * pool.channels + c);
       in_stretches(
           pool.channels, EFCN_LOOP(int64_t channel, auto size) {
             T best[kChannels];

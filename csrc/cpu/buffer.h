@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <new>
-#include <utility>
 #include <vector>
 
 namespace efcn_sparse::cpu {
@@ -22,10 +21,6 @@ struct AtCacheLine {
   template <typename U>
   void construct(U* element) {
     ::new (static_cast<void*>(element)) U;  // no zeros
-  }
-  template <typename U, typename... From>
-  void construct(U* element, From&&... from) {
-    ::new (static_cast<void*>(element)) U(std::forward<From>(from)...);
   }
   bool operator==(const AtCacheLine&) const { return true; }
 };

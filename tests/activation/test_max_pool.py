@@ -16,6 +16,7 @@ WINDOWS = {
     "ceil": dict(kernel_size=3, stride=2, ceil_mode=True),
     "ceil and padded": dict(kernel_size=(3, 2), stride=3, padding=1, ceil_mode=True),
     "gaps": dict(kernel_size=2, stride=4),
+    "far apart": dict(kernel_size=2, stride=10**6),
     "large": dict(kernel_size=(16, 16), stride=1, padding=8),
     "too large for bytes": dict(kernel_size=(16, 17), stride=1, padding=8),
 }
