@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/max_pool2d_with_indices_backward.h>
 #include <ATen/ops/relu.h>
@@ -17,7 +18,8 @@
 #include <torch/library.h>
 
 #include "cpu/activations.h"
-#include "cpu/huge_pages.h"
+#include "cpu/memory.h"
+#include "plain.h"
 
 namespace efcn_sparse {
 namespace {
@@ -28,15 +30,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kGrain = 1 << 15;  // numbers that repay waking a thread
-
-// Whether its numbers lie in its memory as its strides say, and autograd alone looks on.
-bool is_plain(const Tensor& x) {
-  constexpr c10::DispatchKeySet kOthers{c10::DispatchKey::Python,        c10::DispatchKey::FuncTorchBatched,
-                                        c10::DispatchKey::Batched,       c10::DispatchKey::FuncTorchGradWrapper,
-                                        c10::DispatchKey::Functionalize, c10::DispatchKey::Negative,
-                                        c10::DispatchKey::Conjugate,     c10::DispatchKey::ZeroTensor};
-  return x.layout() == at::kStrided && !x.is_nested() && !x.key_set().has_any(kOthers);
-}
 
 bool is_recorded(const Tensor& x) { return x.requires_grad() && c10::GradMode::is_enabled(); }
 
@@ -101,11 +94,12 @@ void relu_backward_into(const Tensor& dy, const Tensor& kept, const Tensor& dx) 
 struct ReluFunction : torch::autograd::Function<ReluFunction> {
   static Tensor forward(AutogradContext* context, const Tensor& x, bool in_place) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = in_place ? x : cpu::in_huge_pages(at::empty_like(x));
-    const bool in_bits = has_kernels(x) && x.is_non_overlapping_and_dense() && x.strides() == y.strides();
+    const bool dense = x.is_non_overlapping_and_dense();
+    Tensor y = in_place ? x : dense ? cpu::empty_strided(x.sizes(), x.strides(), x.options()) : at::empty_like(x);
+    const bool in_bits = has_kernels(x) && dense;
     context->saved_data["in_bits"] = in_bits;
     if (in_bits) {
-      const Tensor kept = at::empty({words_of(x.numel())}, x.options().dtype(at::kLong));
+      const Tensor kept = cpu::empty({words_of(x.numel())}, x.options().dtype(at::kLong));
       relu_into(x, y, kept);
       context->saved_data["strides"] = y.strides();
       context->save_for_backward({kept});
@@ -137,17 +131,19 @@ struct ReluFunction : torch::autograd::Function<ReluFunction> {
       relu_backward_into(dy, saved, dy);
       return {dy, Tensor()};
     }
-    Tensor dx = cpu::in_huge_pages(at::empty_strided(dy.sizes(), strides, dy.options()));
+    Tensor dx = cpu::empty_strided(dy.sizes(), strides, dy.options());
     if (dy.strides() != IntArrayRef(strides)) dy = dx.copy_(dy);
     relu_backward_into(dy, saved, dx);
     return {dx, Tensor()};
   }
 };
 
-Tensor relu(const Tensor& x) { return is_recorded(x) && is_plain(x) ? ReluFunction::apply(x, false) : at::relu(x); }
+Tensor rectified(const Tensor& x) {
+  return is_recorded(x) && is_plain(x) ? ReluFunction::apply(x, false) : at::relu(x);
+}
 
 // Leaves are refused before anything is written, and views are the affair of autograd.
-Tensor& relu_(Tensor& x) {
+Tensor& rectify(Tensor& x) {
   const bool is_own = is_recorded(x) && is_plain(x) && !x.is_leaf() && !x.is_view();
   return is_own ? x = ReluFunction::apply(x, true) : at::relu_(x);
 }
@@ -158,11 +154,11 @@ constexpr auto kLast = at::MemoryFormat::ChannelsLast;
 
 struct Window {
   IntArrayRef kernel, stride, padding, dilation;
-  bool ceil_mode;
+  bool ceil_mode, rectifies;
 };
 
 cpu::MaxPool pool_of(IntArrayRef image, IntArrayRef out, const Window& window) {
-  cpu::MaxPool pool{image[2], image[3], image[1], out[2], out[3], {}, {}, {}, {}};
+  cpu::MaxPool pool{image[2], image[3], image[1], out[2], out[3], {}, {}, {}, {}, window.rectifies};
   for (int dim = 0; dim < 2; ++dim) {
     pool.kernel[dim] = window.kernel[dim];
     pool.stride[dim] = window.stride[dim];
@@ -191,8 +187,8 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     at::native::pool2d_shape_check(x, window.kernel[0], window.kernel[1], window.stride[0], window.stride[1],
                                    window.padding[0], window.padding[1], window.dilation[0], window.dilation[1],
                                    x.size(1), x.size(2), x.size(3), shape[2], shape[3], kLast);
-    Tensor y = at::empty(shape, x.options(), kLast);
-    const Tensor places = at::empty(shape, x.options().dtype(at::kByte), kLast);
+    Tensor y = cpu::empty(shape, x.options(), kLast);
+    const Tensor places = cpu::empty(shape, x.options().dtype(at::kByte), kLast);
     const cpu::MaxPool pool = pool_of(x.sizes(), y.sizes(), window);
     with_type(x, [&](auto type) {
       using T = decltype(type);
@@ -212,6 +208,7 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     context->saved_data["padding"] = window.padding;
     context->saved_data["dilation"] = window.dilation;
     context->saved_data["ceil_mode"] = window.ceil_mode;
+    context->saved_data["rectifies"] = window.rectifies;
     return y;
   }
 
@@ -221,17 +218,28 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     const auto size = list("size"), kernel = list("kernel"), stride = list("stride"), padding = list("padding"),
                dilation = list("dilation");
     const Tensor places = context->get_saved_variables()[0];
-    const Window window{kernel, stride, padding, dilation, context->saved_data["ceil_mode"].toBool()};
+    const Window window{kernel,
+                        stride,
+                        padding,
+                        dilation,
+                        context->saved_data["ceil_mode"].toBool(),
+                        context->saved_data["rectifies"].toBool()};
     const cpu::MaxPool pool = pool_of(size, places.sizes(), window);
     // torch knows the derivative of what it computes itself
     if (c10::GradMode::is_enabled() || !is_plain(gradients[0])) {
       const Tensor image = at::empty({1}, places.options().dtype(gradients[0].scalar_type())).expand(size);
-      return {at::max_pool2d_with_indices_backward(gradients[0], image, kernel, stride, padding, dilation,
-                                                   window.ceil_mode, indices_of(places, pool)),
-              Tensor()};
+      Tensor dy = gradients[0], indices = indices_of(places, pool);
+      if (window.rectifies) {
+        const Tensor nowhere = at::eq(places, cpu::kNoPlace);
+        dy = at::where(nowhere, 0, dy);
+        indices.masked_fill_(nowhere, 0);
+      }
+      return {
+          at::max_pool2d_with_indices_backward(dy, image, kernel, stride, padding, dilation, window.ceil_mode, indices),
+          Tensor()};
     }
     const Tensor dy = gradients[0].contiguous(kLast);
-    Tensor dx = cpu::in_huge_pages(at::empty(size, dy.options(), kLast));
+    Tensor dx = cpu::empty(size, dy.options(), kLast);
     with_type(dy, [&](auto type) {
       using T = decltype(type);
       const T* from = dy.const_data_ptr<T>();
@@ -258,10 +266,17 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
 };
 
 Tensor max_pool2d(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                  bool ceil_mode) {
+                  bool ceil_mode, bool rectifies) {
   const bool in_bytes = is_recorded(x) && is_plain(x) && has_kernels(x) && x.dim() == 4 && x.numel() > 0 &&
-                        x.is_contiguous(kLast) && kernel[0] * kernel[1] <= 256;
-  if (in_bytes) return MaxPoolFunction::apply(x, Window{kernel, stride, padding, dilation, ceil_mode});
+                        x.is_contiguous(kLast) && kernel[0] * kernel[1] <= (rectifies ? cpu::kNoPlace : 256);
+  if (in_bytes) return MaxPoolFunction::apply(x, Window{kernel, stride, padding, dilation, ceil_mode, rectifies});
+  if (rectifies) {
+    // pooled first, there is less to rectify, but a window with nothing in it has the maximum -inf
+    if (dilation[0] * dilation[1] != 1)
+      return max_pool2d(rectified(x), kernel, stride, padding, dilation, ceil_mode, false);
+    Tensor y = at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
+    return rectify(y);
+  }
   return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
 }
 
@@ -294,10 +309,12 @@ Tensor feature_maps(const Tensor& units, IntArrayRef size) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
-  m.def("relu(Tensor x) -> Tensor", &relu);
-  m.def("relu_(Tensor(a!) x) -> Tensor(a!)", &relu_);
-  m.def("max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode) -> Tensor",
-        &max_pool2d);
+  m.def("relu(Tensor x) -> Tensor", &rectified);
+  m.def("relu_(Tensor(a!) x) -> Tensor(a!)", &rectify);
+  m.def(
+      "max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, "
+      "bool rectifies) -> Tensor",
+      &max_pool2d);
   m.def("feature_maps(Tensor units, int[] size) -> Tensor", &feature_maps);
 }
 

@@ -2,6 +2,9 @@
 // devices and backends, without Python, since a small layer computes for less time than one call of Python takes.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -13,8 +16,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cpu/huge_pages.h"
+#include "cpu/memory.h"
 #include "cpu/operations.h"
+#include "plain.h"
 
 namespace efcn_sparse {
 namespace {
@@ -123,9 +127,22 @@ Tensor spmm(const Tensor& x, const Tensor& values, const MaybeTensor& bias, Tens
   TORCH_CHECK_VALUE(values.size(0) == blocks, "values must hold ", blocks, " blocks, got ", values.size(0));
   check_operand("x", x, {batch, in_features}, values);
   if (bias) check_operand("bias", *bias, {out_features}, values);
-  Tensor y = cpu::in_huge_pages(at::empty({batch, out_features}, x.options()));
+  Tensor y = cpu::empty({batch, out_features}, x.options());
   if (y.numel() > 0) cpu::spmm(y, row_major(x), values.contiguous(), bias, structure, shape, transpose, 1.0, 0.0);
   return y;
+}
+
+Tensor cpu_sddmm(const Tensor& a, const Tensor& b, TensorList structure, IntArrayRef shape, IntArrayRef block_shape,
+                 const Tensor& column_sums = {}) {
+  check_structure(structure, shape, block_shape);
+  check_operand("a", a, {a.size(0), shape[0]}, b);
+  check_operand("b", b, {a.size(0), shape[1]}, a);
+  Tensor values = cpu::empty({structure[1].size(0), block_shape[0], block_shape[1]}, a.options());
+  if (values.numel() > 0 && a.size(0) > 0)
+    cpu::sddmm(values, row_major(a), row_major(b), structure, shape, 1.0, 0.0, column_sums);
+  else
+    values.zero_();
+  return values;
 }
 
 Tensor sddmm(const Tensor& a, const Tensor& b, TensorList structure, IntArrayRef shape, IntArrayRef block_shape,
@@ -133,15 +150,7 @@ Tensor sddmm(const Tensor& a, const Tensor& b, TensorList structure, IntArrayRef
   if (backend != "cpu" || a.dim() == 0 || shape.size() != 2 || block_shape.size() != 2)
     return in_python(sddmm_operator(), c10::DispatchKey::CompositeExplicitAutograd, a, b, structure, shape, block_shape,
                      backend);
-  check_structure(structure, shape, block_shape);
-  check_operand("a", a, {a.size(0), shape[0]}, b);
-  check_operand("b", b, {a.size(0), shape[1]}, a);
-  Tensor values = cpu::in_huge_pages(at::empty({structure[1].size(0), block_shape[0], block_shape[1]}, a.options()));
-  if (values.numel() > 0 && a.size(0) > 0)
-    cpu::sddmm(values, row_major(a), row_major(b), structure, shape, 1.0, 0.0);
-  else
-    values.zero_();
-  return values;
+  return cpu_sddmm(a, b, structure, shape, block_shape);
 }
 
 // -- derivatives --------------------------------------------------------------------------------------------------------
@@ -190,6 +199,15 @@ struct Saved {
   Tensor sddmm(const Tensor& a, const Tensor& b) const {
     return sddmm_operator().call(a, b, structure(), shape, block_shape, backend);
   }
+  // Whether operators on it would do nothing but call our kernels.
+  bool is_direct(const Tensor& dy) const {
+    return backend == "cpu" && !c10::GradMode::is_enabled() && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+           is_plain(dy);
+  }
+  Tensor sddmm(const Tensor& a, const Tensor& b, const Tensor& column_sums) const {
+    RECORD_FUNCTION("efcn_sparse::sddmm", c10::ArrayRef<const c10::IValue>());
+    return cpu_sddmm(a, b, structure(), shape, block_shape, column_sums);
+  }
 };
 
 struct SddmmFunction : torch::autograd::Function<SddmmFunction> {
@@ -230,16 +248,23 @@ struct SpmmFunction : torch::autograd::Function<SpmmFunction> {
     const Tensor &x = saved.tensors[0], &values = saved.tensors[1], &dy = gradients[0];
     variable_list found(4);
     if (!dy.defined()) return found;
+    const bool biased = context->saved_data["bias"].toBool() && context->needs_input_grad(2);
+    const bool direct = saved.is_direct(dy);
     if (context->needs_input_grad(0)) found[0] = saved.spmm(dy, values, !saved.transpose);
     if (context->needs_input_grad(1)) {
       const Tensor &a = saved.transpose ? x : dy, &b = saved.transpose ? dy : x;
       const bool is_read = leaf_gradients_are_read || !context->saved_data["leaf"].toBool();
       const bool is_differentiated = needs_gradient(a) || needs_gradient(b);
+      if (biased && direct && !saved.transpose && is_plain(x) && dy.size(0) > 0 && saved.structure()[1].size(0) > 0) {
+        found[2] = at::empty({dy.size(1)}, dy.options());
+        found[1] = saved.sddmm(a, b, found[2]);  // on the way
+        return found;
+      }
       found[1] = is_read || !is_differentiated || is_transformed(a) || is_transformed(b)
                      ? saved.sddmm(a, b)
                      : SddmmFunction::apply(a, b, saved.constants(), false);
     }
-    if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) found[2] = dy.sum(0);
+    if (biased) found[2] = direct ? cpu::column_sums(row_major(dy)) : dy.sum(0);
     return found;
   }
 };

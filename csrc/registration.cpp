@@ -2,7 +2,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
-#include "cpu/huge_pages.h"
+#include "cpu/memory.h"
 #include "cpu/operations.h"
 #include "cpu/pack.h"
 #include "cpu/product_columns.h"
@@ -13,6 +13,8 @@ TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
       "spmm(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, Tensor[] structure, int[] shape, bool transpose, "
       "float alpha, float beta) -> ()");
   m.def("sddmm(Tensor(a!) values, Tensor a, Tensor b, Tensor[] structure, int[] shape, float alpha, float beta) -> ()");
+  m.def("empty_cache() -> ()", &efcn_sparse::cpu::empty_cache);
+  m.def("column_sums(Tensor a) -> Tensor");
   m.def("in_huge_pages(Tensor(a!) fresh) -> ()");
   m.def("subspace_squares(Tensor values, Tensor[] plan) -> Tensor");
   m.def("subspace_project(Tensor(a!) values, Tensor[] plan, bool tie) -> ()");
@@ -20,7 +22,10 @@ TORCH_LIBRARY_FRAGMENT(efcn_sparse_cpu, m) {
 
 TORCH_LIBRARY_IMPL(efcn_sparse_cpu, CPU, m) {
   m.impl("spmm", &efcn_sparse::cpu::spmm);
-  m.impl("sddmm", &efcn_sparse::cpu::sddmm);
+  m.impl("sddmm", [](at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
+                     at::IntArrayRef shape, double alpha,
+                     double beta) { efcn_sparse::cpu::sddmm(values, a, b, structure, shape, alpha, beta); });
+  m.impl("column_sums", &efcn_sparse::cpu::column_sums);
   m.impl("in_huge_pages", [](at::Tensor& fresh) { efcn_sparse::cpu::in_huge_pages(fresh); });
   m.impl("subspace_squares", &efcn_sparse::cpu::subspace_squares);
   m.impl("subspace_project", &efcn_sparse::cpu::subspace_project);

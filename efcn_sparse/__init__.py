@@ -10,6 +10,7 @@ import importlib
 
 from efcn_sparse.activation import MaxPool2d as MaxPool2d
 from efcn_sparse.activation import ReLU as ReLU
+from efcn_sparse.activation import Sequential as Sequential
 from efcn_sparse.embedding import Dilated as Dilated
 from efcn_sparse.embedding import Full as Full
 from efcn_sparse.embedding import Grown as Grown
@@ -35,6 +36,7 @@ from efcn_sparse.linear import densify as densify
 from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.linear import sparsity as sparsity
 from efcn_sparse.measure.advise import advise as advise
+from efcn_sparse.memory import empty_cache as empty_cache
 from efcn_sparse.ops import explain as explain
 from efcn_sparse.ops import sddmm as sddmm
 from efcn_sparse.ops import spmm as spmm

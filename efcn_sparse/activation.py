@@ -73,13 +73,53 @@ class MaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        pooled = self._compiled(input, rectifies=False)
+        return super().forward(input) if pooled is None else pooled
+
+    def _compiled(self, input: Tensor, *, rectifies: bool) -> Tensor | None:
+        """The maxima of the input, or of its ReLU; None where torch's own modules are to compute them."""
         window = [_pair(size) for size in (self.kernel_size, self.stride, self.padding, self.dilation)]
         if None in window or self.return_indices or not _runs_compiled(input):
-            return super().forward(input)
-        return torch.ops.efcn_sparse_cpu.max_pool2d(input, *window, self.ceil_mode)
+            return None
+        return torch.ops.efcn_sparse_cpu.max_pool2d(input, *window, self.ceil_mode, rectifies)
 
 
-IN_LESS_MEMORY: dict[type[nn.Module], type[nn.Module]] = {nn.ReLU: ReLU, nn.MaxPool2d: MaxPool2d}
+class Sequential(nn.Sequential):
+    """``nn.Sequential`` in which a :class:`MaxPool2d` does the work of the :class:`ReLU` before it.
+
+    The maximum of what ReLU lets through is the maximum of the window and zero. So a pass over memory goes, and what
+    the ReLU would write and hold, which is the largest feature map of many a net. :func:`efcn_sparse.embed` puts it in
+    the place of every ``nn.Sequential``; in a model of your own it takes the two modules of ours.
+
+    The two run one after the other, as always, where a hook or a ``forward`` of one's own may look between them, and
+    wherever ``MaxPool2d`` leaves its work to torch. An input is not written to, even by ``ReLU(inplace=True)``.
+
+    Law: outputs and gradients are those of ``nn.Sequential``.
+
+    Example:
+        >>> import torch, efcn_sparse as es
+        >>> model = es.Sequential(torch.nn.Conv2d(3, 8, 3), es.ReLU(), es.MaxPool2d(2))
+        >>> model(torch.randn(1, 3, 10, 10)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def forward(self, input: Any) -> Any:
+        modules = list(self)
+        at = 0
+        while at < len(modules):
+            module, following = modules[at], modules[at + 1] if at + 1 < len(modules) else None
+            pooled = None
+            if type(module) is ReLU and type(following) is MaxPool2d and not (is_seen(module) or is_seen(following)):
+                pooled = following._compiled(input, rectifies=True)
+            input, at = (module(input), at + 1) if pooled is None else (pooled, at + 2)
+        return input
+
+
+IN_LESS_MEMORY: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ReLU: ReLU,
+    nn.MaxPool2d: MaxPool2d,
+    nn.Sequential: Sequential,
+}
 AS_TORCHS = {ours: theirs for theirs, ours in IN_LESS_MEMORY.items()}
 
 
@@ -100,6 +140,13 @@ def feature_maps(units: Tensor, size: Sequence[int]) -> Tensor:
     if _runs_compiled(units):
         return torch.ops.efcn_sparse_cpu.feature_maps(units, size)
     return units.view(units.shape[0], *size).movedim(-1, 1)
+
+
+def is_seen(module: nn.Module) -> bool:
+    """Whether hooks, or a ``forward`` of the instance's own, are handed the inputs or outputs of a module."""
+    everywhere = vars(nn.modules.module)
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return "forward" in vars(module) or any(vars(module)[f"_{k}"] or everywhere[f"_global_{k}"] for k in kinds)
 
 
 def _runs_compiled(x: Tensor) -> bool:

@@ -64,6 +64,12 @@ def at_blocks(matrix: Tensor, pattern: BlockPattern) -> Tensor:
     return torch.where(support_of(pattern).cpu(), values, 0.0)
 
 
+def column_sums(dy: Tensor) -> Expected:
+    """The gradient of a bias."""
+    dy = dy.detach().cpu().double()
+    return Expected(dy.sum(0), dy.abs().sum(0), torch.tensor(float(dy.shape[0])))
+
+
 def spmm(
     x: Tensor, values: Tensor, pattern: BlockPattern, *, transpose: bool = False, bias: Tensor | None = None
 ) -> Expected:

@@ -7,22 +7,6 @@
 #include "vectors.h"
 
 namespace efcn_sparse::cpu {
-namespace {
-
-// Loops of a length that the compiler knows become vectors.
-constexpr int64_t kChannels = 64;
-using Known = std::integral_constant<int64_t, 64>;
-
-// Calls part(first, count) for stretches of 64, and what is left.
-template <typename Part>
-EFCN_INLINE void in_stretches(int64_t total, const Part& part) {
-  int64_t first = 0;
-  for (; first + Known() <= total; first += Known()) part(first, Known());
-  if (first < total) part(first, total - first);
-}
-
-}  // namespace
-
 template <typename T>
 void relu(const T* x, T* y, uint64_t* kept, int64_t count) {
   run_here(EFCN_LOOP() {
@@ -68,6 +52,9 @@ void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
       const int64_t left = column * pool.stride[1] - pool.padding[1];
       int64_t begin, end;
       inside(1, left, pool.width, begin, end);
+      const bool from_zero = pool.rectifies && upper < lower && begin < end;
+      const T least = from_zero ? T(0) : -std::numeric_limits<T>::infinity();
+      const auto nowhere = static_cast<Place>(from_zero ? kNoPlace : upper * pool.kernel[1] + begin);
       // rows that the next row of windows adds are on their way
       const int64_t last_row = std::min(pool.height, top + pool.kernel[0] + pool.stride[0]);
       const int64_t last_column = std::min(pool.width, left + pool.stride[1]);
@@ -77,11 +64,11 @@ void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
           __builtin_prefetch(x + h * pool.width * pool.channels + c);
       in_stretches(
           pool.channels, EFCN_LOOP(int64_t channel, auto size) {
-            T best[kChannels];
-            Place from[kChannels];
+            T best[kStretch];
+            Place from[kStretch];
             for (int64_t c = 0; c < size; ++c) {
-              best[c] = -std::numeric_limits<T>::infinity();
-              from[c] = static_cast<Place>(upper * pool.kernel[1] + begin);
+              best[c] = least;
+              from[c] = nowhere;
             }
             for (int64_t i = upper; i < lower; ++i)
               for (int64_t j = begin; j < end; ++j) {
@@ -120,7 +107,7 @@ void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) c
       windows(1, column, pool.out_width, left, right);
       in_stretches(
           pool.channels, EFCN_LOOP(int64_t first, auto size) {
-            T sums[kChannels];
+            T sums[kStretch];
             for (int64_t c = 0; c < size; ++c) sums[c] = T(0);
             for (int64_t h = top; h <= bottom; ++h)
               for (int64_t w = left; w <= right; ++w) {

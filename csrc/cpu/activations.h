@@ -15,12 +15,16 @@ void relu(const T* x, T* y, uint64_t* kept, int64_t count);
 template <typename T>
 void relu_backward(const T* dy, const uint64_t* kept, T* dx, int64_t count);
 
+constexpr uint8_t kNoPlace = 255;
+
 // Images [height, width, channels] and their maxima [out_height, out_width, channels].
 struct MaxPool {
   int64_t height, width, channels, out_height, out_width;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
+  bool rectifies;  // the maxima are those of ReLU(x)
 
-  // Row `row` of the maxima, and which place of its window each comes from: the first of equal ones, the last NaN.
+  // Row `row` of the maxima, and which place of its window each comes from: the first of equal ones, the last NaN; and
+  // kNoPlace where ReLU left nothing.
   template <typename T>
   void forward(const T* x, int64_t row, T* y, uint8_t* places) const;
 

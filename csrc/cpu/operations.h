@@ -12,9 +12,13 @@ void spmm(at::Tensor& y, const at::Tensor& x, const at::Tensor& values, const st
           at::TensorList structure, at::IntArrayRef shape, bool transpose, double alpha, double beta);
 
 // values [nnz, rows, cols] = alpha * (a [N, out]^T b [N, in] at the stored blocks) + beta * values, 0 off the support.
-// values has the dtype of a and b, or is float32 and they have 16 bits.
+// values has the dtype of a and b, or is float32 and they have 16 bits. `column_sums` [out], if it is given, becomes those
+// of a.
 void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
-           at::IntArrayRef shape, double alpha, double beta);
+           at::IntArrayRef shape, double alpha, double beta, const at::Tensor& column_sums = {});
+
+// [out], of a [N, out]: the gradient of a bias, bit for bit that of sddmm.
+at::Tensor column_sums(const at::Tensor& a);
 
 // [3] float64, squared: of the tied part of values, of what the copies differ by, of what lies off the local blocks.
 at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan);

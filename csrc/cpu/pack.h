@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#include "huge_pages.h"
+#include "memory.h"
 #include "operands.h"
 #include "product.h"
 #include "walk.h"
@@ -198,7 +198,7 @@ at::Tensor column_panels(const at::Tensor& x, const Walk& walk, int64_t rows, in
   const int64_t blocks = (x.size(1) + walk.in_side - 1) / walk.in_side;
   std::vector<char> used(blocks, 0);
   for (int64_t k = 0; k < walk.starts[walk.rows]; ++k) used[walk.neighbors[k]] = 1;
-  auto panels = in_huge_pages(x.new_empty({blocks, rows, width}, c10::CppTypeToScalarType<Operand>::value));
+  auto panels = empty({blocks, rows, width}, x.options().dtype(c10::CppTypeToScalarType<Operand>::value));
   auto* out = panels.template mutable_data_ptr<Operand>();
   constexpr int64_t kStrip = 8;  // rows whose stride is a power of two share a cache set, of 8 lines
   const int64_t grain = (1 << 15) / std::max<int64_t>(1, kStrip * x.size(1)) + 1;  // strips that repay waking a thread

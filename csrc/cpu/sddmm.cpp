@@ -8,6 +8,8 @@
 #endif
 #include "operations.h"
 
+#include <ATen/ops/empty.h>
+
 #include "buffer.h"
 #include "few_rows.h"
 #include "few_rows_gradient.h"
@@ -21,9 +23,28 @@
 namespace efcn_sparse::cpu {
 namespace {
 
+constexpr int64_t kSumRows = 256;                    // in a chain of sums; longer ones round badly
 constexpr int64_t kBatchChunk = 256;                 // rows of the batch in one product
 constexpr int64_t kRunWidth = 64;                    // columns computed together
 constexpr int64_t kPanelSide = 4, kPanelBatch = 32;  // less than this is not worth transposing the result
+
+// sums [width] = those of the columns of a [rows, width].
+template <typename Sum, typename Stored>
+void sum_columns(const Stored* a, int64_t lda, int64_t rows, int64_t width, Stored* sums) {
+  run_here(EFCN_LOOP() {
+    in_stretches(
+        width, EFCN_LOOP(int64_t column, auto size) {
+          Sum total[kStretch] = {};
+          for (int64_t begin = 0; begin < rows; begin += kSumRows) {
+            Sum part[kStretch] = {};
+            for (int64_t m = begin; m < std::min(rows, begin + kSumRows); ++m)
+              for (int64_t c = 0; c < size; ++c) part[c] += static_cast<Sum>(a[m * lda + column + c]);
+            for (int64_t c = 0; c < size; ++c) total[c] += part[c];
+          }
+          for (int64_t c = 0; c < size; ++c) sums[column + c] = static_cast<Stored>(total[c]);
+        });
+  });
+}
 
 // `Result` is the dtype of values: that of a and b, or of the sums.
 template <typename Stored, typename Operand, typename Result>
@@ -32,11 +53,11 @@ class SampledProduct {
   using Sum = typename Product<Operand>::Sum;
 
   SampledProduct(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, const Walk& walk, const Masks& masks,
-                 double alpha, double beta)
+                 double alpha, double beta, Stored* column_sums)
       : walk_(walk), masks_(masks), values_(values.mutable_data_ptr<Result>()), a_(a.const_data_ptr<Stored>()),
         lda_(a.stride(0)), batch_(a.size(0)), padded_batch_(round_up(batch_, Product<Operand>::k_multiple)),
         ld_left_(padded_batch_ + 64 / sizeof(Operand)),  // one cache line more: no power of two
-        alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)) {
+        alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)), column_sums_(column_sums) {
     if (kFew && batch_ <= kFewRows) {
       few_ = 1;
       while (few_ < batch_) few_ *= 2;
@@ -76,8 +97,12 @@ class SampledProduct {
         [&](auto&& next) {
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next())
-            for (int64_t i = firsts[task]; i < std::min(walk_.rows, firsts[task] + together); ++i)
+            for (int64_t i = firsts[task]; i < std::min(walk_.rows, firsts[task] + together); ++i) {
+              if (column_sums_ != nullptr)  // of what is read next
+                sum_columns<Sum>(a_ + i * walk_.out_side, lda_, batch_, walk_.out_extent(i),
+                                 column_sums_ + i * walk_.out_side);
               few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
+            }
           Product<Operand>::release();
         },
         threads);
@@ -268,6 +293,7 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
+  Stored* column_sums_;   // or null
   Sum scale_ = Sum(1);    // of the left side, in place of alpha
   bool adds_up_ = false;  // sums may be made where they go
   int64_t few_ = 0;       // the batch, padded with zeros to a power of two, where it is small
@@ -282,8 +308,25 @@ class SampledProduct {
 
 }  // namespace
 
+at::Tensor column_sums(const at::Tensor& a) {
+  TORCH_CHECK(a.dim() == 2 && (a.stride(1) == 1 || a.size(1) <= 1), "a must be [N, out] with contiguous rows, got ",
+              a.sizes());
+  at::Tensor sums = at::empty({a.size(1)}, a.options());
+  dispatch_operand(a.scalar_type(), "a", [&](auto stored, auto operand) {
+    using Stored = decltype(stored);
+    const Stored* from = a.const_data_ptr<Stored>();
+    Stored* to = sums.mutable_data_ptr<Stored>();
+    const int64_t lda = a.stride(0), rows = a.size(0), grain = (1 << 15) / std::max<int64_t>(1, rows * kStretch) + 1;
+    at::parallel_for(0, (a.size(1) + kStretch - 1) / kStretch, grain, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kStretch, width = std::min(a.size(1), end * kStretch) - first;
+      sum_columns<typename Product<decltype(operand)>::Sum>(from + first, lda, rows, width, to + first);
+    });
+  });
+  return sums;
+}
+
 void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::TensorList structure,
-           at::IntArrayRef shape, double alpha, double beta) {
+           at::IntArrayRef shape, double alpha, double beta, const at::Tensor& column_sums) {
   const Structure pattern(structure, shape, values, /*transpose=*/false);
   const Walk& walk = pattern.walk;
   TORCH_CHECK(a.dim() == 2 && a.size(1) == walk.out_features && (a.stride(1) == 1 || a.size(1) <= 1), "a must be [N, ",
@@ -297,11 +340,12 @@ void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::Ten
   dispatch_operand(a.scalar_type(), "a", [&](auto stored, auto operand) {
     using Stored = decltype(stored);
     using Operand = decltype(operand);
+    Stored* sums = column_sums.defined() ? column_sums.mutable_data_ptr<Stored>() : nullptr;
     if (into_sums) {
       using Sum = typename Product<Operand>::Sum;
-      SampledProduct<Stored, Operand, Sum>(values, a, b, walk, pattern.masks, alpha, beta).run();
+      SampledProduct<Stored, Operand, Sum>(values, a, b, walk, pattern.masks, alpha, beta, sums).run();
     } else {
-      SampledProduct<Stored, Operand, Stored>(values, a, b, walk, pattern.masks, alpha, beta).run();
+      SampledProduct<Stored, Operand, Stored>(values, a, b, walk, pattern.masks, alpha, beta, sums).run();
     }
   });
 }

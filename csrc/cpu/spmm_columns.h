@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "memory.h"
 #include "pack.h"
 #include "product_columns.h"
 #include "result.h"
@@ -36,7 +37,7 @@ class ByColumns {
     together_ = std::max<int64_t>(1, kGroupRows / widest);
     at_once_ = std::max<int64_t>(1, kColumnsBytes * threads_ / std::max<int64_t>(1, bytes));
     at_once_ = std::min(number, round_up(at_once_, together_));
-    columns_ = x.new_empty({at_once_ * widest * walk.in_features}, c10::CppTypeToScalarType<Sum>::value);
+    columns_ = empty({at_once_ * widest * walk.in_features}, x.options().dtype(c10::CppTypeToScalarType<Sum>::value));
     used_.assign((walk.in_features + kFeaturesTogether - 1) / kFeaturesTogether, 0);
     for (int64_t k = 0; k < walk.starts[walk.rows]; ++k) {
       const int64_t begin = walk.neighbors[k] * walk.in_side, last = begin + walk.in_extent(walk.neighbors[k]) - 1;
@@ -110,7 +111,7 @@ class ByColumns {
                        space);
           }
         },
-        threads_);
+        threads_, groups);
   }
 
   // Block rows [begin, end) of the result for some strips, whose `columns` are given.

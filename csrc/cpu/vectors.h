@@ -48,6 +48,17 @@ void run_here(const Loop& loop) {
 
 #define EFCN_LOOP(...) [=](__VA_ARGS__) __attribute__((always_inline))
 
+// Calls part(first, count) for stretches of 64, and what is left: loops of a length that the compiler knows become vectors.
+constexpr int64_t kStretch = 64;
+
+template <typename Part>
+EFCN_INLINE void in_stretches(int64_t total, const Part& part) {
+  using Known = std::integral_constant<int64_t, kStretch>;
+  int64_t first = 0;
+  for (; first + kStretch <= total; first += kStretch) part(first, Known());
+  if (first < total) part(first, total - first);
+}
+
 // to = a vector of Sum from as many stored numbers. By reference: compilers warn of vectors that are returned.
 template <typename Sum, int Bytes, typename Stored>
 EFCN_INLINE void load(const Stored* from, typename Vector<Sum, Bytes>::type& to) {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.activation import feature_maps
+from efcn_sparse.activation import feature_maps, is_seen
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
@@ -257,7 +257,7 @@ class EmbeddedConv(nn.Module):
             y = y + self.low_rank(units, self.linear)
         size = (*geometry.output_size, geometry.out_channels)
         # who keeps y must see, by its history, what a function in place does to the maps
-        y = y.view(y.shape[0], *size).movedim(-1, 1) if _is_seen(self.linear) else feature_maps(y, size)
+        y = y.view(y.shape[0], *size).movedim(-1, 1) if is_seen(self.linear) else feature_maps(y, size)
         if self.contiguous_output:
             y = y.contiguous()
         return y if batched else y.squeeze(0)
@@ -302,9 +302,3 @@ def _without_numbers(conv: nn.Module) -> Any:
     copied = copy.copy(conv)
     copied.__dict__["_parameters"] = dict.fromkeys(conv._parameters)
     return copied
-
-
-def _is_seen(layer: nn.Module) -> bool:
-    """Whether hooks are handed the outputs of a layer."""
-    everywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_backward_hooks
-    return bool(layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks or everywhere)

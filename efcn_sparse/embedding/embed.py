@@ -33,11 +33,11 @@ def embed(
 ) -> nn.Module:
     """A copy of ``model`` in which every convolution is a block-sparse fully-connected layer that computes the same.
 
-    Everything else (normalization, residual sums, heads) is copied as it is, but for ``nn.ReLU`` and ``nn.MaxPool2d``,
-    of which :class:`ReLU` and :class:`MaxPool2d` compute the same in less memory. To find the input size of each
-    convolution, the model runs on the example: in evaluation mode, at another batch size, and in training mode (the
-    last two only if it can). Then the copy runs in the same ways and is compared. Copies run, so neither the model nor
-    the random generators of torch, NumPy and Python change.
+    Everything else (normalization, residual sums, heads) is copied as it is, but for ``nn.ReLU``, ``nn.MaxPool2d`` and
+    ``nn.Sequential``: :class:`ReLU`, :class:`MaxPool2d` and :class:`Sequential` compute the same in less time and
+    memory. To find the input size of each convolution, the model runs on the example: in evaluation mode, at another
+    batch size, and in training mode (the last two only if it can). Then the copy runs in the same ways and is compared.
+    Copies run, so neither the model nor the random generators of torch, NumPy and Python change.
 
     Convolutions that no module computes (``F.conv2d``, scripted blocks, weights that are computed) are seen in the
     run, and refused by name unless ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efcn_sparse.huge_pages import in_huge_pages
+from efcn_sparse.memory import in_huge_pages
 from efcn_sparse.pattern import BlockPattern
 
 OFF_LOCAL = -1

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.checks import under_transforms
+from efcn_sparse.ops.select import resolve
 from efcn_sparse.pattern import BlockPattern
 
 _NO_FULLGRAPH = (
@@ -219,7 +220,15 @@ class FusedProduct(torch.autograd.Function):
         a, b = dy.reshape(batch, dy.shape[-1]), x.reshape(batch, x.shape[-1])
         if not product.keep(a, b) and product.wanted() != "nothing":
             dvalues = sddmm(a, b, layer.pattern, backend=layer.backend)
-        return dx, dvalues, a.sum(0) if ctx.needs_input_grad[2] else None, None, None
+        dbias = _column_sums(a, layer.backend) if ctx.needs_input_grad[2] else None
+        return dx, dvalues, dbias, None, None
+
+
+def _column_sums(a: Tensor, backend: str) -> Tensor:
+    """``a.sum(0)``, bit for bit as the backward pass of a layer without a fused optimizer computes it."""
+    if torch.is_grad_enabled() or type(a) is not Tensor or resolve(backend, a.device, a.dtype) != "cpu":
+        return a.sum(0)
+    return torch.ops.efcn_sparse_cpu.column_sums(a.contiguous())
 
 
 # -- where an update inside backward would go wrong in silence -----------------------------------------------------

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from efcn_sparse.huge_pages import in_huge_pages
 from efcn_sparse.linear import state
 from efcn_sparse.linear.dense_weight import DenseWeight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import Lineage
+from efcn_sparse.memory import in_huge_pages
 from efcn_sparse.ops import spmm
 from efcn_sparse.ops.checks import under_transforms
 from efcn_sparse.pattern import BlockPattern

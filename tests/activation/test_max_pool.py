@@ -1,4 +1,4 @@
-"""MaxPool2d: torch's numbers bit for bit, from a byte for each output."""
+"""MaxPool2d, alone and as it does the work of the ReLU before it: torch's numbers, from a byte for each output."""
 
 import pytest
 import torch
@@ -22,10 +22,25 @@ WINDOWS = {
 }
 
 
-def both(window, x, use):
+ALONE = (es.MaxPool2d, nn.MaxPool2d)
+
+
+def after_relu(container, relu, pool):
+    return lambda *args, **window: container(relu(), pool(*args, **window))
+
+
+AFTER_RELU = (after_relu(es.Sequential, es.ReLU, es.MaxPool2d), after_relu(nn.Sequential, nn.ReLU, nn.MaxPool2d))
+
+
+@pytest.fixture(params=[ALONE, AFTER_RELU], ids=["alone", "after ReLU"])
+def kinds(request):
+    return request.param
+
+
+def both(window, x, use, kinds=ALONE):
     """What ``use(pool, leaf)`` returns of our pooling and of torch's, and the gradients of x."""
     found = []
-    for kind in (es.MaxPool2d, nn.MaxPool2d):
+    for kind in kinds:
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         found.append([*(one.detach() for one in use(kind(**window), leaf)), leaf.grad])
     return found
@@ -51,8 +66,8 @@ def trained(pool, leaf):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=list(WINDOWS))
-def test_it_is_torchs(window, dtype):
-    same(both(window, images(2, 70, 9, 10, dtype=dtype), trained))  # 64 channels at a time, and 6 more
+def test_it_is_torchs(window, dtype, kinds):
+    same(both(window, images(2, 70, 9, 10, dtype=dtype), trained, kinds))  # 64 channels at a time, and 6 more
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 3), (3, 2, 3, 40), (2, 130, 17, 5), (0, 4, 5, 5)])
@@ -60,13 +75,20 @@ def test_sizes(shape):
     same(both(WINDOWS["overlapping"], images(*shape), trained))
 
 
-def test_equal_numbers_infinities_and_nans():
+def test_a_window_of_nothing_but_padding(kinds):
+    window, x = dict(kernel_size=2, stride=1, padding=1, dilation=2), images(1, 3, 1, 4)
+    ours, theirs = kinds[0](**window)(x.requires_grad_()), kinds[1](**window)(x.detach())
+    assert torch.equal(ours, theirs)
+    assert (theirs == -torch.inf).all()
+
+
+def test_equal_numbers_infinities_and_nans(kinds):
     x = torch.randint(-1, 2, (3, 64, 9, 9)).float()
     x[0, :, 2:5, 2:5] = torch.nan
     x[1] = -torch.inf
     x[2, :, 3, 3] = torch.inf
     for window in (WINDOWS["overlapping"], WINDOWS["padded"]):
-        same(both(window, x.contiguous(memory_format=torch.channels_last), trained))
+        same(both(window, x.contiguous(memory_format=torch.channels_last), trained, kinds))
 
 
 @pytest.mark.parametrize(
@@ -77,8 +99,8 @@ def test_equal_numbers_infinities_and_nans():
         pytest.param(images(2, 4, 7, 7, dtype=torch.bfloat16), id="bfloat16"),
     ],
 )
-def test_what_is_left_to_torch(x):
-    same(both(WINDOWS["overlapping"], x, trained))
+def test_what_is_left_to_torch(x, kinds):
+    same(both(WINDOWS["overlapping"], x, trained, kinds))
 
 
 def test_indices_are_torchs():
@@ -88,24 +110,35 @@ def test_indices_are_torchs():
 
 
 @pytest.mark.parametrize("window", [WINDOWS["overlapping"], WINDOWS["rectangular"], WINDOWS["dilated"]])
-def test_second_derivatives(window):
+def test_second_derivatives(window, kinds):
     def use(pool, leaf):
-        y = pool(leaf.square())
+        y = pool(leaf.square() - 1)
         (first,) = torch.autograd.grad(y.exp().sum(), leaf, create_graph=True)
         first.square().sum().backward()
         return [first]
 
-    found = both(window, images(2, 5, 9, 8, dtype=torch.float64), use)
+    found = both(window, images(2, 5, 9, 8, dtype=torch.float64), use, kinds)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_transforms_and_graphs():
-    x, pools = images(2, 4, 7, 7), (es.MaxPool2d(3, 2), nn.MaxPool2d(3, 2))
+def test_transforms_and_graphs(kinds):
+    x, pools = images(2, 4, 7, 7), [kind(3, 2) for kind in kinds]
     gradients = [torch.func.grad(lambda x, pool=pool: pool(x).square().sum())(x) for pool in pools]
     assert torch.equal(*gradients)
     compiled = torch.compile(pools[0], fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x.requires_grad_()), pools[1](x))
+
+
+@pytest.mark.parametrize("window", [WINDOWS["overlapping"], WINDOWS["dilated"]])
+@pytest.mark.parametrize("laid_out", [images, torch.randn])
+def test_without_gradients(window, laid_out, kinds):
+    x = laid_out(2, 5, 9, 8)
+    x[0, 0, 4, 4] = torch.nan
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(kinds[0](**window)(x), kinds[1](**window)(x), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(not es.extension_status().available, reason="without it, it is torch's")
@@ -126,9 +159,9 @@ def test_lists_of_one_or_no_number(window):
     same(both(window, images(2, 8, 9, 9), trained))
 
 
-def test_many_gradients_at_once():
+def test_many_gradients_at_once(kinds):
     x, found = images(1, 2, 5, 5), []
-    for kind in (es.MaxPool2d, nn.MaxPool2d):
+    for kind in kinds:
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         y = kind(3, 2)(leaf)
         dy = torch.eye(y.numel()).view(-1, *y.shape)

@@ -55,6 +55,7 @@ def _measure(model: str, support: str, optimizer: str, fused: bool, batch: int) 
 
 def _tidy() -> None:
     gc.collect()
+    es.empty_cache()
     ctypes.CDLL(None).malloc_trim(0)
 
 

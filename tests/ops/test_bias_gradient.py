@@ -1,0 +1,70 @@
+"""The gradient of a bias, which the compiled kernel of SDDMM sums along the way: every path of it, every block row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import efcn_sparse as es
+from tests import oracle
+from tests.ops.inputs import randn, random_values
+from tests.table import FLOAT32, Row, cases, pattern, rows
+
+COMPILED = dict(where=lambda backend: backend.name == "cpu")
+PATHS = ("square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries", "unbalanced", "empty")
+
+
+@pytest.fixture
+def poisoned():
+    """Fresh memory is filled with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def gradient(name: str, row: Row, dy: Tensor) -> Tensor:
+    layout = pattern(name)
+    x, bias = randn(len(dy), layout.shape[1], row=row, seed=1), randn(layout.shape[0], row=row, seed=2)
+    values = random_values(layout, row).requires_grad_()
+    y = es.spmm(x, values, layout, bias=bias.requires_grad_(), backend=row.backend)
+    return torch.autograd.grad(y, (bias, values), dy)[0]
+
+
+@pytest.mark.parametrize(("row", "name"), cases(PATHS, **COMPILED))
+def test_every_batch_and_pattern(row: Row, name: str, poisoned: None) -> None:
+    for batch in (1, 40, 700):
+        dy = randn(batch, pattern(name).shape[0], row=row, seed=batch)
+        found = gradient(name, row, dy)
+        oracle.assert_accurate(found, oracle.column_sums(dy), f"dbias of {batch}")
+        assert torch.equal(found, torch.ops.efcn_sparse_cpu.column_sums(dy))  # as fused optimizers take it
+
+
+@pytest.mark.parametrize("row", rows(FLOAT32, **COMPILED))
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda dy: dy.t().contiguous().t(),
+        lambda dy: torch.cat([dy, dy], 1)[:, : dy.shape[1]],
+        lambda dy: dy[:1].expand(len(dy), -1),
+        lambda dy: dy[:1, :1].expand(dy.shape),
+        lambda dy: torch._neg_view(dy),
+    ],
+    ids=["columns", "in a wider one", "one row", "one number", "negative"],
+)
+def test_every_layout(row: Row, laid_out, poisoned: None) -> None:
+    dy = laid_out(randn(70, pattern("ragged").shape[0], row=row, seed=3))
+    oracle.assert_accurate(gradient("ragged", row, dy), oracle.column_sums(dy), "dbias")
+
+
+@pytest.mark.parametrize("row", rows(FLOAT32, **COMPILED))
+def test_long_sums_do_not_drift(row: Row) -> None:
+    dy = torch.full((1 << 16, pattern("square").shape[0]), 0.1)
+    assert (gradient("square", row, dy) / (dy[0].double() * len(dy)) - 1).abs().max() < 1e-5
+
+
+def test_its_flops_and_its_name_are_those_of_the_operator() -> None:
+    layer = es.SparseLinear(64, 64, es.BlockPattern.random((64, 64), (16, 16), 0.5))
+    with torch.profiler.profile() as seen:
+        layer(torch.randn(40, 64)).sum().backward()
+    assert {"efcn_sparse::spmm", "efcn_sparse::sddmm"} <= {event.key for event in seen.key_averages()}
