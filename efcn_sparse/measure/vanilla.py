@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efcn_sparse.activation import IN_LESS_MEMORY, exchange
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.fused import FusedOptimizer, updating
 from efcn_sparse.linear import SparseLinear
@@ -26,6 +27,7 @@ from efcn_sparse.subspace import deviation
 
 VARIANTS = {
     "cnn": "the CNN, channels_last",
+    "modules": "the CNN, with our ReLU, MaxPool2d and Sequential",
     "dense": "its eFCN with nn.Linear layers",
     "unfold": "locally connected net, unfold + bmm",
     "fused": "its eFCN, Local(), FusedOptimizer",
@@ -83,8 +85,10 @@ def make_trainer(variant: str, batch: int) -> Trainer:
         model: Any = vanilla_cnn()
     efcn = embed(model, images[:1])
     layout = torch.channels_last
-    if variant == "cnn":
-        model = model.to(memory_format=layout)
+    if variant in ("cnn", "modules"):
+        original, model = model, copy.deepcopy(model).to(memory_format=layout)
+        if variant == "modules":
+            exchange(model, original, IN_LESS_MEMORY)
     elif variant == "unfold":
         layout = torch.contiguous_format  # which suits unfold
         for name, module in efcn.named_modules():
