@@ -259,9 +259,10 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     const auto starts = [&](int dim, int64_t count, IntArrayRef shape) {
       return (at::arange(count, at_place.options()) * pool.stride[dim] - pool.padding[dim]).view(shape);
     };
+    // a window of padding alone has no place; torch writes wherever it is told to
     const Tensor rows = at_place.div(pool.kernel[1], "floor") * pool.dilation[0] + starts(0, pool.out_height, {-1, 1});
     const Tensor columns = at_place.remainder(pool.kernel[1]) * pool.dilation[1] + starts(1, pool.out_width, {-1});
-    return rows * pool.width + columns;
+    return (rows * pool.width + columns).clamp(0, pool.height * pool.width - 1);
   }
 };
 

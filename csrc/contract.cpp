@@ -205,7 +205,7 @@ struct Saved {
            is_plain(dy);
   }
   Tensor sddmm(const Tensor& a, const Tensor& b, const Tensor& column_sums) const {
-    RECORD_FUNCTION("efcn_sparse::sddmm", c10::ArrayRef<const c10::IValue>());
+    RECORD_FUNCTION("efcn_sparse::sddmm", std::vector<c10::IValue>({a, b}));
     return cpu_sddmm(a, b, structure(), shape, block_shape, column_sums);
   }
 };

@@ -89,12 +89,13 @@ class Sequential(nn.Sequential):
 
     The maximum of what ReLU lets through is the maximum of the window and zero. So a pass over memory goes, and what
     the ReLU would write and hold, which is the largest feature map of many a net. :func:`efcn_sparse.embed` puts it in
-    the place of every ``nn.Sequential``; in a model of your own it takes the two modules of ours.
+    the place of every ``nn.Sequential``. In a model of your own, put an ``es.ReLU`` and an ``es.MaxPool2d`` directly
+    one after the other into one ``es.Sequential``.
 
-    The two run one after the other, as always, where a hook or a ``forward`` of one's own may look between them, and
-    wherever ``MaxPool2d`` leaves its work to torch. An input is not written to, even by ``ReLU(inplace=True)``.
+    The two run one by one, as always, where somebody may look between them (hooks, a ``forward`` of the instance's own,
+    ``ReLU(inplace=True)``, which writes over its input), and wherever ``MaxPool2d`` leaves its work to torch.
 
-    Law: outputs and gradients are those of ``nn.Sequential``.
+    Law: outputs and gradients are those of ``nn.Sequential``, but for the sign of a zero.
 
     Example:
         >>> import torch, efcn_sparse as es
@@ -109,8 +110,9 @@ class Sequential(nn.Sequential):
         while at < len(modules):
             module, following = modules[at], modules[at + 1] if at + 1 < len(modules) else None
             pooled = None
-            if type(module) is ReLU and type(following) is MaxPool2d and not (is_seen(module) or is_seen(following)):
-                pooled = following._compiled(input, rectifies=True)
+            if type(module) is ReLU and type(following) is MaxPool2d:
+                unseen = not (module.inplace or is_seen(module) or is_seen(following))
+                pooled = following._compiled(input, rectifies=True) if unseen else None
             input, at = (module(input), at + 1) if pooled is None else (pooled, at + 2)
         return input
 

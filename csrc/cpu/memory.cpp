@@ -10,9 +10,13 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <mutex>
 #include <new>
+#include <string>
 #include <vector>
 
 #ifdef __linux__
@@ -23,14 +27,14 @@
 namespace efcn_sparse::cpu {
 namespace {
 
-constexpr size_t kLarge = size_t{1} << 20;  // bytes of what is kept
-constexpr size_t kMost = size_t{1} << 28;   // bytes that are kept in all
-constexpr size_t kHuge = size_t{1} << 22;   // bytes that are worth huge pages
+constexpr size_t kLarge = size_t{1} << 22;  // bytes that are worth huge pages, and keeping
+constexpr size_t kMost = size_t{1} << 28;   // bytes that are kept in all, unless EFCN_KEEP_MEMORY=off
+constexpr size_t kSpare = size_t{1} << 25;  // bytes that may be kept beside what was in use at one time
 constexpr size_t kHugePage = size_t{1} << 21;
 
 void ask_for_huge_pages(void* data, size_t size) {
 #ifdef MADV_HUGEPAGE
-  if (size < kHuge) return;
+  if (size < kLarge) return;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto start = reinterpret_cast<uintptr_t>(data), first = (start + page - 1) / page * page;
   // where it cannot be it is refused, and nothing is lost
@@ -38,14 +42,42 @@ void ask_for_huge_pages(void* data, size_t size) {
 #endif
 }
 
+#ifdef __linux__
+// Not from malloc, whose heap buffers of many sizes tear to pieces. Begins at a huge page; null if there is none left.
+void* map(size_t size) {
+  void* found = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) return nullptr;
+  auto* const begin = static_cast<char*>(found);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + size, kHugePage - before);
+  ask_for_huge_pages(begin + before, size);
+  return begin + before;
+}
+void unmap(void* data, size_t size) { munmap(data, size); }
+#else
+constexpr std::align_val_t kLine{64};
+void* map(size_t size) { return ::operator new(size, kLine, std::nothrow); }
+void unmap(void* data, size_t) { ::operator delete(data, kLine); }
+#endif
+
+// Holds, in use and kept, half as much again as was in use at one time, or kSpare more: sizes differ within a step.
 class KeptMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t size) override {
+    if (size < kLarge) return c10::GetCPUAllocator()->allocate(size);  // for a tensor whose size was changed
+    size = (size + kPage - 1) / kPage * kPage;
     Block* block = take(size);
     if (block == nullptr) {
-      void* data = ::operator new(size, alignment_of(size), std::nothrow);
-      if (data == nullptr) return c10::GetCPUAllocator()->allocate(size);  // whose error is torch's
-      ask_for_huge_pages(data, size);
+      void* data = map(size);
+      if (data == nullptr) {
+        clear();
+        data = map(size);
+      }
+      if (data == nullptr) {
+        used_ -= size;
+        return c10::GetCPUAllocator()->allocate(size);  // whose error is torch's
+      }
       block = new Block{data, size};
     }
     c10::profiledCPUMemoryReporter().New(block->data, size);
@@ -55,7 +87,7 @@ class KeptMemory final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 
   void clear() {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    const std::unique_lock<std::timed_mutex> lock(mutex_, std::chrono::seconds(1));
     if (lock) drop_to(0);
   }
 
@@ -69,8 +101,7 @@ class KeptMemory final : public c10::Allocator {
     void* data;
     size_t size;
   };
-
-  static std::align_val_t alignment_of(size_t size) { return std::align_val_t{size < kHuge ? 64 : kHugePage}; }
+  static constexpr size_t kPage = size_t{1} << 16;  // the largest that systems have
 
   static void free(void* freed) {
     auto* block = static_cast<Block*>(freed);
@@ -79,28 +110,40 @@ class KeptMemory final : public c10::Allocator {
   }
 
   static void release(Block* block) {
-    ::operator delete(block->data, alignment_of(block->size));
+    unmap(block->data, block->size);
     delete block;
   }
 
-  // The last one freed that fits, whose numbers are likely in the caches.
+  // The closest fit, and of those the one freed last, whose numbers are likely in the caches. None: what is kept makes room for a new one.
   Block* take(size_t size) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return nullptr;
-    const auto fits = [&](const Block* block) { return block->size >= size && block->size - size <= size / 8; };
-    const auto found = std::find_if(kept_.rbegin(), kept_.rend(), fits);
-    if (found == kept_.rend()) return nullptr;
-    Block* block = *found;
-    kept_.erase(std::next(found).base());
-    bytes_ -= block->size;
+    const std::unique_lock<std::timed_mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) {
+      used_ += size;
+      return nullptr;
+    }
+    auto found = kept_.end();
+    for (auto at = kept_.begin(); at != kept_.end(); ++at)
+      if ((*at)->size >= size && (*at)->size - size <= size / 8 &&
+          (found == kept_.end() || (*at)->size <= (*found)->size))
+        found = at;
+    Block* block = found == kept_.end() ? nullptr : *found;
+    const size_t used = used_ += block == nullptr ? size : block->size;
+    most_used_ = std::max(most_used_, used);
+    if (block == nullptr) {
+      drop_to(most_used_ + std::max(most_used_ / 2, kSpare) - used);
+    } else {
+      kept_.erase(found);
+      bytes_ -= block->size;
+    }
     return block;
   }
 
   // Keeps a block, in place of the oldest ones.
   void give(Block* block) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || block->size < kLarge || block->size > kMost) return release(block);
-    drop_to(kMost - block->size);
+    used_ -= block->size;
+    const std::unique_lock<std::timed_mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || block->size > most_) return release(block);
+    drop_to(most_ - block->size);
     kept_.push_back(block);
     bytes_ += block->size;
   }
@@ -114,9 +157,17 @@ class KeptMemory final : public c10::Allocator {
     kept_.erase(kept_.begin(), last);
   }
 
-  std::mutex mutex_;          // which nobody waits for: after a fork, whoever held it may be gone
-  std::vector<Block*> kept_;  // in the order in which they were freed
-  size_t bytes_ = 0;
+  static bool keeps() {
+    const char* setting = std::getenv("EFCN_KEEP_MEMORY");
+    return setting == nullptr || std::string(setting) != "off";
+  }
+
+  const size_t most_ = keeps() ? kMost : 0;  // bytes of what is kept
+  std::timed_mutex mutex_;                   // for which no tensor waits: after a fork, whoever held it may be gone
+  std::vector<Block*> kept_;                 // in the order in which they were freed
+  size_t bytes_ = 0;                         // of those
+  std::atomic<size_t> used_{0};
+  size_t most_used_ = 0;  // at one time
 };
 
 // Where to get memory for a plain CPU tensor of `size` bytes; null where torch's own functions shall see to it.

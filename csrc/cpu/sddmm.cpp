@@ -309,8 +309,8 @@ class SampledProduct {
 }  // namespace
 
 at::Tensor column_sums(const at::Tensor& a) {
-  TORCH_CHECK(a.dim() == 2 && (a.stride(1) == 1 || a.size(1) <= 1), "a must be [N, out] with contiguous rows, got ",
-              a.sizes());
+  TORCH_CHECK(a.dim() == 2 && (a.stride(1) == 1 || a.size(1) <= 1 || a.size(0) == 0),
+              "a must be [N, out] with contiguous rows, got ", a.sizes());
   at::Tensor sums = at::empty({a.size(1)}, a.options());
   dispatch_operand(a.scalar_type(), "a", [&](auto stored, auto operand) {
     using Stored = decltype(stored);

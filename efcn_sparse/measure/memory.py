@@ -15,9 +15,9 @@ import torch
 
 import efcn_sparse
 
-# Large tensors get pages of their own. By its defaults the C library cuts them out of one heap, and how much of that is
-# lost between them changes a peak by half from process to process.
-_OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10)}
+# Large tensors get pages of their own, and what is freed goes back. By its defaults the C library cuts them out of one
+# heap, and how much of that is lost between them changes a peak by half from process to process.
+_OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10), "EFCN_KEEP_MEMORY": "off"}
 
 
 def reset_peak() -> None:
@@ -41,6 +41,7 @@ def peak_bytes() -> int:
 def settle() -> int:
     """What the process holds now, freed memory given back; the peak counts from here."""
     gc.collect()
+    efcn_sparse.empty_cache()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # a C library without it
             ctypes.CDLL(None).malloc_trim(0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad as fwAD
 
 import efcn_sparse as es
 from tests.activation.saved import held_bytes
@@ -164,6 +165,18 @@ def test_it_holds_a_byte_for_each_output():
 )
 def test_lists_of_one_or_no_number(window):
     same(both(window, images(2, 8, 9, 9), trained))
+
+
+def test_tangents_of_a_gradient_pass(kinds):
+    tangents = []
+    x = images(1, 2, 5, 5)
+    for kind in kinds:
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = kind(3, 2)(leaf)
+        with fwAD.dual_level():
+            (gradient,) = torch.autograd.grad(y, leaf, fwAD.make_dual(torch.ones_like(y), 2 * torch.ones_like(y)))
+            tangents.append(fwAD.unpack_dual(gradient).tangent)
+    assert torch.equal(*tangents)
 
 
 def test_many_gradients_at_once(kinds):

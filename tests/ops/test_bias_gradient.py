@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as fwAD
 
 import efcn_sparse as es
 from tests import oracle
@@ -68,3 +69,21 @@ def test_its_flops_and_its_name_are_those_of_the_operator() -> None:
     with torch.profiler.profile() as seen:
         layer(torch.randn(40, 64)).sum().backward()
     assert {"efcn_sparse::spmm", "efcn_sparse::sddmm"} <= {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.parametrize("row", rows(FLOAT32, **COMPILED))
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_batch_at_all(row: Row, frozen: bool) -> None:
+    layer = es.SparseLinear(32, 32, density=0.5, block_shape=(16, 16))
+    layer.values.requires_grad_(not frozen)
+    layer(torch.randn(0, 32)).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.zeros(32))
+
+
+def test_tangents_of_a_gradient_pass() -> None:
+    layer, x = es.SparseLinear(32, 32, density=1.0, block_shape=(16, 16)), torch.ones(4, 32)
+    with fwAD.dual_level():
+        weights = fwAD.make_dual(torch.ones(32), torch.ones(32))
+        gradients = torch.autograd.grad((layer(x) * weights).sum(), [layer.values, layer.bias])
+        for gradient in gradients:
+            assert (fwAD.unpack_dual(gradient).tangent == 4).all()

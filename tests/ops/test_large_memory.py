@@ -1,5 +1,7 @@
 """Large results and parameters lie in huge pages, for which Linux was asked, and their memory serves again."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,9 +71,27 @@ def test_freed_memory_serves_the_next_tensor_of_about_that_size(empty):
     second = of_bytes(10 << 20)
     assert second.data_ptr() != place  # in use
     del first
-    smaller, larger = of_bytes(6 << 20), of_bytes(12 << 20)
-    assert place not in (smaller.data_ptr(), larger.data_ptr())
     assert of_bytes(9 << 20).data_ptr() == place
+
+
+def test_what_is_held_is_bounded_by_what_was_in_use(empty):
+    before = resident()
+    of_bytes(32 << 20)
+    for size in range(2, 32):  # which would be 495 MiB
+        of_bytes(size << 20)
+    assert resident() - before < 72 << 20
+
+
+def test_where_memory_runs_out_what_is_kept_goes_first():
+    program = """
+import resource, torch, efcn_sparse as es
+from tests.ops.test_large_memory import of_bytes
+[of_bytes(32 << 20) for _ in range(8)]
+size = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (size + (40 << 20),) * 2)
+assert of_bytes(100 << 20)[-1, -1] == 16
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_view_keeps_its_memory(empty):
@@ -104,7 +124,7 @@ def test_threads_do_not_get_the_same_memory(empty):
     def work(seed):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(40):
-            x = torch.full((512, 16), float(torch.randint(1, 100, (), generator=generator)))
+            x = torch.full((2048, 16), float(torch.randint(1, 100, (), generator=generator)))
             y = es.spmm(x, ones, pattern)
             assert (y == 16 * x[0, 0]).all()
 

@@ -1,7 +1,8 @@
 """A program: for each ``model support optimizer fused batch`` among its arguments, prints predicted and measured bytes.
 
 Measured is the growth of the process's peak resident memory over a training step, above what it held before the model
-was made. To be run with ``MALLOC_MMAP_THRESHOLD_=131072``, so that memory that is freed goes back at once.
+was made. To be run with ``EFCN_KEEP_MEMORY=off`` and ``MALLOC_MMAP_THRESHOLD_=131072``, so that memory that is freed
+goes back at once.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ def _measure(model: str, support: str, optimizer: str, fused: bool, batch: int) 
 
 def _tidy() -> None:
     gc.collect()
-    es.empty_cache()
     ctypes.CDLL(None).malloc_trim(0)
 
 
