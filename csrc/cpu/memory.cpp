@@ -114,7 +114,8 @@ class KeptMemory final : public c10::Allocator {
     delete block;
   }
 
-  // The closest fit, and of those the one freed last, whose numbers are likely in the caches. None: what is kept makes room for a new one.
+  // The closest fit, and of those the one freed last, whose numbers are likely in the caches. Without one, what is kept
+  // makes room for new memory.
   Block* take(size_t size) {
     const std::unique_lock<std::timed_mutex> lock(mutex_, std::try_to_lock);
     if (!lock) {
