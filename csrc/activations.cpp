@@ -154,11 +154,11 @@ constexpr auto kLast = at::MemoryFormat::ChannelsLast;
 
 struct Window {
   IntArrayRef kernel, stride, padding, dilation;
-  bool ceil_mode, rectifies;
+  bool ceil_mode;
 };
 
 cpu::MaxPool pool_of(IntArrayRef image, IntArrayRef out, const Window& window) {
-  cpu::MaxPool pool{image[2], image[3], image[1], out[2], out[3], {}, {}, {}, {}, window.rectifies};
+  cpu::MaxPool pool{image[2], image[3], image[1], out[2], out[3], {}, {}, {}, {}};
   for (int dim = 0; dim < 2; ++dim) {
     pool.kernel[dim] = window.kernel[dim];
     pool.stride[dim] = window.stride[dim];
@@ -178,7 +178,7 @@ void by_rows(int64_t images, int64_t rows, int64_t numbers_in_row, Row&& row) {
 }
 
 struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Window& window) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Window& window, bool rectifies) {
     at::AutoDispatchBelowADInplaceOrView guard;
     std::vector<int64_t> shape{x.size(0), x.size(1)};
     for (int dim = 0; dim < 2; ++dim)
@@ -198,7 +198,7 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
       const int64_t size = pool.height * pool.width * pool.channels, width = pool.out_width * pool.channels;
       by_rows(y.size(0), pool.out_height, width, [&](int64_t image, int64_t row) {
         const int64_t out = (image * pool.out_height + row) * width;
-        pool.forward(from + image * size, row, to + out, place + out);
+        pool.forward(from + image * size, row, rectifies, to + out, place + out);
       });
     });
     context->save_for_backward({places});
@@ -208,35 +208,24 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     context->saved_data["padding"] = window.padding;
     context->saved_data["dilation"] = window.dilation;
     context->saved_data["ceil_mode"] = window.ceil_mode;
-    context->saved_data["rectifies"] = window.rectifies;
     return y;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (!gradients[0].defined()) return {Tensor(), Tensor()};
+    if (!gradients[0].defined()) return {Tensor(), Tensor(), Tensor()};
     const auto list = [&](const char* name) { return context->saved_data[name].toIntVector(); };
     const auto size = list("size"), kernel = list("kernel"), stride = list("stride"), padding = list("padding"),
                dilation = list("dilation");
     const Tensor places = context->get_saved_variables()[0];
-    const Window window{kernel,
-                        stride,
-                        padding,
-                        dilation,
-                        context->saved_data["ceil_mode"].toBool(),
-                        context->saved_data["rectifies"].toBool()};
+    const Window window{kernel, stride, padding, dilation, context->saved_data["ceil_mode"].toBool()};
     const cpu::MaxPool pool = pool_of(size, places.sizes(), window);
     // torch knows the derivative of what it computes itself
     if (c10::GradMode::is_enabled() || !is_plain(gradients[0])) {
       const Tensor image = at::empty({1}, places.options().dtype(gradients[0].scalar_type())).expand(size);
-      Tensor dy = gradients[0], indices = indices_of(places, pool);
-      if (window.rectifies) {
-        const Tensor nowhere = at::eq(places, cpu::kNoPlace);
-        dy = at::where(nowhere, 0, dy);
-        indices.masked_fill_(nowhere, 0);
-      }
-      return {
-          at::max_pool2d_with_indices_backward(dy, image, kernel, stride, padding, dilation, window.ceil_mode, indices),
-          Tensor()};
+      const Tensor nowhere = at::eq(places, cpu::kNoPlace), indices = indices_of(places, pool).masked_fill(nowhere, 0);
+      return {at::max_pool2d_with_indices_backward(at::where(nowhere, 0, gradients[0]), image, kernel, stride, padding,
+                                                   dilation, window.ceil_mode, indices),
+              Tensor(), Tensor()};
     }
     const Tensor dy = gradients[0].contiguous(kLast);
     Tensor dx = cpu::empty(size, dy.options(), kLast);
@@ -250,7 +239,7 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
         pool.backward(from + image * out, place + image * out, row, to + (image * pool.height + row) * width);
       });
     });
-    return {dx, Tensor()};
+    return {dx, Tensor(), Tensor()};
   }
 
   // Places in windows as places in images, as torch has them.
@@ -259,18 +248,17 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     const auto starts = [&](int dim, int64_t count, IntArrayRef shape) {
       return (at::arange(count, at_place.options()) * pool.stride[dim] - pool.padding[dim]).view(shape);
     };
-    // a window of padding alone has no place; torch writes wherever it is told to
     const Tensor rows = at_place.div(pool.kernel[1], "floor") * pool.dilation[0] + starts(0, pool.out_height, {-1, 1});
     const Tensor columns = at_place.remainder(pool.kernel[1]) * pool.dilation[1] + starts(1, pool.out_width, {-1});
-    return (rows * pool.width + columns).clamp(0, pool.height * pool.width - 1);
+    return rows * pool.width + columns;
   }
 };
 
 Tensor max_pool2d(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                   bool ceil_mode, bool rectifies) {
   const bool in_bytes = is_recorded(x) && is_plain(x) && has_kernels(x) && x.dim() == 4 && x.numel() > 0 &&
-                        x.is_contiguous(kLast) && kernel[0] * kernel[1] <= (rectifies ? cpu::kNoPlace : 256);
-  if (in_bytes) return MaxPoolFunction::apply(x, Window{kernel, stride, padding, dilation, ceil_mode, rectifies});
+                        x.is_contiguous(kLast) && kernel[0] * kernel[1] <= cpu::kNoPlace;
+  if (in_bytes) return MaxPoolFunction::apply(x, Window{kernel, stride, padding, dilation, ceil_mode}, rectifies);
   if (rectifies) {
     // pooled first, there is less to rectify, but a window with nothing in it has the maximum -inf
     if (dilation[0] * dilation[1] != 1)

@@ -54,7 +54,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     :func:`efcn_sparse.embed` puts it in the place of every ``nn.MaxPool2d``, and makes feature maps channels last. In
     a model of your own that takes ``model.to(memory_format=torch.channels_last)``. Bytes are held of fp32 and fp64 on a
-    CPU, channels last in memory, with up to 256 numbers in a window. All else runs torch's own: other inputs,
+    CPU, channels last in memory, with up to 255 numbers in a window. All else runs torch's own: other inputs,
     ``return_indices``, and what :class:`ReLU` leaves to torch.
 
     Args:

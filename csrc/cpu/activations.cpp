@@ -35,7 +35,7 @@ void relu_backward(const T* dy, const uint64_t* kept, T* dx, int64_t count) {
 }
 
 template <typename T>
-void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
+void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* places) const {
   using Place = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   const MaxPool pool = *this;
   run_here(EFCN_LOOP() {
@@ -52,9 +52,9 @@ void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
       const int64_t left = column * pool.stride[1] - pool.padding[1];
       int64_t begin, end;
       inside(1, left, pool.width, begin, end);
-      const bool from_zero = pool.rectifies && upper < lower && begin < end;
-      const T least = from_zero ? T(0) : -std::numeric_limits<T>::infinity();
-      const auto nowhere = static_cast<Place>(from_zero ? kNoPlace : upper * pool.kernel[1] + begin);
+      const bool empty = upper >= lower || begin >= end;
+      const T least = rectifies && !empty ? T(0) : -std::numeric_limits<T>::infinity();
+      const auto start = static_cast<Place>(rectifies || empty ? kNoPlace : upper * pool.kernel[1] + begin);
       // rows that the next row of windows adds are on their way
       const int64_t last_row = std::min(pool.height, top + pool.kernel[0] + pool.stride[0]);
       const int64_t last_column = std::min(pool.width, left + pool.stride[1]);
@@ -68,7 +68,7 @@ void MaxPool::forward(const T* x, int64_t row, T* y, uint8_t* places) const {
             Place from[kStretch];
             for (int64_t c = 0; c < size; ++c) {
               best[c] = least;
-              from[c] = nowhere;
+              from[c] = start;
             }
             for (int64_t i = upper; i < lower; ++i)
               for (int64_t j = begin; j < end; ++j) {
@@ -125,10 +125,10 @@ void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) c
   });
 }
 
-#define EFCN_INSTANTIATE(T)                                                 \
-  template void relu<T>(const T*, T*, uint64_t*, int64_t);                  \
-  template void relu_backward<T>(const T*, const uint64_t*, T*, int64_t);   \
-  template void MaxPool::forward<T>(const T*, int64_t, T*, uint8_t*) const; \
+#define EFCN_INSTANTIATE(T)                                                       \
+  template void relu<T>(const T*, T*, uint64_t*, int64_t);                        \
+  template void relu_backward<T>(const T*, const uint64_t*, T*, int64_t);         \
+  template void MaxPool::forward<T>(const T*, int64_t, bool, T*, uint8_t*) const; \
   template void MaxPool::backward<T>(const T*, const uint8_t*, int64_t, T*) const
 EFCN_INSTANTIATE(float);
 EFCN_INSTANTIATE(double);

@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import forward_ad as fwAD
 
 import efcn_sparse as es
-from tests.activation.saved import held_bytes
+from tests.activation.saved import compiled, held_bytes
 
 WINDOWS = {
     "overlapping": dict(kernel_size=3, stride=2),
@@ -19,7 +19,7 @@ WINDOWS = {
     "gaps": dict(kernel_size=2, stride=4),
     "far apart": dict(kernel_size=2, stride=10**6),
     "large": dict(kernel_size=(16, 16), stride=1, padding=8),
-    "too large for bytes": dict(kernel_size=(16, 17), stride=1, padding=8),
+    "as large as bytes hold": dict(kernel_size=(15, 17), stride=1, padding=7),
 }
 
 
@@ -82,6 +82,15 @@ def test_a_window_of_nothing_but_padding(kinds):
     for given in (x.clone().requires_grad_(), x, x.contiguous()):
         assert torch.equal(kinds[0](**window)(given), expected)
         assert torch.equal(kinds[1](**window)(given.detach()), expected)
+
+
+@compiled
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_window_of_nothing_but_padding_has_no_gradient(create_graph):  # of torch's, it is written past the image
+    x = images(1, 3, 1, 4).requires_grad_()
+    y = es.MaxPool2d(2, stride=1, padding=1, dilation=2)(x)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize("sides", [(16, 16), (15, 17)])
@@ -149,7 +158,7 @@ def test_without_gradients(window, laid_out, kinds):
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.skipif(not es.extension_status().available, reason="without it, it is torch's")
+@compiled
 def test_it_holds_a_byte_for_each_output():
     x = images(2, 4, 7, 7).requires_grad_()
     assert held_bytes(lambda: es.MaxPool2d(3, 2)(x)) == 2 * 4 * 3 * 3

@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
-from tests.activation.saved import held_bytes
-
-compiled = pytest.mark.skipif(not es.extension_status().available, reason="without it, it is torch's")
+from tests.activation.saved import compiled, held_bytes
 
 
 def images(*shape):
