@@ -16,14 +16,6 @@ COMPILED = dict(where=lambda backend: backend.name == "cpu")
 PATHS = ("square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entries", "unbalanced", "empty")
 
 
-@pytest.fixture
-def poisoned():
-    """Fresh memory is filled with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def gradient(name: str, row: Row, dy: Tensor) -> Tensor:
     layout = pattern(name)
     x, bias = randn(len(dy), layout.shape[1], row=row, seed=1), randn(layout.shape[0], row=row, seed=2)
@@ -64,16 +56,16 @@ def test_long_sums_do_not_drift(row: Row) -> None:
     assert (gradient("square", row, dy) / (dy[0].double() * len(dy)) - 1).abs().max() < 1e-5
 
 
-def test_its_flops_and_its_name_are_those_of_the_operator() -> None:
-    layer = es.SparseLinear(64, 64, es.BlockPattern.random((64, 64), (16, 16), 0.5))
-    with torch.profiler.profile() as seen:
+def test_the_profiler_sees_the_operator_and_its_shapes() -> None:
+    layer = es.SparseLinear(64, 48, es.BlockPattern.random((48, 64), (16, 16), 0.5))
+    with torch.profiler.profile(record_shapes=True) as seen:
         layer(torch.randn(40, 64)).sum().backward()
-    assert {"efcn_sparse::spmm", "efcn_sparse::sddmm"} <= {event.key for event in seen.key_averages()}
+    (event,) = (event for event in seen.events() if event.name == "efcn_sparse::sddmm")
+    assert event.input_shapes[:2] == [[40, 48], [40, 64]]
 
 
-@pytest.mark.parametrize("row", rows(FLOAT32, **COMPILED))
 @pytest.mark.parametrize("frozen", [False, True])
-def test_no_batch_at_all(row: Row, frozen: bool) -> None:
+def test_no_batch_at_all(frozen: bool) -> None:
     layer = es.SparseLinear(32, 32, density=0.5, block_shape=(16, 16))
     layer.values.requires_grad_(not frozen)
     layer(torch.randn(0, 32)).sum().backward()

@@ -6,8 +6,6 @@ inside larger buffers of sentinels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -20,19 +18,6 @@ from tests.table import BACKENDS, PATTERNS, Row, cases, pattern, rows
 
 SENTINEL = 77.0
 PARTIAL = ("masked", "masked-ragged", "masked-partly", "ragged", "larger-than-the-matrix")
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Fresh memory holds NaN while the test runs."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 @pytest.mark.usefixtures("poisoned")
