@@ -15,13 +15,15 @@ constexpr int most_sums(int bytes) { return bytes == 64 ? 24 : 12; }
 constexpr int most_vectors(int bytes) { return bytes == 64 ? 4 : 2; }
 constexpr int kSpreadRows = 12;  // pointers to more rows would not fit the registers
 constexpr int spread_rows(int bytes, int vectors) { return std::min(kSpreadRows, most_sums(bytes) / vectors); }
+// Rows of the batch that pass all of a panel before the next ones come: with AVX2, in L1 caches of 32 KiB.
+constexpr int64_t rows_together(int bytes, int64_t rows) { return bytes == 32 ? 24 : rows; }
 constexpr int most_dots(int bytes) { return bytes == 64 ? 4 : 2; }  // rows of the batch in a tile of dot products
 constexpr int kDotColumns = 6;
 
 template <typename T>
 struct SpreadTile {
   const PanelPiece<T>* pieces;
-  int64_t count, ldp, row, column;
+  int64_t count, ldp, begin, row, column;  // begin: of the column in a panel
   T* y;
   int64_t ldy;
   const T* bias;
@@ -33,14 +35,20 @@ EFCN_INLINE void spread_tile(const SpreadTile<T>& job) {
   using V = typename Vector<T, Bytes>::type;
   constexpr int64_t width = Vector<T, Bytes>::width;
   V total[Rows][Vectors] = {};
+  const int64_t ldx = job.pieces[0].ldx;
   for (int64_t s = 0; s < job.count; ++s) {
-    const int64_t ldx = job.pieces[s].ldx;
-    const T *x = job.pieces[s].x + job.row * ldx, *panel = job.pieces[s].panel + job.column;
+    const T *x = job.pieces[s].x + job.row * ldx, *panel = job.pieces[s].panel + job.begin;
     // rows lie far apart: those of the next piece, or of the first one in the next tile, are on their way
     const bool last = s + 1 == job.count;
     const PanelPiece<T>& next = job.pieces[last ? 0 : s + 1];
-    for (int64_t r = job.row + (last ? Rows : 0), end = r + Rows; r < end; ++r)
-      for (int64_t k = 0; k < next.k; k += 64 / sizeof(T)) __builtin_prefetch(next.x + r * next.ldx + k);
+    const T* soon = next.x + (job.row + (last ? Rows : 0)) * ldx;
+    if constexpr (Bytes == 64) {
+      for (int r = 0; r < Rows; ++r)
+        for (int64_t k = 0; k < next.k; k += 64 / sizeof(T)) __builtin_prefetch(soon + r * ldx + k);
+    } else {  // processors with AVX2 alone find the lines after the first
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) __builtin_prefetch(soon + r * ldx);
+    }
     for (int64_t k = 0; k < job.pieces[s].k; ++k, ++x, panel += job.ldp) {
       V right[Vectors];
 #pragma GCC unroll 4
@@ -231,11 +239,15 @@ void PanelProduct<T>::spread(int64_t rows, int64_t n, const PanelPiece<T>* piece
                              const T* bias, bool add) const {
   const auto run = [&](const auto& table, int bytes) {
     const int64_t width = vector();
-    in_parts(n / width, most_vectors(bytes), [&](int64_t vector, int64_t vectors) {
-      in_parts(rows, spread_rows(bytes, vectors), [&](int64_t row, int64_t height) {
-        table[vectors - 1][height - 1]({pieces, count, ldp, row, vector * width, y, ldy, bias, add});
+    for (int64_t first = 0, some; first < rows; first += some) {
+      some = std::min(rows - first, rows_together(bytes, rows));
+      in_parts(n / width, most_vectors(bytes), [&](int64_t vector, int64_t vectors) {
+        const int64_t column = vector * width, begin = column / ldp * ldp * depth + column % ldp;
+        in_parts(some, spread_rows(bytes, vectors), [&](int64_t row, int64_t height) {
+          table[vectors - 1][height - 1]({pieces, count, ldp, begin, first + row, column, y, ldy, bias, add});
+        });
       });
-    });
+    }
   };
   EFCN_HERE(spread, run)
 }

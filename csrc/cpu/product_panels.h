@@ -16,12 +16,14 @@ struct PanelPiece {
 
 template <typename T>
 struct PanelProduct {
-  int64_t ldp;  // between rows of a panel
+  int64_t ldp;        // between rows of a panel
+  int64_t depth = 0;  // rows of a panel, if its columns lie in strips of `ldp`, one after the other
 
   static int64_t vector();  // numbers in a register, of which long sides are multiples
   static int64_t strip();   // columns that spread() computes together
 
-  // y [rows, n] (+)= sum over pieces of x [rows, k] panel [k, n], and + bias [n] if there is one; n is a multiple of vector().
+  // y [rows, n] (+)= sum over pieces of x [rows, k] panel [k, n], and + bias [n] if there is one; n is a multiple of vector(),
+  // and all pieces have one ldx.
   void spread(int64_t rows, int64_t n, const PanelPiece<T>* pieces, int64_t count, T* y, int64_t ldy, const T* bias,
               bool add) const;
 

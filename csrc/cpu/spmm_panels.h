@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "buffer.h"
+#include "memory.h"
 #include "panels.h"
 #include "product_panels.h"
 #include "result.h"
 #include "threads.h"
+#include "vectors.h"
 
 namespace efcn_sparse::cpu {
 
@@ -20,6 +22,8 @@ constexpr int64_t kWidePanel = 128;  // sides of blocks up to which tiles of our
 constexpr int64_t kPanelUses = 64;   // multiplications of a number of x
 constexpr int64_t kPanelGroup = 256;  // rows of the batch for which a block is copied once
 constexpr int64_t kPanelChain = 512;  // products in a chain of sums; longer ones round badly
+// Where rows of x are a multiple of kCrowdedBytes apart, strips of y that repay a copy, and how far apart its rows are besides.
+constexpr int64_t kCrowdedStrips = 2, kCopyGap = 48;
 
 template <typename T>
 class ByPanels {
@@ -28,9 +32,12 @@ class ByPanels {
       : walk_(walk), masks_(masks), values_(values), x_(x.const_data_ptr<T>()), batch_(x.size(0)), ldx_(x.stride(0)),
         result_(result), spreads_(walk.in_side < walk.out_side || are_wide(walk)),
         along_(spreads_ ? walk.out_side : walk.in_side), across_(spreads_ ? walk.in_side : walk.out_side),
-        transposes_(walk.stored_out_by_in == spreads_),
-        strip_(spreads_ && transposes_ && along_ % product_.strip() == 0 ? product_.strip() : along_),
-        product_{strip_} {}
+        transposes_(walk.stored_out_by_in == spreads_), copies_(transposes_ || has_small_cache()),
+        strip_(spreads_ && copies_ && along_ % product_.strip() == 0 ? product_.strip() : along_),
+        product_{strip_, across_} {
+    const bool is_crowded = ldx_ * sizeof(T) % kCrowdedBytes == 0, is_narrow = along_ <= kCrowdedStrips * strip_;
+    if (has_small_cache() && are_wide(walk) && is_narrow && is_crowded && !worth_gathering(walk)) spread_rows_of_x();
+  }
 
   // Whether this is faster than columns of the batch, and than a product for each block, which loads and stores its sums.
   // Dot products end in sums across registers, so they pay where columns would be transposed for few multiplications, and
@@ -70,6 +77,21 @@ class ByPanels {
   }
 
  private:
+  // Processors with AVX2 alone: 32 KiB in 8 ways for a core, 256 to 512 KiB behind it.
+  static bool has_small_cache() { return vector_bytes() == 32; }
+
+  // A copy whose rows do not fall into the same few cache sets.
+  void spread_rows_of_x() {
+    const int64_t ld = walk_.in_features + kCopyGap;
+    copy_ = empty({batch_, ld}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+    T* to = copy_.template mutable_data_ptr<T>();
+    at::parallel_for(0, batch_, (1 << 15) / ld + 1, [&](int64_t begin, int64_t end) {
+      copy_rows(x_, ldx_, begin, end, 0, walk_.in_features, ld, to + begin * ld);
+    });
+    x_ = to;
+    ldx_ = ld;
+  }
+
   // Two vectors and more: with one, each number of x that is loaded is used once, and columns of the batch are faster.
   static bool are_wide(const Walk& walk) {
     return walk.out_side % 16 == 0 && walk.out_side >= 2 * PanelProduct<T>::vector() && walk.out_side <= kWidePanel &&
@@ -118,11 +140,7 @@ class ByPanels {
       }
       const int64_t count = space.pieces.size();
       if (spreads_)
-        for (int64_t c = 0; c < along_; c += strip_) {
-          product_.spread(rows, strip_, space.pieces.data(), count, y + c, ldy,
-                          k == end && bias != nullptr ? bias + c : nullptr, add);
-          for (PanelPiece<T>& piece : space.pieces) piece.panel += across_ * strip_;
-        }
+        product_.spread(rows, along_, space.pieces.data(), count, y, ldy, k == end ? bias : nullptr, add);
       else
         product_.dots(rows, walk_.out_extent(i), space.pieces.data(), count, y, ldy, add);
     }
@@ -143,15 +161,16 @@ class ByPanels {
     space.block.resize(elements);
     const T* stored = widened(values_ + block * elements, masks_.of(block), elements, space.block.data());
     const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
-    if (!transposes_ && extent == along_ && stored != space.block.data()) return stored;
+    if (!copies_ && extent == along_ && stored != space.block.data()) return stored;
     space.panels.resize((most_blocks() * across_ + kPanelMultiple) * along_);
     T* out = space.panels.data() + space.pieces.size() * across_ * along_;
-    if (transposes_)
-      for (int64_t c = 0; c < along_; c += strip_)
-        to_panel(stored + c * across_, strip_, across_, std::clamp<int64_t>(extent - c, 0, strip_), out + c * across_,
-                 strip_);
-    else
-      copy_rows(stored, along_, 0, across_, 0, extent, along_, out);
+    for (int64_t c = 0; c < along_; c += strip_) {
+      const int64_t some = std::clamp<int64_t>(extent - c, 0, strip_);
+      if (transposes_)
+        to_panel(stored + c * across_, strip_, across_, some, out + c * across_, strip_);
+      else
+        copy_rows(stored + c, along_, 0, across_, 0, some, strip_, out + c * across_);
+    }
     return out;
   }
 
@@ -163,8 +182,10 @@ class ByPanels {
   bool spreads_;            // vectors run along y, not along x
   int64_t along_, across_;  // a block's side along which vectors run, and the other
   bool transposes_;         // to make a panel
+  bool copies_;             // blocks, also where they are stored as panels
   int64_t strip_;           // columns of a panel that lie together
   PanelProduct<T> product_;
+  at::Tensor copy_;  // of x
 };
 
 }  // namespace efcn_sparse::cpu
