@@ -65,6 +65,24 @@ def test_the_product_of_wide_blocks(row: Row, sides: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("row", CPU)
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("batch", [64, 301])
+def test_rows_that_share_cache_sets(row: Row, side: int, batch: int) -> None:
+    """Rows a multiple of 1 KiB apart, which are copied apart, by several threads."""
+    p = BlockPattern.random((512, 1024), (side, side), 0.2, torch.Generator().manual_seed(side))
+    _check(row, p, batch)
+    laws.results_ignore_threads(row, p, batch=batch)
+    slices = [
+        randn(batch, 2048, row=row, seed=end)[:, end - features : end]
+        for end, features in zip((600, 1100), p.shape, strict=True)
+    ]
+    values = random_values(p, row)
+    for transpose, x in ((False, slices[1]), (True, slices[0])):
+        y = es.spmm(x, values, p, transpose=transpose, backend=row.backend)
+        assert_accurate(y, oracle.spmm(x, values, p, transpose=transpose), "y")
+
+
+@pytest.mark.parametrize("row", CPU)
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_results_accumulate_between_guard_bands(row: Row, beta: float) -> None:
     narrow = _band(64, 6, 1), _band(64, 6, 2).transposed(), BlockPattern.dense((128, 12), (64, 6))
