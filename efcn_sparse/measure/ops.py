@@ -72,7 +72,8 @@ def density_cases(shapes: str) -> Iterator[OpsCase]:
 def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[[], Any]], float]:
     """The calls by name (``dense``, ``onednn``, ``torch_sparse``, ``scipy`` where they can, ours last); the density.
 
-    Each rival has the layout that suits it, prepared outside the call. torch.sparse and SciPy take part in fp32 only,
+    Each rival has the layout that suits it, prepared outside the call; dense rivals of bf16 multiply in fp32 on a
+    processor on which torch has no fast bf16 product (AVX2). torch.sparse and SciPy take part in fp32 only,
     which is all that they multiply on a CPU; for ``dw`` torch has a sampled product for CSR alone, and SciPy none.
     Without ``sparse`` they stay away.
 
@@ -84,10 +85,13 @@ def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[
     pattern = BlockPattern.random((size, size), (case.block, case.block), case.density, generator)
     x, dy = (torch.randn(case.batch, size, generator=generator).to(dtype) for _ in range(2))
     values = torch.randn(pattern.values_shape, generator=generator).div_((case.density * size) ** 0.5).to(dtype)
-    dense = pattern.to_dense(values)
+    rivals = _dtype_of_dense(dtype)
+    dense, x_dense, dy_dense = pattern.to_dense(values).to(rivals), x.to(rivals), dy.to(rivals)
     dense_calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: F.linear(x, dense), "dx": lambda: dy @ dense, "dw": lambda: dy.T @ x
-    }  # fmt: skip
+        "forward": lambda: F.linear(x_dense, dense),
+        "dx": lambda: dy_dense @ dense,
+        "dw": lambda: dy_dense.T @ x_dense,
+    }
     our_calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: spmm(x, values, pattern),
         "dx": lambda: spmm(dy, values, pattern, transpose=True),
@@ -95,7 +99,9 @@ def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[
     }
     found = {"dense": dense_calls[case.op]}
     # torch sends fp32 to MKL, which is slow on processors that are not Intel's: oneDNN shows what they can do
-    left, right = {"forward": (x, dense), "dx": (dy, dense.T), "dw": (dy.T, x.T)}[case.op]
+    left, right = {
+        "forward": (x_dense, dense), "dx": (dy_dense, dense.T), "dw": (dy_dense.T, x_dense.T)
+    }[case.op]  # fmt: skip
     found["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], None)
     try:
         found["onednn"]()
@@ -119,14 +125,21 @@ def row(case: OpsCase, seconds: dict[str, list[float]], density: float) -> dict[
     """
     speed_up = median_ratio(seconds["dense"], seconds[OURS])
     ratios = {name: median_ratio(times, seconds[OURS]) for name, times in seconds.items()}
+    name, dense = str(case.dtype).removeprefix("torch."), _dtype_of_dense(case.dtype)
     return {
-        "op": case.op, "dtype": str(case.dtype).removeprefix("torch."), "N": case.batch, "block": case.block,
+        "op": case.op, "dtype": name if dense == case.dtype else f"{name}, dense float32", "N": case.batch, "block": case.block,
         "ms": 1e3 * statistics.median(seconds[OURS]), "dense, ms": 1e3 * statistics.median(seconds["dense"]),
         "speed-up": speed_up, "rate to dense": speed_up * density,
         "rate to the faster dense": min(speed_up, ratios.get("onednn", speed_up)) * density,
         "oneDNN / ours": ratios.get("onednn"),
         "torch.sparse / ours": ratios.get("torch_sparse"), "SciPy / ours": ratios.get("scipy"),
     }  # fmt: skip
+
+
+def _dtype_of_dense(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for bf16 where oneDNN has none: torch's own loops take hundreds of times as long, and nobody would use them."""
+    slow = dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if slow else dtype
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:
