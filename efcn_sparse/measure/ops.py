@@ -127,7 +127,8 @@ def row(case: OpsCase, seconds: dict[str, list[float]], density: float) -> dict[
     ratios = {name: median_ratio(times, seconds[OURS]) for name, times in seconds.items()}
     name, dense = str(case.dtype).removeprefix("torch."), _dtype_of_dense(case.dtype)
     return {
-        "op": case.op, "dtype": name if dense == case.dtype else f"{name}, dense float32", "N": case.batch, "block": case.block,
+        "op": case.op, "dtype": name if dense == case.dtype else f"{name}, dense float32",
+        "N": case.batch, "block": case.block,
         "ms": 1e3 * statistics.median(seconds[OURS]), "dense, ms": 1e3 * statistics.median(seconds["dense"]),
         "speed-up": speed_up, "rate to dense": speed_up * density,
         "rate to the faster dense": min(speed_up, ratios.get("onednn", speed_up)) * density,
@@ -137,7 +138,7 @@ def row(case: OpsCase, seconds: dict[str, list[float]], density: float) -> dict[
 
 
 def _dtype_of_dense(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for bf16 where oneDNN has none: torch's own loops take hundreds of times as long, and nobody would use them."""
+    """fp32 for bf16 where oneDNN has none: torch's own loops take hundreds of times as long."""
     slow = dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.float32 if slow else dtype
 
