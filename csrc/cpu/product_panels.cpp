@@ -42,12 +42,12 @@ EFCN_INLINE void spread_tile(const SpreadTile<T>& job) {
     const bool last = s + 1 == job.count;
     const PanelPiece<T>& next = job.pieces[last ? 0 : s + 1];
     const T* soon = next.x + (job.row + (last ? Rows : 0)) * ldx;
-    if constexpr (Bytes == 64) {
-      for (int r = 0; r < Rows; ++r)
-        for (int64_t k = 0; k < next.k; k += 64 / sizeof(T)) __builtin_prefetch(soon + r * ldx + k);
-    } else {  // processors with AVX2 alone find the lines after the first
+    if constexpr (Bytes == 32) {  // processors with AVX2 alone find the lines after the first
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) __builtin_prefetch(soon + r * ldx);
+    } else {
+      for (int r = 0; r < Rows; ++r)
+        for (int64_t k = 0; k < next.k; k += 64 / sizeof(T)) __builtin_prefetch(soon + r * ldx + k);
     }
     for (int64_t k = 0; k < job.pieces[s].k; ++k, ++x, panel += job.ldp) {
       V right[Vectors];

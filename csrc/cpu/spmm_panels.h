@@ -22,8 +22,9 @@ constexpr int64_t kWidePanel = 128;  // sides of blocks up to which tiles of our
 constexpr int64_t kPanelUses = 64;   // multiplications of a number of x
 constexpr int64_t kPanelGroup = 256;  // rows of the batch for which a block is copied once
 constexpr int64_t kPanelChain = 512;  // products in a chain of sums; longer ones round badly
-// Where rows of x are a multiple of kCrowdedBytes apart, strips of y that repay a copy, and how far apart its rows are besides.
-constexpr int64_t kCrowdedStrips = 2, kCopyGap = 48;
+// Rows of x a multiple of kCrowdedBytes apart are copied with a gap between them where blocks have few strips, which each read
+// x anew, and a number of x has uses enough.
+constexpr int64_t kCopyGap = 48, kCopyStrips = 2, kCopyUses = 128;
 
 template <typename T>
 class ByPanels {
@@ -35,8 +36,9 @@ class ByPanels {
         transposes_(walk.stored_out_by_in == spreads_), copies_(transposes_ || has_small_cache()),
         strip_(spreads_ && copies_ && along_ % product_.strip() == 0 ? product_.strip() : along_),
         product_{strip_, across_} {
-    const bool is_crowded = ldx_ * sizeof(T) % kCrowdedBytes == 0, is_narrow = along_ <= kCrowdedStrips * strip_;
-    if (has_small_cache() && are_wide(walk) && is_narrow && is_crowded && !worth_gathering(walk)) spread_rows_of_x();
+    const bool is_crowded = ldx_ * sizeof(T) % kCrowdedBytes == 0 && along_ <= kCopyStrips * strip_;
+    const bool repays = walk.starts[walk.rows] * masks.elements >= kCopyUses * walk.in_features;
+    if (has_small_cache() && are_wide(walk) && !worth_gathering(walk) && is_crowded && repays) set_rows_apart();
   }
 
   // Whether this is faster than columns of the batch, and than a product for each block, which loads and stores its sums.
@@ -81,7 +83,7 @@ class ByPanels {
   static bool has_small_cache() { return vector_bytes() == 32; }
 
   // A copy whose rows do not fall into the same few cache sets.
-  void spread_rows_of_x() {
+  void set_rows_apart() {
     const int64_t ld = walk_.in_features + kCopyGap;
     copy_ = empty({batch_, ld}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
     T* to = copy_.template mutable_data_ptr<T>();
