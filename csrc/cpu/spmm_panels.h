@@ -33,12 +33,13 @@ class ByPanels {
       : walk_(walk), masks_(masks), values_(values), x_(x.const_data_ptr<T>()), batch_(x.size(0)), ldx_(x.stride(0)),
         result_(result), spreads_(walk.in_side < walk.out_side || are_wide(walk)),
         along_(spreads_ ? walk.out_side : walk.in_side), across_(spreads_ ? walk.in_side : walk.out_side),
-        transposes_(walk.stored_out_by_in == spreads_), copies_(transposes_ || has_small_cache()),
+        transposes_(walk.stored_out_by_in == spreads_), copies_(transposes_ || (spreads_ && has_small_cache())),
         strip_(spreads_ && copies_ && along_ % product_.strip() == 0 ? product_.strip() : along_),
         product_{strip_, across_} {
     const bool is_crowded = ldx_ * sizeof(T) % kCrowdedBytes == 0 && along_ <= kCopyStrips * strip_;
     const bool repays = walk.starts[walk.rows] * masks.elements >= kCopyUses * walk.in_features;
-    if (has_small_cache() && are_wide(walk) && !worth_gathering(walk) && is_crowded && repays) set_rows_apart();
+    const bool is_narrow = walk.in_side < kDirectRun && !worth_gathering(walk);  // as planning/kernel_rules.py expects
+    if (has_small_cache() && are_wide(walk) && is_narrow && is_crowded && repays) set_rows_apart();
   }
 
   // Whether this is faster than columns of the batch, and than a product for each block, which loads and stores its sums.
@@ -84,7 +85,7 @@ class ByPanels {
 
   // A copy whose rows do not fall into the same few cache sets.
   void set_rows_apart() {
-    const int64_t ld = walk_.in_features + kCopyGap;
+    const int64_t ld = round_up(walk_.in_features, kCrowdedBytes / sizeof(T)) + kCopyGap;
     copy_ = empty({batch_, ld}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
     T* to = copy_.template mutable_data_ptr<T>();
     at::parallel_for(0, batch_, (1 << 15) / ld + 1, [&](int64_t begin, int64_t end) {
