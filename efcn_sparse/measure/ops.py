@@ -98,7 +98,7 @@ def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[
         "dw": lambda: sddmm(dy, x, pattern),
     }
     found = {"dense": dense_calls[case.op]}
-    # torch sends fp32 to MKL, which is slow on processors that are not Intel's: oneDNN shows what they can do
+    # torch sends fp32 to MKL, which is slow on AMD's processors with AVX-512: oneDNN shows what they can do
     left, right = {
         "forward": (x_dense, dense), "dx": (dy_dense, dense.T), "dw": (dy_dense.T, x_dense.T)
     }[case.op]  # fmt: skip
