@@ -13,7 +13,7 @@ import torch
 from efcn_sparse.measure import ops, vanilla
 
 CASES = {str(case): case for case in ops.cases("full")}
-RIVALS = ("efcn_sparse", "dense", "onednn", "torch_sparse", "scipy")
+RIVALS = ("efcn_sparse", "dense", "onednn", "float32", "torch_sparse", "scipy")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -72,10 +72,10 @@ def density_cases(shapes: str) -> Iterator[OpsCase]:
 def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[[], Any]], float]:
     """The calls by name (``dense``, ``onednn``, ``torch_sparse``, ``scipy`` where they can, ours last); the density.
 
-    Each rival has the layout that suits it, prepared outside the call; dense rivals of bf16 multiply in fp32 on a
-    processor on which torch has no fast bf16 product (AVX2). torch.sparse and SciPy take part in fp32 only,
-    which is all that they multiply on a CPU; for ``dw`` torch has a sampled product for CSR alone, and SciPy none.
-    Without ``sparse`` they stay away.
+    Each rival has the layout that suits it, prepared outside the call. Bf16 has our own product in fp32 (``float32``)
+    beside it, and dense rivals in fp32 where torch has no fast bf16 product (AVX2). torch.sparse and SciPy take part in
+    fp32 only, which is all that they multiply on a CPU; for ``dw`` torch has a sampled product for CSR alone, and SciPy
+    none. Without ``sparse`` they stay away.
 
     Raises:
         AssertionError: a result is not that of the dense product.
@@ -92,11 +92,6 @@ def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[
         "dx": lambda: dy_dense @ dense,
         "dw": lambda: dy_dense.T @ x_dense,
     }
-    our_calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: spmm(x, values, pattern),
-        "dx": lambda: spmm(dy, values, pattern, transpose=True),
-        "dw": lambda: sddmm(dy, x, pattern),
-    }
     found = {"dense": dense_calls[case.op]}
     # torch sends fp32 to MKL, which is slow on AMD's processors with AVX-512: oneDNN shows what they can do
     left, right = {
@@ -109,13 +104,24 @@ def contestants(case: OpsCase, sparse: bool = True) -> tuple[dict[str, Callable[
         del found["onednn"]
     if sparse and dtype == torch.float32:
         found |= _sparse_rivals(case.op, x, dy, values, pattern)
-    found[OURS] = our_calls[case.op]
+    if dtype == torch.bfloat16:  # what halving the memory costs or saves
+        found["float32"] = _our_call(case.op, x.float(), dy.float(), values.float(), pattern)
+    found[OURS] = _our_call(case.op, x, dy, values, pattern)
     expected = _comparable("dense", case.op, found["dense"](), pattern)
     for name, call in found.items():
         error = relative_error(_comparable(name, case.op, call(), pattern), expected)
         if not error <= _TOLERANCE[dtype]:
             raise AssertionError(f"{case}: {name} must be within {_TOLERANCE[dtype]} of the dense product, got {error}")
     return found, pattern.nnz / size**2
+
+
+def _our_call(op: str, x: Tensor, dy: Tensor, values: Tensor, pattern: BlockPattern) -> Callable[[], Tensor]:
+    calls: dict[str, Callable[[], Tensor]] = {
+        "forward": lambda: spmm(x, values, pattern),
+        "dx": lambda: spmm(dy, values, pattern, transpose=True),
+        "dw": lambda: sddmm(dy, x, pattern),
+    }
+    return calls[op]
 
 
 def row(case: OpsCase, seconds: dict[str, list[float]], density: float) -> dict[str, Any]:
@@ -133,6 +139,7 @@ def row(case: OpsCase, seconds: dict[str, list[float]], density: float) -> dict[
         "speed-up": speed_up, "rate to dense": speed_up * density,
         "rate to the faster dense": min(speed_up, ratios.get("onednn", speed_up)) * density,
         "oneDNN / ours": ratios.get("onednn"),
+        "our float32 / ours": ratios.get("float32"),
         "torch.sparse / ours": ratios.get("torch_sparse"), "SciPy / ours": ratios.get("scipy"),
     }  # fmt: skip
 
@@ -174,5 +181,5 @@ def _comparable(name: str, op: str, result: Any, pattern: BlockPattern) -> Tenso
     """In the form of the dense product; for ``dw`` the stored entries alone."""
     tensor = result if isinstance(result, Tensor) else torch.from_numpy(result)
     if op == "dw":
-        return tensor if name == OURS else pattern.gather(tensor.to_dense())
+        return tensor if name in (OURS, "float32") else pattern.gather(tensor.to_dense())
     return tensor.T if name in ("torch_sparse", "scipy") else tensor

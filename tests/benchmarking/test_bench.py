@@ -83,6 +83,21 @@ def test_a_wrong_result_is_not_timed(op, monkeypatch):
         ops.contestants(case)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_bf16_runs_beside_our_own_fp32(op, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    case = OpsCase(op, torch.bfloat16, batch=8, block=16, size=64, density=0.25)
+    found, density = ops.contestants(case)
+    assert set(found) >= {"dense", "float32", timing.OURS}
+    assert {name: call().dtype for name, call in found.items() if name != "onednn"} == {
+        "dense": torch.float32, "float32": torch.float32, timing.OURS: torch.bfloat16
+    }  # fmt: skip
+    row = ops.row(case, {"dense": [3.0], "float32": [2.0], timing.OURS: [1.0]}, density)
+    assert (row["dtype"], row["our float32 / ours"]) == ("bfloat16, dense float32", 2.0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert ops.row(case, {"dense": [3.0], timing.OURS: [1.0]}, density)["dtype"] == "bfloat16"
+
+
 def test_variants_compute_the_same_and_a_wrong_gradient_is_not_timed(monkeypatch):
     trainers = vanilla.checked_trainers(batch=2)
     counts = {name: sum(p.numel() for p in trainer.model.parameters()) for name, trainer in trainers.items()}
