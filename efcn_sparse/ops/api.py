@@ -50,7 +50,8 @@ def spmm(
         pattern: which blocks of W are stored.
         bias: ``[out_features]`` (``[in_features]`` with ``transpose``).
         backend: ``"auto"``, or the name of a backend, which is then used or refused.
-        alpha, beta, out: with ``out`` given, ``out ← alpha · result + beta · out`` in place, without gradient.
+        alpha, beta, out: with ``out`` given, which must be contiguous, ``out ← alpha · result + beta · out`` in place,
+            without gradient.
 
     Returns:
         ``[..., out_features]`` (``[..., in_features]`` with ``transpose``); ``out`` if it was given.
@@ -128,9 +129,9 @@ def sddmm(
         b: ``[..., in_features]``, with the leading dimensions and dtype of ``a``.
         pattern: which blocks are wanted.
         backend: ``"auto"``, or the name of a backend, which is then used or refused.
-        alpha, beta, out: with ``out`` given, ``out ← alpha · result + beta · out`` in place, without gradient; entries
-            outside the support become zero. ``out`` has the dtype of ``a``, or is fp32 where that has 16 bits: sums are
-            then stored as they are, without a rounding to 16 bits.
+        alpha, beta, out: with ``out`` given, which must be contiguous, ``out ← alpha · result + beta · out`` in place,
+            without gradient; entries outside the support become zero. ``out`` has the dtype of ``a``, or is fp32 where
+            that has 16 bits: sums are then stored as they are, without a rounding to 16 bits.
 
     Returns:
         ``[nnz_blocks, block_rows, block_cols]``, zero outside the support; ``out`` if it was given.
