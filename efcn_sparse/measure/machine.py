@@ -32,7 +32,7 @@ def describe(threads: int) -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": versions,
-        "extension": str(efcn_sparse.extension_status()).partition(" from ")[0],
+        "extension": _extension(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -52,6 +52,15 @@ def commit() -> str:
         return ""
     head = _git(package, "rev-parse", "--short=12", "HEAD")
     return head + ("+changes" if _git(package, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _extension() -> str:
+    """The state of the extension, and whether the C++ of the checkout has changed since it was built."""
+    status = efcn_sparse.extension_status()
+    sources = (Path(efcn_sparse.__file__).resolve().parents[1] / "csrc").rglob("*.*")
+    built = Path(status.path).stat().st_mtime if status.available else float("inf")
+    changed = any(source.stat().st_mtime > built for source in sources)
+    return str(status).partition(" from ")[0] + (", built before csrc changed" if changed else "")
 
 
 def _git(where: Path, *arguments: str) -> str:

@@ -2,14 +2,17 @@
 
 import json
 import mmap
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+import efcn_sparse
 from benchmarks.picture import drawable, picture
 from efcn_sparse.cli.main import main
-from efcn_sparse.measure import landscape, locally_connected, memory, ops, report, timing, vanilla
+from efcn_sparse.extension import ExtensionStatus
+from efcn_sparse.measure import landscape, locally_connected, machine, memory, ops, report, timing, vanilla
 from efcn_sparse.measure.ops import OPS, OpsCase
 
 
@@ -34,6 +37,22 @@ def test_small_suites(tmp_path, suite, lines):
     assert main(["bench", "--tiny", "--suite", suite, "--threads", "1", "--shared", "--json", str(out)]) == 0
     (rows,) = json.loads(out.read_text())["tables"].values()
     assert len(rows) == lines
+
+
+def test_it_says_that_the_extension_is_older_than_its_sources(tmp_path, monkeypatch):
+    library, source = tmp_path / "_C.so", tmp_path / "csrc" / "cpu" / "spmm.cpp"
+    source.parent.mkdir(parents=True)
+    for path in (source, library):
+        path.touch()
+    status = ExtensionStatus(True, "", str(library))
+    monkeypatch.setattr(efcn_sparse, "__file__", str(tmp_path / "efcn_sparse" / "__init__.py"))
+    monkeypatch.setattr(efcn_sparse, "extension_status", lambda: status)
+    for seconds, said in (
+        (-1, "compiled extension loaded"),
+        (1, "compiled extension loaded, built before csrc changed"),
+    ):
+        os.utime(source, (library.stat().st_mtime + seconds,) * 2)
+        assert machine.describe(1)["extension"] == said
 
 
 def test_the_densities_are_those_of_the_patterns(tmp_path):
