@@ -163,37 +163,15 @@ class EmbeddedConv(nn.Module):
         Off-local weights, those of a low-rank part included, are dropped.
         """
         geometry, values, bias = self.geometry, self.linear.values, self.linear.bias
-        conv = self._plain_conv() if self.original is None else _without_numbers(self.original)
+        if self.original is None:
+            conv = plain_convolution(geometry, bias is not None, values.dtype)
+        else:
+            conv = _without_numbers(self.original)
         kernel = mean_kernel(values.detach(), self.ties, self.unread_kernel)
         conv.weight = nn.Parameter(kernel, requires_grad=values.requires_grad)
         if bias is not None:
             conv.bias = nn.Parameter(mean_bias(bias.detach(), geometry.out_channels), requires_grad=bias.requires_grad)
         return conv.train(self.training)
-
-    def _plain_conv(self) -> Any:
-        geometry, dims = self.geometry, len(self.geometry.input_size)
-        sides = geometry.border or geometry.padding
-        padding: Any = tuple(low for low, _ in sides) if all(low == high for low, high in sides) else "same"
-        more: dict[str, Any] = {"output_padding": geometry.output_padding} if geometry.transposed else {}
-        kind: Any = (TRANSPOSED if geometry.transposed else CONVOLUTIONS)[dims - 1]
-        if padding != "same" or (max(geometry.stride) == 1 and not geometry.transposed):
-            conv = kind(
-                geometry.in_channels,
-                geometry.out_channels,
-                geometry.kernel_size,
-                stride=geometry.stride,
-                padding=padding,
-                dilation=geometry.dilation,
-                groups=geometry.groups,
-                bias=self.linear.bias is not None,
-                padding_mode=geometry.padding_mode,
-                device="meta",
-                dtype=self.linear.values.dtype,
-                **more,
-            )
-            if ConvGeometry.of(conv, geometry.image_size) == geometry:
-                return conv
-        raise ValueError(f"geometry must be that of an nn.{kind.__name__}, got padding {list(sides)}")
 
     # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------
 
@@ -277,6 +255,37 @@ class EmbeddedConv(nn.Module):
         super()._apply(fn, recurse)
         self.ties = self.ties.to(next(self.linear.parameters()).device)  # after densify it is an nn.Linear
         return self
+
+
+def plain_convolution(geometry: ConvGeometry, bias: bool, dtype: torch.dtype) -> Any:
+    """A convolution of torch's own class, on the meta device.
+
+    Raises:
+        ValueError: none has this geometry.
+    """
+    dims = len(geometry.input_size)
+    sides = geometry.border or geometry.padding
+    padding: Any = tuple(low for low, _ in sides) if all(low == high for low, high in sides) else "same"
+    more: dict[str, Any] = {"output_padding": geometry.output_padding} if geometry.transposed else {}
+    kind: Any = (TRANSPOSED if geometry.transposed else CONVOLUTIONS)[dims - 1]
+    if padding != "same" or (max(geometry.stride) == 1 and not geometry.transposed):
+        conv = kind(
+            geometry.in_channels,
+            geometry.out_channels,
+            geometry.kernel_size,
+            stride=geometry.stride,
+            padding=padding,
+            dilation=geometry.dilation,
+            groups=geometry.groups,
+            bias=bias,
+            padding_mode=geometry.padding_mode,
+            device="meta",
+            dtype=dtype,
+            **more,
+        )
+        if ConvGeometry.of(conv, geometry.image_size) == geometry:
+            return conv
+    raise ValueError(f"geometry must be that of an nn.{kind.__name__}, got padding {list(sides)}")
 
 
 def embedded_layers(model: nn.Module) -> dict[str, EmbeddedConv]:

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from efcn_sparse.activation import AS_TORCHS, IN_LESS_MEMORY, exchange
+from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.conv import EmbeddedConv
-from efcn_sparse.embedding.example_run import Example, copy_of, run_embedded
+from efcn_sparse.embedding.example_run import Example, run_embedded
 from efcn_sparse.embedding.plan import check_memory
 from efcn_sparse.embedding.refusals import is_convolution, refuse
 from efcn_sparse.embedding.same_output import check_same_output
@@ -42,8 +43,9 @@ def embed(
     Convolutions that no module computes (``F.conv2d``, scripted blocks, weights that are computed) are seen in the
     run, and refused by name unless ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``)
     is put around the input first, and its pixels are input units like all others. A class with a forward of its own
-    is embedded if all it does is to put zeros around the input and to convolve (TensorFlow's "same" padding). Of a
-    convolution with ``weight_norm`` the present weight is embedded, and comes back as a plain one.
+    is embedded if all it does is to put zeros around the input and to convolve (TensorFlow's "same" padding). Where the
+    weight is computed (``weight_norm``, or in the forward, as weight standardization does) the present one is embedded,
+    and :func:`unembed` gives a plain convolution with it.
 
     Args:
         model: any module with convolutions of torch in it, transposed ones too; it is not changed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import re
 import sys
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding.geometry import ConvGeometry
 
 _CONVOLUTION = re.compile(r"conv(?!ert)")  # aten::conv2d, aten::convolution, aten::mkldnn_convolution, ...
@@ -103,6 +103,27 @@ class Call:
     kernel: int
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A call of a module that was a convolution.
+
+    Attributes:
+        geometry: with the zeros that the module put around its input.
+        weight, bias: parameters of the module, or what it computed without its input.
+    """
+
+    geometry: ConvGeometry
+    weight: Tensor
+    bias: Tensor | None
+
+    def same_as(self, other: Traced | None) -> bool:
+        """Whether another call multiplied with the same numbers at the same places."""
+        return other is not None and self.geometry == other.geometry and all(
+            one is two or (one is not None and two is not None and (one.is_meta or torch.equal(one, two)))
+            for one, two in ((self.weight, other.weight), (self.bias, other.bias))
+        )  # fmt: skip
+
+
 @dataclass
 class Run:
     """What a model did on an example.
@@ -122,7 +143,7 @@ class Run:
     computed: list[Call] = field(default_factory=list)
     unfolded: set[str] = field(default_factory=set)
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    traced: dict[str, list[ConvGeometry | None]] = field(default_factory=dict)
+    traced: dict[str, list[Traced | None]] = field(default_factory=dict)
 
 
 def run(
@@ -150,24 +171,6 @@ def run(
     return done
 
 
-def copy_of(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
-    """A deep copy of ``model``, with other things in place of some, by ``id``.
-
-    Raises:
-        ValueError: it cannot be copied.
-    """
-    memo = dict(replaced)
-    for module in model.modules():  # a weight that a hook computes anew at each call (pruning, the old weight_norm)
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach().clone())
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        name = type(error).__name__
-        raise ValueError(f"model must be one that copy.deepcopy can copy, got {name}: {error}") from error
-
-
 def _noting_shapes(done: Run, name: str) -> Callable[..., None]:
     def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         done.shapes.setdefault(name, []).append(tuple((arguments[0] if arguments else named["input"]).shape))
@@ -177,9 +180,7 @@ def _noting_shapes(done: Run, name: str) -> Callable[..., None]:
 
 def _tracing(done: Run, name: str, watch: _Watch) -> Callable[..., None]:
     def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        done.traced.setdefault(name, []).append(
-            watch.traced(module, arguments[0] if arguments else named["input"], output)
-        )
+        done.traced.setdefault(name, []).append(watch.traced(arguments[0] if arguments else named["input"], output))
 
     return note
 
@@ -194,20 +195,16 @@ class _Watch(TorchDispatchMode):
         self._names = {id(module): name for name, module in model.named_modules()}
         self._parameters = dict(model.named_parameters())  # holds them, so that their ids stay theirs
         self._weights = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._padded: tuple[Tensor, Tensor, list[int]] | None = None  # result, input and zeros of the last padding
-        self._operations, self._before = 0, 0  # how many there were, and before the traced module was called
-        self._last: tuple[Tensor, tuple[Any, ...]] | None = None  # result and arguments of the last convolution
+        self._operations: list[tuple[str, tuple[Any, ...], Any]] | None = None  # of the traced module that runs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        self._operations += 1
         name = func._schema.name
-        if name == "aten::constant_pad_nd" and (len(args) < 3 or args[2] == 0):
-            self._padded = output, args[0], args[1]
-        elif name in _UNFOLD:
+        if self._operations is not None:
+            self._operations.append((name, args, output))
+        if name in _UNFOLD:
             self.unfolded.add(self._innermost())
         elif _CONVOLUTION.search(name) and isinstance(output, Tensor) and len(args) > 1:
-            self._last = output, args
             self.computed.append(Call(self._innermost(), self._weights.get(id(args[1])), args[1].numel()))
         return output
 
@@ -222,29 +219,36 @@ class _Watch(TorchDispatchMode):
 
     def start(self, *_: Any) -> None:
         """A traced module is called."""
-        self._before = self._operations
+        self._operations = []
 
-    def traced(self, module: nn.Module, input: Tensor, output: Any) -> ConvGeometry | None:
-        """The convolution that the module was, if all it did is to put zeros around its input and to convolve that."""
-        if self._last is None or self._last[0] is not output or len(self._last[1]) != 9:
+    def traced(self, input: Tensor, output: Any) -> Traced | None:
+        """The convolution that the module was, if all it did with its input is to put zeros around it and convolve."""
+        operations, self._operations = self._operations or [], None
+        if not operations:
             return None
-        x, weight, bias, stride, padding, dilation, transposed, _, groups = self._last[1]
+        *before, (name, args, result) = operations
+        if not _CONVOLUTION.search(name) or len(args) != 9 or result is not output:
+            return None
+        x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+        uses = [one for one in before if any(leaf is input or leaf is x for leaf in tree_leaves(one[1]))]
         around: list[int] = []  # [last low, last high, second last low, ...]
         if x is not input:
-            if self._padded is None or self._padded[0] is not x or self._padded[1] is not input:
+            pads = [one[1] for one in uses if one[0] == "aten::constant_pad_nd" and one[2] is x and one[1][0] is input]
+            if len(uses) != 1 or len(pads) != 1 or (len(pads[0]) > 2 and pads[0][2] != 0):
                 return None
-            around = self._padded[2]
-        dims, operations = input.dim() - 2, 1 if x is input else 2
+            around = pads[0][1]
+        elif uses:
+            return None
+        dims = input.dim() - 2
         sides = [*around, *[0] * (2 * dims - len(around))]
-        own = module._parameters.get("weight"), module._parameters.get("bias")
-        only = weight is own[0] and bias is own[1] and self._operations - self._before == operations
-        if transposed or not only or len(sides) != 2 * dims or min(sides) < 0:
+        if transposed or len(sides) != 2 * dims or min(sides) < 0:
             return None
         zeros = [(sides[2 * dim], sides[2 * dim + 1]) for dim in reversed(range(dims))]
-        return ConvGeometry(
+        geometry = ConvGeometry(
             input.shape[1], output.shape[1], groups, tuple(input.shape[2:]), tuple(weight.shape[2:]), tuple(stride),
             tuple((low + p, high + p) for (low, high), p in zip(zeros, padding, strict=True)), tuple(dilation),
         )  # fmt: skip
+        return Traced(geometry, weight, bias)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.embedding.example_run import Example, copy_of, run
+from efcn_sparse.copying import copy_of
+from efcn_sparse.embedding.example_run import Example, run
 
 # Largest difference between two outputs, as a share of the largest output.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from efcn_sparse.embedding.example_run import Example, Run, run
+from efcn_sparse.embedding.conv import plain_convolution
+from efcn_sparse.embedding.example_run import Example, Run, Traced, run
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.refusals import has_own_forward, is_convolution, refusal, refuse, without_weight_norm
 from efcn_sparse.embedding.support import Support
@@ -106,9 +107,9 @@ def survey(
         raise ValueError(f"layers must name convolutions of the model, {known}, got {unused}")
     sites = []
     for name, (conv, rule) in choices.items():
-        geometry = _geometry(name, conv, runs)
-        if geometry is not None:
-            sites.append(Site(name, conv, plain[name], rule, geometry))
+        site = _site(name, conv, plain[name], rule, runs)
+        if site is not None:
+            sites.append(site)
         elif not leave_uncalled:
             raise refuse(name, conv, "the example run does not call it", ", and leave_uncalled=True every such one")
     if not sites:
@@ -158,7 +159,7 @@ def _sizes(done: Run, convolutions: Mapping[str, nn.Module]) -> dict[str, list[t
     }
 
 
-def _geometry(name: str, conv: nn.Module, runs: list[Run]) -> ConvGeometry | None:
+def _site(name: str, conv: nn.Module, plain: nn.Module, rule: Rule, runs: list[Run]) -> Site | None:
     """At the one size at which the runs call it; None where they do not."""
     sizes = list(dict.fromkeys(size for done in runs for size in _sizes(done, {name: conv}).get(name, [])))
     if len(sizes) > 1:
@@ -168,14 +169,31 @@ def _geometry(name: str, conv: nn.Module, runs: list[Run]) -> ConvGeometry | Non
         return None
     if not has_own_forward(conv):
         try:
-            return ConvGeometry.of(conv, sizes[0])
+            return Site(name, conv, plain, rule, ConvGeometry.of(conv, sizes[0]))
         except ValueError as error:
             raise refuse(name, conv, str(error)) from None
-    traced = {geometry for done in runs for geometry in done.traced.get(name, [])}
-    geometry = traced.pop() if len(traced) == 1 else None
-    if geometry is None:
+    first, *others = (call for done in runs for call in done.traced.get(name, []))
+    if first is None or not all(map(first.same_as, others)):
         raise refuse(name, conv, "its class has a forward of its own, which is not just zero padding and a convolution")
-    return geometry
+    return Site(name, conv, _with_own_numbers(name, conv, first), rule, first.geometry)
+
+
+def _with_own_numbers(name: str, conv: nn.Module, call: Traced) -> nn.Module:
+    """``conv``, or a plain convolution with the numbers that ``conv`` computes, as weight standardization does."""
+    own = conv._parameters
+    if call.weight is own.get("weight") and call.bias is own.get("bias"):
+        return conv
+    try:
+        plain = plain_convolution(call.geometry, call.bias is not None, call.weight.dtype)
+    except ValueError:
+        reason = "it computes its weight and pads one side by more than the other, which no plain convolution does"
+        raise refuse(name, conv, reason) from None
+    learns = any(parameter.requires_grad for parameter in conv.parameters())
+    for kind, tensor in (("weight", call.weight), ("bias", call.bias)):
+        if tensor is not None:
+            computed = nn.Parameter(tensor.detach().clone(), learns)
+            setattr(plain, kind, tensor if tensor is own.get(kind) else computed)
+    return plain.train(conv.training)
 
 
 def _functions(

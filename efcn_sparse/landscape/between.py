@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding.refusals import has_own_forward
 from efcn_sparse.landscape.products import squares_and_product
 from efcn_sparse.linear import SparseLinear
 
@@ -37,7 +38,7 @@ class Between(nn.Module):
         mixed: dict[int, Any] = {}
         for _, ours, theirs in paired_layers(a, b):
             mixed.setdefault(id(theirs), _Combined(ours, theirs))
-        self.net = copy.deepcopy(b, dict(mixed))  # where deepcopy meets such a layer, it finds its combination
+        self.net = copy_of(b, mixed)  # where deepcopy meets such a layer, it finds its combination
         self.combined: list[_Combined] = list(mixed.values())
         at = _tensors(self.net)
         of_a, of_b = _tensors(a), _tensors(b)
@@ -179,7 +180,7 @@ def _check_layers(name: str, a: nn.Module, b: nn.Module) -> None:
 
 
 def _same(conv: nn.Module, geometry: Any) -> bool:
-    return type(geometry).of(conv, geometry.image_size) == geometry
+    return not has_own_forward(conv) and type(geometry).of(conv, geometry.image_size) == geometry
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

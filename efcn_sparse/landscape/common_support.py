@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv, Full
 from efcn_sparse.embedding.build import classify
 from efcn_sparse.embedding.ties import Ties
@@ -34,7 +35,7 @@ def on_common_support(a: nn.Module, b: nn.Module) -> tuple[nn.Module, nn.Module]
     in_b: dict[int, Any] = {}
     for name, one, other in paired_layers(a, b):
         in_a[id(one)], in_b[id(other)] = _pair(name, one, other)
-    return copy.deepcopy(a, in_a), copy.deepcopy(b, in_b)
+    return copy_of(a, in_a), copy_of(b, in_b)
 
 
 def _pair(name: str, a: nn.Module, b: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.copying import copy_of
 from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.modes import batch_norms, recompute_statistics
 from efcn_sparse.landscape.parts import refuse_low_rank_in
@@ -94,7 +94,7 @@ def string(
 
 @torch.no_grad()
 def _between(a: nn.Module, b: nn.Module, position: float) -> nn.Module:
-    net = copy.deepcopy(b)
+    net = copy_of(b)
     ours = {**dict(a.named_parameters()), **dict(a.named_buffers())}
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if tensor.is_floating_point():

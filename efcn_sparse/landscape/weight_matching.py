@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.landscape.between import Between
 from efcn_sparse.landscape.channels import Channels, Layer, channels_of
@@ -45,7 +45,7 @@ def align(a: nn.Module, b: nn.Module, example: Any) -> nn.Module:
     (weight matching, algorithm 1), with SciPy's ``linear_sum_assignment``.
 
     Example:
-        >>> import torch, efcn_sparse as es
+        >>> import copy, torch, efcn_sparse as es
         >>> x = torch.randn(4, 1, 6, 6)
         >>> a = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
         >>> b = copy.deepcopy(a)
@@ -58,7 +58,7 @@ def align(a: nn.Module, b: nn.Module, example: Any) -> nn.Module:
     channels = channels_of(b)
     ours, theirs = on_common_support(a, b)
     orders = _matched(dict(ours.named_modules()), dict(theirs.named_modules()), channels)
-    aligned = copy.deepcopy(b)
+    aligned = copy_of(b)
     for layer in channels.layers:
         _reorder(layer.name, aligned.get_submodule(layer.name), orders.get(layer.reads), orders.get(layer.writes))
     inputs = example if isinstance(example, tuple) else (example,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from efcn_sparse.copying import copy_of
 from efcn_sparse.linear.refusals import as_linear, check_rules, linear_base, reason_to_keep, shared_parameter
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
@@ -64,8 +64,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], *,
     by_name = {name: replaced[id(model.get_submodule(name))] for name in chosen}
     _warn(model, rules, chosen, by_name)
     if not inplace:
-        memo: dict[int, Any] = dict(replaced)
-        return copy.deepcopy(model, memo)
+        return copy_of(model, replaced)
     for name, layer in by_name.items():
         if not name:
             return layer
@@ -102,7 +101,7 @@ def densify(model: nn.Module) -> nn.Module:
             )
         if isinstance(module, SparseLinear):
             memo[id(module)] = module.to_linear()
-    return copy.deepcopy(model, memo)
+    return copy_of(model, memo)
 
 
 def _warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from efcn_sparse.activation import IN_LESS_MEMORY, exchange
+from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.example_run import Example, run_embedded
 from efcn_sparse.embedding.plan import EmbeddingPlan, LayerPlan
@@ -143,7 +143,7 @@ def meta_twin(model: nn.Module, planned: EmbeddingPlan, example: Example) -> tup
         memo[id(parameter)] = nn.Parameter(meta_copy(parameter), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = meta_copy(buffer)
-    twin = copy.deepcopy(model, memo)
+    twin = copy_of(model, memo)
     exchange(twin, model, IN_LESS_MEMORY)
     example = Example(meta_copy(example.args), meta_copy(dict(example.kwargs)))
     run_embedded(twin, PlannedConv, [(example, False)])

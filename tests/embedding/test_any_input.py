@@ -156,6 +156,72 @@ def test_weight_norm(norm: Any) -> None:
     assert all(torch.equal(cnn.state_dict()[name], tensor) for name, tensor in state.items())
 
 
+class Standardized(nn.Conv2d):
+    """Weight standardization with a gain, and zeros on both sides, as in timm's BiT and NFNets."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.gain = nn.Parameter(torch.rand(self.out_channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(rows, None, None, self.gain, training=True, eps=1e-6).view_as(self.weight)
+        bias = None if self.bias is None else 2 * self.bias
+        return nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1)), weight, bias, self.stride, 0, 1, self.groups)
+
+
+def test_weights_that_a_forward_computes() -> None:
+    """As with weight_norm: the present weight is embedded; what comes back is a plain convolution."""
+    cnn = nn.Sequential(Standardized(3, 4, 3, stride=2), nn.ReLU(), Standardized(4, 6, 3, groups=2, bias=False))
+    cnn[2].weight.requires_grad_(False)
+    cnn, x = cnn.double(), torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    state = {name: tensor.clone() for name, tensor in cnn.state_dict().items()}
+    twin = es.embed(cnn, x, support=es.Dilated(1))
+    torch.testing.assert_close(twin(x), cnn(x))
+    assert all(parameter.requires_grad for parameter in twin.parameters())  # the gain of the second one learns
+    assert es.deviation(twin).delta == 0
+    planned = plan(cnn, x, support=es.Dilated(1))
+    assert [layer.stored_blocks for layer in planned.layers] == [
+        twin[i].linear.pattern.nnz_blocks for i in (0, 2)
+    ]  # fmt: skip
+    assert [layer.stored_blocks for layer in plan(cnn.to("meta"), x, support=es.Dilated(1)).layers] == [
+        layer.stored_blocks for layer in planned.layers
+    ]
+    back = es.unembed(twin)
+    assert [type(back[i]) for i in (0, 2)] == [nn.Conv2d] * 2
+    assert back[0].padding == (1, 1)
+    torch.testing.assert_close(back(x), twin(x))
+    assert all(torch.equal(state[name], tensor) for name, tensor in state.items())
+
+
+class KeepsABias(nn.Module):
+    """As timm's LeViT: a bias that is looked up once and kept, with its history, while the net is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias, self.kept = nn.Conv2d(2, 4, 3), nn.Parameter(torch.randn(4)), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.kept.setdefault("cpu", self.bias[[3, 1, 2, 0], None, None])
+        return (self.conv(x) + bias).flatten(1)
+
+
+def test_what_a_call_with_gradients_left_behind() -> None:
+    net, x = nn.Sequential(KeepsABias(), nn.Linear(64, 32)).eval(), torch.randn(2, 2, 6, 6)
+    y = net(x)
+    twin = es.embed(net, x)
+    torch.testing.assert_close(twin(x), y)
+    assert torch.equal(es.unembed(twin)(x), y)
+    assert not twin[0].kept["cpu"].requires_grad
+    assert net[0].kept["cpu"].requires_grad
+    sparse = es.sparsify(net, {"1": {"density": 1.0, "block_shape": (16, 16)}})
+    torch.testing.assert_close(sparse(x), y)
+    torch.testing.assert_close(es.densify(sparse)(x), y)
+    other = es.unembed(twin)
+    other(x)
+    assert es.landscape.path(twin, other, lambda one: float(one(x).sum()), points=3).positions == (0, 0.5, 1)
+
+
 def test_rounding_of_the_model_itself() -> None:
     """A copy may be as far from the fp64 result as the model is, where that is far."""
 

@@ -23,8 +23,32 @@ class OwnTransposed(nn.ConvTranspose2d):
 
 
 class OwnInnerForward(nn.Conv2d):
+    """Its weight depends on its input."""
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, weight - weight.mean(), bias)
+        return super()._conv_forward(input, weight - input.mean(), bias)
+
+
+class DropsWeights(nn.Conv2d):
+    """Another weight in training than in evaluation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, nn.functional.dropout(self.weight, 0.5, self.training), self.bias)
+
+
+class ScalesAfterwards(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias).mul_(1.0)
+
+
+class ChangesWhatItPadded(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (1, 1, 1, 1)).abs_())
+
+
+class StandardizedOnOneSide(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(nn.functional.pad(input, (0, 1, 0, 1)), self.weight - self.weight.mean(), self.bias)
 
 
 class Twice(nn.Conv2d):
@@ -158,6 +182,12 @@ ROWS = {
     "pruned": Row(lambda: prune.l1_unstructured(nn.Conv2d(2, 2, 3), "weight", 0.5), "0", "Conv2d", _PARAMETRISED),
     "own forward": Row(lambda: OwnForward(2, 2, 3), "0", "OwnForward", _OWN_FORWARD),
     "own inner forward": Row(lambda: OwnInnerForward(2, 2, 3), "0", "OwnInnerForward", _OWN_FORWARD),
+    "other weights in training": Row(lambda: DropsWeights(2, 2, 3), "0", "DropsWeights", _OWN_FORWARD),
+    "scaled afterwards": Row(lambda: ScalesAfterwards(2, 2, 3), "0", "ScalesAfterwards", _OWN_FORWARD),
+    "changes what it padded": Row(lambda: ChangesWhatItPadded(2, 2, 3), "0", "ChangesWhatItPadded", _OWN_FORWARD),
+    "computed weight, one side": Row(lambda: StandardizedOnOneSide(2, 2, 3), "0", "StandardizedOnOneSide",
+                                     "it computes its weight and pads one side by more than the other, which no plain "
+                                     "convolution does"),
     "two paths": Row(lambda: Twice(2, 2, 3, padding=1), "0", "Twice", _OWN_FORWARD),
     "own statistics": Row(lambda: Observing(2, 2, 3), "0", "Observing", _OWN_FORWARD),
     "own forward attribute": Row(_own_attribute, "0", "Conv2d", "its class has a forward of its own"),

@@ -159,3 +159,16 @@ def test_nets_may_differ_in_what_does_not_count_and_have_parametrizations():
     ]
     found = es.landscape.path(*nets, lambda net: float(net(torch.ones(1, 2)).sum()), points=2)
     assert found.losses == pytest.approx([net.eval()(torch.ones(1, 2)).sum().item() for net in nets])
+
+
+class Centered(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_a_convolution_that_computes_its_weight_has_no_norm_of_that():
+    net, x = nn.Sequential(Centered(2, 3, 3)), torch.randn(2, 2, 5, 5)
+    twin = es.embed(net, x)
+    with pytest.raises(ValueError, match=r"^a and b must match, got\n  Centered\(2, 3"):
+        es.landscape.path(net, twin, lambda one: float(one(x).sum()), points=3)
+    assert es.landscape.path(es.unembed(twin), twin, lambda one: float(one(x).square().sum()), points=3)

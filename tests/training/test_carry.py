@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 import efcn_sparse as es
@@ -322,6 +323,23 @@ def test_a_target_that_has_stepped_and_models_that_do_not_belong_together_are_re
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             carry_state(wrong, momentum(wrong.parameters()), other, target)
         assert not target.state
+
+
+class Centered(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize("conv", [lambda: Centered(2, 4, 3), lambda: weight_norm(nn.Conv2d(2, 4, 3))])
+def test_the_state_of_what_a_kernel_is_computed_from_is_not_that_of_a_kernel(conv):
+    net, x = nn.Sequential(conv(), nn.Flatten()), torch.randn(2, 2, 5, 5)
+    efcn, optimizer = es.embed(net, x), momentum(net.parameters())
+    net(x).square().sum().backward()
+    optimizer.step()
+    target = momentum(efcn.parameters())
+    with pytest.raises(ValueError, match=r"^cnn must hold the kernel of '0' as a parameter, got one that \w+ computes"):
+        carry_state(net, optimizer, efcn, target)
+    assert not target.state
 
 
 def test_the_positions_of_a_bias_are_counted_exactly_in_16_bits():

@@ -103,6 +103,12 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, t
         if not isinstance(layer, EmbeddedConv):
             continue
         conv, bias = modules.get(name), layer.linear.bias
+        kind = type(conv if layer.original is None else layer.original)
+        if isinstance(conv, _ConvNd) and (type(conv) is not kind or "weight" not in conv._parameters):
+            raise ValueError(
+                f"cnn must hold the kernel of {name!r} as a parameter, got one that {type(conv).__name__} computes, "
+                "whose state does not belong to the copies"
+            )
         if (
             not isinstance(conv, _ConvNd)
             or tuple(conv.weight.shape) != tuple(layer.ties.kernel_shape)
