@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from efcn_sparse.embedding.conv import plain_convolution
-from efcn_sparse.embedding.example_run import Example, Run, Traced, run
+from efcn_sparse.embedding.example_run import Call, Example, Run, Traced, run
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.refusals import has_own_forward, is_convolution, refusal, refuse, without_weight_norm
 from efcn_sparse.embedding.support import Support
@@ -205,13 +205,18 @@ def _functions(
         ValueError: no rule leaves one as it is.
     """
     found: dict[tuple[str, ...], int] = {}
+    refused: dict[str, Call] = {}
     for call in (call for done in runs for call in done.computed if call.name not in modules):
         names = tuple(name for name in (call.name, call.weight) if name) or ("",)
         pattern = _first(rules, names)
         if pattern is None or rules[pattern] is not None:
-            reason = f"its forward computes a convolution by itself{f', with {call.weight!r}' if call.weight else ''}"
-            raise refuse(names[0], model.get_submodule(call.name), reason)
+            refused.setdefault(names[0], call)
         found[names] = call.kernel
+    if refused:
+        (name, call), *others = refused.items()
+        reason = f"its forward computes a convolution by itself{f', with {call.weight!r}' if call.weight else ''}"
+        more = f", and so do {', '.join(repr(other) for other, _ in others)}" if others else ""
+        raise refuse(name, model.get_submodule(call.name), reason + more)
     unfolded = sorted({name for done in runs for name in done.unfolded} - modules)
     left = dict.fromkeys(pattern for pattern, rule in rules.items() if rule is None)
     told = [name or "the model itself" for name in unfolded if _first(left, (name,)) is None]

@@ -223,6 +223,16 @@ def test_by_name_and_reason(row: Row) -> None:
         es.embed(model, torch.randn(_INPUT, device="meta" if "meta" in row.reason else "cpu"))
 
 
+def test_all_that_functions_compute_is_named_at_once() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), Functional(), nn.ReLU(), Functional(mean=True))
+    reason = (
+        "its forward computes a convolution by itself, with '1.kernel', and so do '3'; layers={'1': None} leaves it"
+    )
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        es.embed(model, torch.randn(2, 2, 6, 6))
+    assert es.embed(model, torch.randn(2, 2, 6, 6), layers={"[13]": None})
+
+
 @pytest.mark.parametrize("name", ["own forward", "hooks", "pruned", "spectral norm", "functional", "script"])
 def test_the_way_out_works(name: str) -> None:
     """What the message offers, ``layers={name: None}``, leaves that layer and embeds the others."""
