@@ -81,7 +81,9 @@ def to_scipy(values: Tensor, pattern: BlockPattern) -> bsr_array:
     _refuse_ragged(pattern, "scipy.sparse.bsr_array")
     if values.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"values must be float32 or float64 for SciPy, got {values.dtype}")
-    support, data = pattern.support_of_blocks(), values.detach().to("cpu", copy=True)
+    support = pattern.support_of_blocks()
+    # as SciPy 1.17 sorts the blocks of contiguous data alone (findings/scipy_bsr_sort_moves_half.sh)
+    data = values.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if support is not None:
         data.masked_fill_(~support.cpu(), 0)
     parts = (data.numpy(), pattern.col_indices.cpu().numpy(), pattern.crow_indices.cpu().numpy())

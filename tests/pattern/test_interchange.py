@@ -72,8 +72,9 @@ def test_from_a_matrix_that_torch_made() -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_to_scipy(name: str) -> None:
     p = pattern(name)
-    values = torch.randn(p.values_shape, dtype=torch.float64)
+    values = torch.randn(p.values_shape, dtype=torch.float64).mT.contiguous().mT  # each block by columns
     matrix = to_scipy(values, p)
+    assert matrix.data.flags.c_contiguous
     assert (matrix.format, matrix.shape, matrix.blocksize) == ("bsr", p.shape, p.block_shape)
     assert not np.shares_memory(matrix.data, values.numpy())
     assert np.array_equal(matrix.toarray(), oracle.dense(values, p).numpy())
