@@ -18,15 +18,30 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any] = MappingProxyType({})
     weights that a hook computes anew at each call (pruning, the old weight_norm), and caches.
 
     Raises:
-        ValueError: it cannot be copied.
+        ValueError: it cannot be copied, or a module keeps a view of a parameter, of which a copy would be none.
     """
     memo = dict(replaced)
-    for module in model.modules():
-        for value in tree_leaves(vars(module)):
+    parameters = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, module in model.named_modules():
+        for value in kept_in(module):
             if isinstance(value, Tensor) and not value.is_leaf:
+                if value._is_view() and id(value._base) in parameters:
+                    viewed = parameters[id(value._base)]
+                    raise ValueError(
+                        f"model must make views of its parameters at each call, got one of {viewed!r} that "
+                        f"{name or 'the model itself'!r} keeps"
+                    )
                 memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
         name = type(error).__name__
         raise ValueError(f"model must be one that copy.deepcopy can copy, got {name}: {error}") from error
+
+
+def kept_in(module: nn.Module) -> list[Any]:
+    """What a module holds itself, in tuples, lists and dicts too; not what its children hold."""
+    try:
+        return tree_leaves(vars(module))
+    except RecursionError:  # a container that holds itself
+        return list(vars(module).values())

@@ -40,12 +40,13 @@ def embed(
     batch size, and in training mode (the last two only if it can). Then the copy runs in the same ways and is compared.
     Copies run, so neither the model nor the random generators of torch, NumPy and Python change.
 
-    Convolutions that no module computes (``F.conv2d``, scripted blocks, weights that are computed) are seen in the
-    run, and refused by name unless ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``)
-    is put around the input first, and its pixels are input units like all others. A class with a forward of its own
-    is embedded if all it does is to put zeros around the input and to convolve (TensorFlow's "same" padding). Where the
-    weight is computed (``weight_norm``, or in the forward, as weight standardization does) the present one is embedded,
-    and :func:`unembed` gives a plain convolution with it.
+    Convolutions that no module computes (``F.conv2d``, scripted blocks) are seen in the run, and refused by name unless
+    ``layers`` leaves them as they are. A border that is not zeros (``padding_mode``) is put around the input first, and
+    its pixels are input units like all others. A class with a forward of its own is embedded if all it does is to put
+    zeros around the input and to convolve (TensorFlow's "same" padding). Where the parameter ``weight`` is not used as
+    it is (``weight_norm``, or a forward that standardizes it), what is computed from it now is embedded, and trains
+    freely, and :func:`unembed` gives a plain convolution with it. It must not depend on the input, on the mode, on
+    chance or on earlier calls: the model runs on other numbers, too, to see.
 
     Args:
         model: any module with convolutions of torch in it, transposed ones too; it is not changed.
@@ -117,7 +118,7 @@ def unembed(model: nn.Module) -> nn.Module:
     Each kernel entry is the mean over its stored copies and each bias the mean over positions, which is the nearest
     point in the L2 norm; off-local weights are dropped. ``model`` is not changed.
 
-    Law: ``unembed(embed(cnn, x))`` has exactly the parameters of ``cnn``.
+    Law: ``unembed(embed(cnn, x))`` has exactly the parameters of ``cnn``, save for weights that ``cnn`` computes.
 
     Raises:
         ValueError: ``model`` holds no embedded convolution.

@@ -79,6 +79,14 @@ class Example:
 
         return Example(tree_map(resized, self.args), tree_map(resized, dict(self.kwargs)))
 
+    def with_other_numbers(self, scale: float) -> Example:
+        """The same with other numbers in all floating-point tensors, larger or smaller."""
+
+        def changed(x: Any) -> Any:
+            return scale * (x + torch.randn_like(x)) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        return Example(tree_map(changed, self.args), tree_map(changed, dict(self.kwargs)))
+
     def to(self, *target: Any) -> Example:
         """The same with all floating-point tensors on a device or of a dtype."""
 
@@ -109,19 +117,20 @@ class Traced:
 
     Attributes:
         geometry: with the zeros that the module put around its input.
-        weight, bias: parameters of the module, or what it computed without its input.
+        numbers: the weight and the bias that the module computed without its input; None: they are its parameters.
     """
 
     geometry: ConvGeometry
-    weight: Tensor
-    bias: Tensor | None
+    numbers: tuple[Tensor, Tensor | None] | None
 
     def same_as(self, other: Traced | None) -> bool:
         """Whether another call multiplied with the same numbers at the same places."""
-        return other is not None and self.geometry == other.geometry and all(
+        if other is None or self.geometry != other.geometry or self.numbers is None or other.numbers is None:
+            return other is not None and (self.geometry, self.numbers) == (other.geometry, other.numbers)
+        return all(
             one is two or (one is not None and two is not None and (one.is_meta or torch.equal(one, two)))
-            for one, two in ((self.weight, other.weight), (self.bias, other.bias))
-        )  # fmt: skip
+            for one, two in zip(self.numbers, other.numbers, strict=True)
+        )
 
 
 @dataclass
@@ -147,17 +156,25 @@ class Run:
 
 
 def run(
-    model: nn.Module, example: Example, training: bool, watched: Iterable[str] = (), traced: Iterable[str] = ()
+    model: nn.Module,
+    example: Example,
+    training: bool,
+    watched: Iterable[str] = (),
+    traced: Iterable[str] = (),
+    *,
+    shares_parameters: bool = False,
 ) -> Run:
     """The model's output in the given mode, without gradients, and which convolutions it computed.
 
-    It is a copy that runs, with the parameters of the model and buffers of its own, and the states of the random
-    generators of torch, NumPy and Python are put back; so the model is as before.
+    It is a copy that runs, and the states of the random generators of torch, NumPy and Python are put back; so the
+    model is as before. Where a traced module computes its weight, the copy runs on other numbers, too.
 
     Args:
         watched, traced: names of modules whose shapes are noted, and whose calls are looked into.
+        shares_parameters: the copy has those of ``model``, and only buffers of its own.
     """
-    copied = copy_of(model, {id(parameter): parameter for parameter in model.parameters()})
+    shared = {id(parameter): parameter for parameter in model.parameters()} if shares_parameters else {}
+    copied = copy_of(model, shared)
     done, watch = Run(example, training), _Watch(copied)
     for name in watched:
         copied.get_submodule(name).register_forward_pre_hook(_noting_shapes(done, name), with_kwargs=True)
@@ -165,9 +182,17 @@ def run(
         copied.get_submodule(name).register_forward_pre_hook(watch.start)
         copied.get_submodule(name).register_forward_hook(_tracing(done, name, watch), with_kwargs=True)
     copied.train(training)
-    with _same_random_numbers(copied), torch.no_grad(), watch:
-        done.output = example.call(copied)
-    done.computed, done.unfolded = watch.computed, watch.unfolded
+    with _same_random_numbers(copied), torch.no_grad():
+        with watch:
+            done.output = example.call(copied)
+        done.computed, done.unfolded = list(watch.computed), set(watch.unfolded)
+        if any(call is not None and call.numbers is not None for calls in done.traced.values() for call in calls):
+            try:  # the numbers may depend on the data, on earlier calls or on chance
+                for scale in (0.1, 2.0):
+                    with watch:
+                        example.with_other_numbers(scale).call(copied)
+            except Exception:
+                done.traced = {name: [None] for name in done.traced}
     return done
 
 
@@ -180,7 +205,9 @@ def _noting_shapes(done: Run, name: str) -> Callable[..., None]:
 
 def _tracing(done: Run, name: str, watch: _Watch) -> Callable[..., None]:
     def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        done.traced.setdefault(name, []).append(watch.traced(arguments[0] if arguments else named["input"], output))
+        done.traced.setdefault(name, []).append(
+            watch.traced(module, arguments[0] if arguments else named["input"], output)
+        )
 
     return note
 
@@ -195,13 +222,13 @@ class _Watch(TorchDispatchMode):
         self._names = {id(module): name for name, module in model.named_modules()}
         self._parameters = dict(model.named_parameters())  # holds them, so that their ids stay theirs
         self._weights = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._operations: list[tuple[str, tuple[Any, ...], Any]] | None = None  # of the traced module that runs
+        self._operations: list[tuple[Any, tuple[Any, ...], Any]] | None = None  # of the traced module that runs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func._schema.name
         if self._operations is not None:
-            self._operations.append((name, args, output))
+            self._operations.append((func, args, output))
         if name in _UNFOLD:
             self.unfolded.add(self._innermost())
         elif _CONVOLUTION.search(name) and isinstance(output, Tensor) and len(args) > 1:
@@ -221,19 +248,26 @@ class _Watch(TorchDispatchMode):
         """A traced module is called."""
         self._operations = []
 
-    def traced(self, input: Tensor, output: Any) -> Traced | None:
-        """The convolution that the module was, if all it did with its input is to put zeros around it and convolve."""
+    def traced(self, module: nn.Module, input: Tensor, output: Any) -> Traced | None:
+        """The convolution that the module was, if all it did with its input is to put zeros around it and convolve.
+
+        It may have computed the weight and the bias, but not from random numbers.
+        """
         operations, self._operations = self._operations or [], None
         if not operations:
             return None
-        *before, (name, args, result) = operations
-        if not _CONVOLUTION.search(name) or len(args) != 9 or result is not output:
+        *before, (last, args, result) = operations
+        if not _CONVOLUTION.search(last._schema.name) or len(args) != 9 or result is not output:
             return None
         x, weight, bias, stride, padding, dilation, transposed, _, groups = args
         uses = [one for one in before if any(leaf is input or leaf is x for leaf in tree_leaves(one[1]))]
         around: list[int] = []  # [last low, last high, second last low, ...]
         if x is not input:
-            pads = [one[1] for one in uses if one[0] == "aten::constant_pad_nd" and one[2] is x and one[1][0] is input]
+            pads = [
+                arguments
+                for func, arguments, padded in uses
+                if func._schema.name == "aten::constant_pad_nd" and padded is x and arguments[0] is input
+            ]
             if len(uses) != 1 or len(pads) != 1 or (len(pads[0]) > 2 and pads[0][2] != 0):
                 return None
             around = pads[0][1]
@@ -248,7 +282,13 @@ class _Watch(TorchDispatchMode):
             input.shape[1], output.shape[1], groups, tuple(input.shape[2:]), tuple(weight.shape[2:]), tuple(stride),
             tuple((low + p, high + p) for (low, high), p in zip(zeros, padding, strict=True)), tuple(dilation),
         )  # fmt: skip
-        return Traced(geometry, weight, bias)
+        own = module._parameters
+        if weight is own.get("weight") and bias is own.get("bias"):
+            return Traced(geometry, None) if len(before) == len(uses) else None
+        random = any(torch.Tag.nondeterministic_seeded in func.tags for func, *_ in before)
+        return (
+            Traced(geometry, (weight, bias)) if weight.dtype == next(module.parameters()).dtype and not random else None
+        )
 
 
 @contextmanager
@@ -280,7 +320,7 @@ def run_embedded(twin: nn.Module, kind: type[nn.Module], runs: list[tuple[Exampl
         for layer in layers:
             layer.contiguous_output = contiguous
         try:
-            return [run(twin, example, training).output for example, training in runs]
+            return [run(twin, example, training, shares_parameters=True).output for example, training in runs]
         except Exception as error:
             failure = error
     name = type(failure).__name__

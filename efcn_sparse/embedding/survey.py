@@ -180,19 +180,19 @@ def _site(name: str, conv: nn.Module, plain: nn.Module, rule: Rule, runs: list[R
 
 def _with_own_numbers(name: str, conv: nn.Module, call: Traced) -> nn.Module:
     """``conv``, or a plain convolution with the numbers that ``conv`` computes, as weight standardization does."""
-    own = conv._parameters
-    if call.weight is own.get("weight") and call.bias is own.get("bias"):
+    if call.numbers is None:
         return conv
+    weight, bias = call.numbers
     try:
-        plain = plain_convolution(call.geometry, call.bias is not None, call.weight.dtype)
+        plain = plain_convolution(call.geometry, bias is not None, weight.dtype)
     except ValueError:
         reason = "it computes its weight and pads one side by more than the other, which no plain convolution does"
         raise refuse(name, conv, reason) from None
     learns = any(parameter.requires_grad for parameter in conv.parameters())
-    for kind, tensor in (("weight", call.weight), ("bias", call.bias)):
+    for kind, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
-            computed = nn.Parameter(tensor.detach().clone(), learns)
-            setattr(plain, kind, tensor if tensor is own.get(kind) else computed)
+            own = isinstance(tensor, nn.Parameter)
+            setattr(plain, kind, nn.Parameter(tensor.detach().clone(), tensor.requires_grad if own else learns))
     return plain.train(conv.training)
 
 
@@ -206,12 +206,16 @@ def _functions(
     """
     found: dict[tuple[str, ...], int] = {}
     refused: dict[str, Call] = {}
-    for call in (call for done in runs for call in done.computed if call.name not in modules):
-        names = tuple(name for name in (call.name, call.weight) if name) or ("",)
-        pattern = _first(rules, names)
-        if pattern is None or rules[pattern] is not None:
-            refused.setdefault(names[0], call)
-        found[names] = call.kernel
+    for done in runs:
+        in_run: dict[tuple[str, ...], int] = {}
+        for call in (call for call in done.computed if call.name not in modules):
+            names = tuple(name for name in (call.name, call.weight) if name) or ("",)
+            pattern = _first(rules, names)
+            if pattern is None or rules[pattern] is not None:
+                refused.setdefault(names[0], call)
+            # a computed kernel has no name to know it by, so each call counts
+            in_run[names] = call.kernel + (in_run.get(names, 0) if call.weight is None else 0)
+        found |= {names: max(kernel, found.get(names, 0)) for names, kernel in in_run.items()}
     if refused:
         (name, call), *others = refused.items()
         reason = f"its forward computes a convolution by itself{f', with {call.weight!r}' if call.weight else ''}"
@@ -234,7 +238,7 @@ def _first(rules: Mapping[str, Rule | None], names: Iterable[str]) -> str | None
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names)
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
 def _rule(pattern: str, value: Any, default: Support) -> Rule | None:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv, Full
 from efcn_sparse.embedding.build import classify
+from efcn_sparse.embedding.refusals import without_weight_norm
 from efcn_sparse.embedding.ties import Ties
 from efcn_sparse.landscape.between import paired_layers
 from efcn_sparse.landscape.products import common_blocks, in_smaller_blocks, weights_of
@@ -60,6 +61,7 @@ def _pair(name: str, a: nn.Module, b: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def _embedded_like(conv: nn.Module, layer: EmbeddedConv) -> EmbeddedConv:
+    conv = without_weight_norm(conv)
     assert isinstance(conv, _ConvNd)
     weights_of(layer)  # refuses a low-rank part
     structure = (layer.linear.pattern, layer.ties)

@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from efcn_sparse.pattern.checks import checked_density, checked_pair
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_COMPUTED = {"parametrizations", "weight_orig", "weight_g", "weight_v"}  # what torch computes a weight from
 
 
 def reason_to_keep(module: nn.Module, base: type, *known: str) -> str | None:
@@ -25,6 +26,8 @@ def reason_to_keep(module: nn.Module, base: type, *known: str) -> str | None:
     kind = type(module)
     if isinstance(module, LazyModuleMixin):
         return "a lazy module has no weight yet; run the model once first"
+    if "weight" not in module._parameters and not (set(module._modules) | set(module._parameters)) & _COMPUTED:
+        return "it has no parameter named weight"
     if "weight" not in module._parameters or "parametrizations" in module._modules:
         return "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
     if "forward" in vars(module) or any(

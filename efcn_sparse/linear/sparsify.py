@@ -134,7 +134,7 @@ def _warn(
 
 def _rule(name: str, rules: Mapping[str, Any]) -> str | None:
     """The first rule that matches."""
-    return next((rule for rule in rules if fnmatchcase(name, rule)), None)
+    return next((rule for rule in rules if name == rule or fnmatchcase(name, rule)), None)
 
 
 def _check_replaceable(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -222,6 +222,51 @@ def test_what_a_call_with_gradients_left_behind() -> None:
     assert es.landscape.path(twin, other, lambda one: float(one(x).sum()), points=3).positions == (0, 0.5, 1)
 
 
+def test_a_view_of_a_parameter_that_is_kept() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 8))
+    net.tied = [net[2].weight.t()]
+    with pytest.raises(
+        ValueError, match=r"views of its parameters at each call, got one of '2.weight' that 'the model"
+    ):
+        es.embed(net, torch.randn(1, 2, 6, 6))
+    net.tied = {"itself": None}
+    net.tied["itself"] = net.tied
+    assert es.embed(net, torch.randn(1, 2, 6, 6)).tied["itself"]["itself"]
+
+
+def test_parameters_that_a_forward_writes_stay() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.conv = nn.Embedding(10, 4, max_norm=0.5), nn.Conv1d(4, 3, 3)
+
+        def forward(self, words: Tensor) -> Tensor:
+            return self.conv(self.table(words).mT)
+
+    net, words = Words(), torch.arange(10).view(1, 10)
+    before = net.table.weight.detach().clone()
+    twin = es.embed(net, example_inputs=(words,))
+    plan(net, example_inputs=(words,))
+    assert torch.equal(net.table.weight, before)
+    torch.testing.assert_close(twin(words), net(words))
+
+
+def test_names_with_brackets_and_kernels_without_names() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.large = nn.ModuleDict({"[x]": nn.Conv2d(2, 2, 1)}), nn.Parameter(torch.randn(2, 2, 7, 7))
+            self.small, self.other = nn.Parameter(torch.randn(2, 2, 1, 1)), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(self.other(self.conv["[x]"](x)), 2 * self.large, padding=3)
+            return F.conv2d(x, 2 * self.small)
+
+    twin = es.embed(Twice(), torch.randn(1, 2, 8, 8), layers={"conv.[x]": None, "": None})
+    assert isinstance(twin.conv["[x]"], nn.Conv2d)
+    assert es.deviation(twin).coverage == 4 / (4 + 4 + 4 + 4 * 49)
+
+
 def test_rounding_of_the_model_itself() -> None:
     """A copy may be as far from the fp64 result as the model is, where that is far."""
 

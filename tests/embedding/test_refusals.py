@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,65 @@ class DropsWeights(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, nn.functional.dropout(self.weight, 0.5, self.training), self.bias)
+
+
+class Noisy(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight + torch.randn_like(self.weight), self.bias)
+
+
+class NoisyByNumpy(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * float(numpy.random.rand()), self.bias)  # noqa: NPY002
+
+
+class Alternating(nn.Conv2d):
+    sign = 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.sign = -self.sign
+        return self._conv_forward(input, self.sign * self.weight, self.bias)
+
+
+class ReadsNumbers(nn.Conv2d):
+    """Its weight depends on its input, by a way that no operation shows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * (1 + abs(input.tolist()[0][0][0][0])), self.bias)
+
+
+class Constrained(nn.Conv2d):
+    """As in EEGNet: a constraint that would be lost."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.1)
+        return super().forward(input)
+
+
+class Styled(nn.Module):
+    """Another module gives a scale that depends on the input."""
+
+    class Scaled(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return self._conv_forward(input, self.weight * self.scale, self.bias)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = self.Scaled(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.scale = 1 + x.amax().clamp(max=1)
+        return self.conv(x)
+
+
+class HasNoWeight(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(2, 2, 1)
+        del self.weight
+        self.u, self.v = nn.Parameter(torch.randn(2, 1)), nn.Parameter(torch.randn(1, 2))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, (self.u @ self.v)[..., None, None], self.bias)
 
 
 class ScalesAfterwards(nn.Conv2d):
@@ -183,6 +243,13 @@ ROWS = {
     "own forward": Row(lambda: OwnForward(2, 2, 3), "0", "OwnForward", _OWN_FORWARD),
     "own inner forward": Row(lambda: OwnInnerForward(2, 2, 3), "0", "OwnInnerForward", _OWN_FORWARD),
     "other weights in training": Row(lambda: DropsWeights(2, 2, 3), "0", "DropsWeights", _OWN_FORWARD),
+    "random weights": Row(lambda: Noisy(2, 2, 3), "0", "Noisy", _OWN_FORWARD),
+    "random weights of NumPy": Row(lambda: NoisyByNumpy(2, 2, 3), "0", "NoisyByNumpy", _OWN_FORWARD),
+    "other weights each time": Row(lambda: Alternating(2, 2, 3), "0", "Alternating", _OWN_FORWARD),
+    "weights by numbers": Row(lambda: ReadsNumbers(2, 2, 3), "0", "ReadsNumbers", _OWN_FORWARD),
+    "constrained": Row(lambda: Constrained(2, 2, 3), "0", "Constrained", _OWN_FORWARD),
+    "styled": Row(Styled, "0.conv", "Scaled", _OWN_FORWARD),
+    "no weight": Row(HasNoWeight, "0", "HasNoWeight", "it has no parameter named weight"),
     "scaled afterwards": Row(lambda: ScalesAfterwards(2, 2, 3), "0", "ScalesAfterwards", _OWN_FORWARD),
     "changes what it padded": Row(lambda: ChangesWhatItPadded(2, 2, 3), "0", "ChangesWhatItPadded", _OWN_FORWARD),
     "computed weight, one side": Row(lambda: StandardizedOnOneSide(2, 2, 3), "0", "StandardizedOnOneSide",
