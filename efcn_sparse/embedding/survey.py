@@ -174,7 +174,8 @@ def _site(name: str, conv: nn.Module, plain: nn.Module, rule: Rule, runs: list[R
             raise refuse(name, conv, str(error)) from None
     first, *others = (call for done in runs for call in done.traced.get(name, []))
     if first is None or not all(map(first.same_as, others)):
-        raise refuse(name, conv, "its class has a forward of its own, which is not just zero padding and a convolution")
+        reason = "its class has a forward of its own, which is not just zero padding and a convolution by fixed numbers"
+        raise refuse(name, conv, reason)
     return Site(name, conv, _with_own_numbers(name, conv, first), rule, first.geometry)
 
 

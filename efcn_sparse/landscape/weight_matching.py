@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding.example_run import Example, run
 from efcn_sparse.landscape.between import Between
 from efcn_sparse.landscape.channels import Channels, Layer, channels_of
 from efcn_sparse.landscape.common_support import on_common_support
-from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.pattern import BlockPattern
 
 _SWEEPS = 100
@@ -55,15 +55,14 @@ def align(a: nn.Module, b: nn.Module, example: Any) -> nn.Module:
         True
     """
     Between(a, b)  # refuses nets that do not match
-    channels = channels_of(b)
+    channels = channels_of(copy_of(b, {id(parameter): parameter for parameter in b.parameters()}))
     ours, theirs = on_common_support(a, b)
     orders = _matched(dict(ours.named_modules()), dict(theirs.named_modules()), channels)
     aligned = copy_of(b)
     for layer in channels.layers:
         _reorder(layer.name, aligned.get_submodule(layer.name), orders.get(layer.reads), orders.get(layer.writes))
     inputs = example if isinstance(example, tuple) else (example,)
-    with evaluation_mode(b, aligned):
-        before, after = b(*inputs), aligned(*inputs)
+    before, after = (run(net, Example(inputs), False, shares_parameters=True).output for net in (b, aligned))
     worst = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
     if not worst <= _TOLERANCE.get(before.dtype, 5e-2):
         raise ValueError(

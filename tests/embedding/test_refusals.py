@@ -213,7 +213,7 @@ def _shared_weight() -> nn.Module:
 
 
 _PARAMETRISED = "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
-_OWN_FORWARD = "its class has a forward of its own, which is not just zero padding and a convolution"
+_OWN_FORWARD = "its class has a forward of its own, which is not just zero padding and a convolution by fixed numbers"
 _INPUT = (1, 2, 6, 6)
 
 

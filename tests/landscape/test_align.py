@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import efcn_sparse as es
 from tests.landscape.nets import batch, cnn, efcn, loss
@@ -131,3 +132,22 @@ class Branching(nn.Linear):
 def test_what_cannot_be_aligned_is_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         es.landscape.align(a, b, batch()[0])
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = weight_norm(nn.Conv2d(2, 4, 3)), nn.Conv2d(4, 2, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(torch.relu(self.conv(x)))
+
+
+def test_nets_stay_as_they_are_and_weight_norm_counts_as_what_it_computes():
+    net, x = Counting(), torch.randn(2, 2, 8, 8)
+    twin = es.embed(net, x)
+    aligned = es.landscape.align(net, twin, x)
+    assert [int(one.calls) for one in (net, twin, aligned)] == [0, 0, 0]
+    torch.testing.assert_close(aligned(x), net(x))
