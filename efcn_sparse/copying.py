@@ -23,7 +23,7 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any] = MappingProxyType({})
     memo = dict(replaced)
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, module in model.named_modules():
-        for value in kept_in(module):
+        for value in _kept_in(module):
             if isinstance(value, Tensor) and not value.is_leaf:
                 if value._is_view() and id(value._base) in parameters:
                     viewed = parameters[id(value._base)]
@@ -39,7 +39,7 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any] = MappingProxyType({})
         raise ValueError(f"model must be one that copy.deepcopy can copy, got {name}: {error}") from error
 
 
-def kept_in(module: nn.Module) -> list[Any]:
+def _kept_in(module: nn.Module) -> list[Any]:
     """What a module holds itself, in tuples, lists and dicts too; not what its children hold."""
     try:
         return tree_leaves(vars(module))

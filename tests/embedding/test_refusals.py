@@ -38,13 +38,15 @@ class DropsWeights(nn.Conv2d):
 
 
 class Noisy(nn.Conv2d):
+    """Its weight depends on chance, too rarely for any run to show it."""
+
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight + torch.randn_like(self.weight), self.bias)
+        return self._conv_forward(input, self.weight * (torch.rand(()) > 1e-6), self.bias)
 
 
 class NoisyByNumpy(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * float(numpy.random.rand()), self.bias)  # noqa: NPY002
+        return self._conv_forward(input, self.weight * float(numpy.random.rand()), self.bias)  # noqa: NPY002  # that one is the case
 
 
 class Alternating(nn.Conv2d):
@@ -103,7 +105,23 @@ class ScalesAfterwards(nn.Conv2d):
 
 class ChangesWhatItPadded(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(nn.functional.pad(input, (1, 1, 1, 1)).abs_())
+        padded = nn.functional.pad(input, (1, 1, 1, 1)).abs_()
+        return self._conv_forward(padded, self.weight - self.weight.mean(), self.bias)
+
+
+class Unpacking(nn.Module):
+    """Its convolution returns more than a tensor."""
+
+    class Pair(nn.Conv2d):
+        def forward(self, input: Tensor) -> tuple[Tensor, None]:
+            return super().forward(input), None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = self.Pair(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[0]
 
 
 class StandardizedOnOneSide(nn.Conv2d):
@@ -252,6 +270,7 @@ ROWS = {
     "no weight": Row(HasNoWeight, "0", "HasNoWeight", "it has no parameter named weight"),
     "scaled afterwards": Row(lambda: ScalesAfterwards(2, 2, 3), "0", "ScalesAfterwards", _OWN_FORWARD),
     "changes what it padded": Row(lambda: ChangesWhatItPadded(2, 2, 3), "0", "ChangesWhatItPadded", _OWN_FORWARD),
+    "a pair": Row(Unpacking, "0.conv", "Pair", _OWN_FORWARD),
     "computed weight, one side": Row(lambda: StandardizedOnOneSide(2, 2, 3), "0", "StandardizedOnOneSide",
                                      "it computes its weight and pads one side by more than the other, which no plain "
                                      "convolution does"),
