@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -253,8 +253,30 @@ def _slices(size: int, *operands: tuple[Tensor | None, int | None]) -> Iterator[
         yield tuple(t if t is None or dim is None else t.select(dim, k) for t, dim in operands)
 
 
-torch.library.register_vmap("efcn_sparse::spmm", _spmm_of_batch, lib=_LIBRARY)
-torch.library.register_vmap("efcn_sparse::sddmm", _sddmm_of_batch, lib=_LIBRARY)
+def _register_batches(name: str, of_batch: Any, tensors: int) -> None:
+    """For :func:`torch.func.vmap`, and for the older one inside ``torch.autograd.grad(is_grads_batched=True)``."""
+    torch.library.register_vmap(f"efcn_sparse::{name}", of_batch, lib=_LIBRARY)
+
+    def kernel(*arguments):
+        level = max(1, torch._C._vmapmode_increment_nesting() - 1)  # 0 in threads in which GPUs' backward passes run
+        torch._C._vmapmode_decrement_nesting()
+        # an operand that is not of the batch comes back with a first dimension of 1
+        opened = [t if t is None else torch._remove_batch_dim(t, level, 1, 0) for t in arguments[:tensors]]
+        size = max(t.shape[0] for t in opened if t is not None)
+        in_dims = [0 if t is not None and t.shape[0] == size else None for t in opened]
+        operands = [t if t is None or d == 0 else t[0] for t, d in zip(opened, in_dims, strict=True)]
+        result, dim = of_batch(_Batch(size), in_dims, *operands, *arguments[tensors:])
+        return torch._add_batch_dim(result, dim, level)
+
+    _LIBRARY.impl(name, kernel, "Batched")
+
+
+class _Batch(NamedTuple):
+    batch_size: int
+
+
+_register_batches("spmm", _spmm_of_batch, 3)
+_register_batches("sddmm", _sddmm_of_batch, 2)
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------

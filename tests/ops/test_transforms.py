@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.functional import jacobian
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.torch_version import TorchVersion
 
@@ -76,6 +77,14 @@ TRANSFORMS: dict[str, Callable[[Operation, tuple[Tensor, ...]], Any]] = {
     "reverse over forward": lambda f, a: grad(
         lambda t: jvp(lambda s: f(s, *a[1:]), (t,), (t.sin(),))[1].sin().sum()
     )(a[0]),
+    "all rows of a Jacobian in one backward pass": lambda f, a: jacobian(f, a, vectorize=True),
+    "all columns in one": lambda f, a: jacobian(f, a, vectorize=True, strategy="forward-mode"),
+    "all rows of a Hessian in one": lambda f, a: torch.autograd.functional.hessian(
+        lambda *a: f(*a).sin().sum(), a, vectorize=True
+    ),
+    "a batch of one gradient": lambda f, a: torch.autograd.grad(
+        f(*(t.requires_grad_() for t in a)), a, f(*a).detach().cos()[None], is_grads_batched=True
+    ),
 } | {f"vmap of {k}": lambda f, a, k=k: _batched(f, a, min(k, len(a) - 1)) for k in range(3)}  # fmt: skip
 
 
