@@ -21,7 +21,7 @@ def in_huge_pages(fresh: Tensor) -> Tensor:
 def empty_cache() -> None:
     """Give back the memory of freed tensors that is kept for the next ones, as ``torch.cuda.empty_cache`` does.
 
-    The layers and operations of this library keep up to 256 MiB of what they allocated on the CPU in pieces of 4 MiB
+    The layers and operations of this library keep up to 256 MiB of what they allocated on the CPU in pieces of 256 KiB
     and more: outputs, gradients, and what kernels copy. New memory from the system costs a page fault for every 4 KiB,
     which in a training step can take longer than to compute what is written there. What is kept and what is in use are
     together at most half as much again as what was in use at one time, or 32 MiB more. Where memory runs out, what is

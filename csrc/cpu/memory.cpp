@@ -27,14 +27,15 @@
 namespace efcn_sparse::cpu {
 namespace {
 
-constexpr size_t kLarge = size_t{1} << 22;  // bytes that are worth huge pages, and keeping
+constexpr size_t kHuge = size_t{1} << 22;   // bytes that are worth huge pages
+constexpr size_t kLarge = size_t{1} << 18;  // bytes that are worth keeping: below, the C library keeps them as a rule
 constexpr size_t kMost = size_t{1} << 28;   // bytes that are kept in all, unless EFCN_KEEP_MEMORY=off
 constexpr size_t kSpare = size_t{1} << 25;  // bytes that may be kept beside what was in use at one time
 constexpr size_t kHugePage = size_t{1} << 21;
 
 void ask_for_huge_pages(void* data, size_t size) {
 #ifdef MADV_HUGEPAGE
-  if (size < kLarge) return;
+  if (size < kHuge) return;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto start = reinterpret_cast<uintptr_t>(data), first = (start + page - 1) / page * page;
   // where it cannot be it is refused, and nothing is lost
@@ -43,14 +44,17 @@ void ask_for_huge_pages(void* data, size_t size) {
 }
 
 #ifdef __linux__
-// Not from malloc, whose heap buffers of many sizes tear to pieces. Begins at a huge page; null if there is none left.
+// Not from malloc, whose heap buffers of many sizes tear to pieces. Begins at a huge page if it has one; null if there is no
+// memory left.
 void* map(size_t size) {
-  void* found = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const size_t spare = size < kHuge ? 0 : kHugePage;
+  void* found = mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (found == MAP_FAILED) return nullptr;
+  if (spare == 0) return found;
   auto* const begin = static_cast<char*>(found);
   const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
   if (before > 0) munmap(begin, before);
-  munmap(begin + before + size, kHugePage - before);
+  munmap(begin + before + size, spare - before);
   ask_for_huge_pages(begin + before, size);
   return begin + before;
 }
@@ -65,7 +69,7 @@ void unmap(void* data, size_t) { ::operator delete(data, kLine); }
 class KeptMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t size) override {
-    if (size < kLarge) return c10::GetCPUAllocator()->allocate(size);  // for a tensor whose size was changed
+    if (!wants(size)) return c10::GetCPUAllocator()->allocate(size);  // for a tensor whose size was changed
     size = (size + kPage - 1) / kPage * kPage;
     Block* block = take(size);
     if (block == nullptr) {
@@ -90,6 +94,9 @@ class KeptMemory final : public c10::Allocator {
     const std::unique_lock<std::timed_mutex> lock(mutex_, std::chrono::seconds(1));
     if (lock) drop_to(0);
   }
+
+  // Whether a tensor of `size` bytes is ours: without keeping, only huge pages are worth a mapping of its own.
+  bool wants(size_t size) const { return size >= (most_ > 0 ? kLarge : kHuge); }
 
   static KeptMemory& get() {
     static auto* kept = new KeptMemory;  // never destroyed: tensors may be freed after everything else
@@ -173,7 +180,7 @@ class KeptMemory final : public c10::Allocator {
 
 // Where to get memory for a plain CPU tensor of `size` bytes; null where torch's own functions shall see to it.
 c10::Allocator* allocator_for(size_t size, const at::TensorOptions& options) {
-  if (size < kLarge) return nullptr;
+  if (size < kLarge || !KeptMemory::get().wants(size)) return nullptr;
   const bool filled =
       at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory();
   const bool plain = options.device().is_cpu() && !options.pinned_memory() && !filled &&

@@ -1,5 +1,6 @@
 """Large results and parameters lie in huge pages, for which Linux was asked, and their memory serves again."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,21 @@ def test_freed_memory_serves_the_next_tensor_of_about_that_size(empty):
     assert second.data_ptr() != place  # in use
     del first
     assert of_bytes(9 << 20).data_ptr() == place
+
+
+def test_calls_fault_in_no_memory():
+    """Where the C library gives everything from 128 KiB back to the system; a page is 4 KiB."""
+    program = """
+import resource
+from tests.ops.test_large_memory import of_bytes
+for size in (1 << 18, 1 << 20, 3 << 20, 1 << 23):
+    of_bytes(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        of_bytes(size)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 20 * (size >> 13), size
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"})
 
 
 def test_what_is_held_is_bounded_by_what_was_in_use(empty):
