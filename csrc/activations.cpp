@@ -287,7 +287,8 @@ struct FeatureMapsFunction : torch::autograd::Function<FeatureMapsFunction> {
   static variable_list backward(AutogradContext*, const variable_list& gradients) {
     const Tensor& gradient = gradients[0];
     if (!gradient.defined()) return {Tensor(), Tensor()};
-    return {gradient.movedim(1, -1).flatten(1), Tensor()};
+    const int64_t features = c10::multiply_integers(gradient.sizes().slice(1));
+    return {gradient.movedim(1, -1).reshape({gradient.size(0), features}), Tensor()};
   }
 };
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from efcn_sparse.growth.exchange import GrowingLayer, exchange_blocks, growing_layer, is_growable
 from efcn_sparse.growth.scores import flat_positions
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.state import read_pattern, stored_pattern
+from efcn_sparse.linear.state import CUT_OFF, read_pattern, stored_pattern, were_cut_off
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -52,7 +52,10 @@ def adopt_patterns(model: nn.Module, state: Mapping[str, Tensor] | None = None) 
     changes = []
     for name, layer, linear, prefix in _layers(model):
         old = stored_pattern(linear)
-        pattern = read_pattern(state, prefix, old) if state is not None else read_pattern(linear._buffers, "", old)
+        arrays, at = (linear._buffers, "") if state is None else (state, prefix)
+        if were_cut_off(arrays, at, old):
+            raise ValueError(f"{name or 'model'}: the pattern must be one that blocks moved to, got {CUT_OFF}")
+        pattern = read_pattern(arrays, at, old)
         if pattern is None or pattern == old:
             continue
         _check_alike(name, old, pattern)

@@ -234,10 +234,15 @@ class SparseLinear(nn.Module):
         if written is not None and self._awaits_numbers and self.pattern_owner is None:
             self.pattern = written
             return
+        told = (
+            state.CUT_OFF
+            if not state.is_stacked(self) and state.were_cut_off(self._buffers, "", self._pattern)
+            else f"{told} written over them; load_state_dict gives them back, and adopt_patterns(model) takes the new "
+            "pattern over, if the values were written with it"
+        )
         raise ValueError(
             f"{self._title}: crow_indices, col_indices and masks must be those of the layer's pattern "
-            f"{self._pattern.fingerprint}, got {told} written over them; load_state_dict gives them back, and "
-            "adopt_patterns(model) takes the new pattern over, if the values were written with it"
+            f"{self._pattern.fingerprint}, got {told}"
         )
 
     def _refuse_empty_under_fsdp(self) -> None:
@@ -264,14 +269,14 @@ class SparseLinear(nn.Module):
         weight = self.pattern.to_dense(self.values)
         return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and self._moves != self._lineage.moves:
             self._others_moved()
         if self._pattern.nnz_blocks == 0 and getattr(self, "_is_fsdp_managed_module", False):
             self._refuse_empty_under_fsdp()
         if self.product is None or not torch.is_grad_enabled():
-            return spmm(x, self.values, self.pattern, bias=self.bias, backend=self.backend)
-        return self.product(x)
+            return spmm(input, self.values, self.pattern, bias=self.bias, backend=self.backend)
+        return self.product(input)
 
     # -- conversion --------------------------------------------------------------------------------------------
 

@@ -169,6 +169,30 @@ def _whole(array: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
     return whole.to(dtype)
 
 
+CUT_OFF = (
+    "index arrays that an average has cut off to integers; average only what is_floating_point(), as AveragedModel "
+    "does with use_buffers=False, or copy these arrays from the model that was averaged"
+)
+
+
+def were_cut_off(state: Mapping[str, Any], prefix: str, pattern: BlockPattern) -> bool:
+    """Whether the arrays look like an average of ``pattern``'s own that became integers again.
+
+    Of 0.9 i + 0.1 i, in floating point, i - 1 may be left: for some numbers, and for those everywhere.
+    """
+    before, after = [], []
+    for part in ("crow_indices", "col_indices"):
+        array, own = getattr(pattern.structure, part), state.get(f"{prefix}{part}")
+        if type(own) is not Tensor or own.is_meta or own.shape != array.shape or own.is_floating_point():
+            return False
+        before.append(array.cpu())
+        after.append(own.cpu())
+    was = torch.cat(before)
+    lost = was - torch.cat(after)
+    is_cut = bool(((lost == 0) | (lost == 1)).all()) and bool(lost.any())
+    return is_cut and not bool(torch.isin(was[lost == 0], was[lost == 1]).any())
+
+
 def take_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, missing: list[str]) -> str:
     """Take the pattern's arrays out of ``state``; the reason for a refusal, or an empty string.
 
@@ -180,6 +204,8 @@ def take_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, miss
         incoming = None if found is None else f"{found.fingerprint}; adopt_patterns takes it over"
     except (ValueError, TypeError) as error:
         incoming = f"none that fits {list(pattern.shape)} ({error})"
+    if were_cut_off(state, prefix, pattern):
+        incoming = CUT_OFF
     for key in index_keys(prefix):
         state.pop(key, None)
     if incoming is None:

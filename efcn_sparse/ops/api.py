@@ -46,7 +46,7 @@ def spmm(
     Args:
         x: ``[..., in_features]`` (``[..., out_features]`` with ``transpose``), any strides.
         values: ``[nnz_blocks, block_rows, block_cols]``, of the dtype of ``x``; entries outside the support of
-            ``pattern`` are not read.
+            ``pattern`` count as zeros, which times infinity or NaN in ``x`` are NaN.
         pattern: which blocks of W are stored.
         bias: ``[out_features]`` (``[in_features]`` with ``transpose``).
         backend: ``"auto"``, or the name of a backend, which is then used or refused.

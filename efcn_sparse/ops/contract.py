@@ -22,14 +22,14 @@ from efcn_sparse.ops.checks import check_operand, checked_structure, look_at, re
 from efcn_sparse.ops.select import resolve
 
 _LIBRARY = torch.library.Library("efcn_sparse", "DEF")
-_PATTERN = "Tensor[] structure, SymInt[] shape"
+_PATTERN = "Tensor[] structure, int[] shape"
 _SCHEMAS = (
     f"spmm(Tensor x, Tensor values, Tensor? bias, {_PATTERN}, bool transpose, str backend) -> Tensor",
-    f"sddmm(Tensor a, Tensor b, {_PATTERN}, SymInt[] block_shape, str backend) -> Tensor",
+    f"sddmm(Tensor a, Tensor b, {_PATTERN}, int[] block_shape, str backend) -> Tensor",
     f"spmm_(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, {_PATTERN}, bool transpose, "
     "float alpha, float beta, str backend) -> ()",
     f"sddmm_(Tensor(a!) values, Tensor a, Tensor b, {_PATTERN}, float alpha, float beta, str backend) -> ()",
-    f"check_structure({_PATTERN}, SymInt[] block_shape) -> ()",
+    f"check_structure({_PATTERN}, int[] block_shape) -> ()",
 )
 for _schema in _SCHEMAS:
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -409,7 +409,8 @@ class BlockPattern:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.crow_indices, self.col_indices, self.mask_index, self.masks)
+        s = self.structure  # not copies: a spawned process would get the descriptor of one that is gone by then
+        parts = (s.crow_indices, s.col_indices, s.mask_index, s.masks)
         return _rebuild, (self.shape, self.block_shape, parts)
 
     def __fx_create_arg__(self, tracer: Any) -> Any:

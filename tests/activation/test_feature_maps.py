@@ -19,6 +19,14 @@ def test_they_share_memory_and_move_gradients():
     assert torch.autograd.gradgradcheck(lambda units: feature_maps(units, (2, 3, 4)).square(), units)
 
 
+def test_all_rows_of_a_jacobian_at_once():
+    cnn = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 2), nn.Flatten()).double()
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian
+    for net in (cnn.to(memory_format=torch.channels_last), es.embed(cnn, x)):
+        torch.testing.assert_close(jacobian(net, x, vectorize=True), jacobian(cnn, x))
+
+
 @needs_extension
 def test_writing_into_them_is_seen_in_what_was_saved():
     units = torch.randn(3, 24, requires_grad=True) * 1

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import efcn_sparse as es
 from efcn_sparse import BlockPattern
@@ -325,3 +325,55 @@ def test_a_convolution_whose_blocks_have_moved() -> None:
     assert es.adopt_patterns(fresh) == ["0"]
     assert torch.equal(fresh(x), net(x))
     assert es.deviation(fresh).delta == es.deviation(net).delta
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_an_average_that_cut_indices_off_is_no_pattern(decay: float) -> None:
+    """0.9 · 3 + 0.1 · 3 is 2 as an integer: such arrays may make a pattern, of other places than the values'."""
+    generator = torch.Generator().manual_seed(0)
+    layer = es.SparseLinear(24, 40, BlockPattern.random((40, 24), (8, 8), 0.5, generator))
+    average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(layer)
+    x = torch.randn(3, 24)
+    if decay == 0.9:
+        state = average.module.state_dict()
+        for use in (
+            lambda: average(x),
+            lambda: es.adopt_patterns(average),
+            lambda: es.adopt_patterns(layer, state),
+            lambda: layer.load_state_dict(state),
+        ):
+            with pytest.raises((ValueError, RuntimeError), match=r"cut off to integers.*use_buffers=False"):
+                use()
+        for own, right in zip(average.module.buffers(), layer.buffers(), strict=True):
+            own.copy_(right)
+    torch.testing.assert_close(average(x), layer(x))
+
+
+def test_a_block_that_moved_to_the_place_before_is_adopted() -> None:
+    grid = torch.ones(2, 6, dtype=torch.bool)
+    grid[:, 2], moved = False, grid.clone()
+    moved[0, 2:4] = moved[0, 2:4].flip(0)
+    old, new = (BlockPattern.from_mask(mask, (4, 4), shape=(8, 24)) for mask in (grid, moved))
+    layer = es.SparseLinear(24, 8, old)
+    assert es.adopt_patterns(layer, es.SparseLinear(24, 8, new).state_dict()) == [""]
+
+
+def _train(_: int, layer: es.SparseLinear, x: Tensor) -> None:
+    layer(x).sum().backward()
+    with torch.no_grad():
+        layer.values += 1
+
+
+def test_a_layer_is_an_argument_of_processes() -> None:
+    layer = es.SparseLinear(24, 8, BlockPattern.random((8, 24), (8, 8), 1.0)).share_memory()
+    before = layer.values.clone()
+    multiprocessing.spawn(_train, args=(layer, torch.randn(3, 24)), nprocs=1)
+    torch.testing.assert_close(layer.values, before + 1)
+
+
+def test_the_argument_is_called_as_in_torch() -> None:
+    layer = es.SparseLinear(24, 8, BlockPattern.random((8, 24), (8, 8), 1.0))
+    x = torch.randn(3, 24)
+    assert torch.equal(layer(input=x), layer(x))

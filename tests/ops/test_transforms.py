@@ -111,6 +111,16 @@ def test_compiled(operation: str, transform: str) -> None:
     torch.testing.assert_close(compiled(*arguments), TRANSFORMS[transform](dense[operation], arguments))
 
 
+def test_compiled_for_patterns_of_several_sizes() -> None:
+    """Torch makes sizes that differ from call to call symbols; those of a pattern stay numbers."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda a, x, values, p: (es.spmm(x, values, p), es.sddmm(a, x, p)), backend="eager")
+    for side in (24, 40, 48):
+        p = es.BlockPattern.random((8, side), (8, 8), 1.0)
+        a, x, values = torch.randn(4, 8), torch.randn(4, side), torch.randn(p.values_shape)
+        torch.testing.assert_close(compiled(a, x, values, p), (es.spmm(x, values, p), es.sddmm(a, x, p)))
+
+
 @pytest.mark.skipif(TorchVersion(torch.__version__) >= "2.14", reason="Inductor of torch 2.14 takes it")
 def test_what_would_end_the_process_is_not_compiled() -> None:
     """A Hessian-vector product that reads a trainable bias; with nothing to record, or detached, it is right."""
