@@ -180,7 +180,7 @@ class KeptMemory final : public c10::Allocator {
 
 // Where to get memory for a plain CPU tensor of `size` bytes; null where torch's own functions shall see to it.
 c10::Allocator* allocator_for(size_t size, const at::TensorOptions& options) {
-  if (size < kLarge || !KeptMemory::get().wants(size)) return nullptr;
+  if (!KeptMemory::get().wants(size)) return nullptr;
   const bool filled =
       at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory();
   const bool plain = options.device().is_cpu() && !options.pinned_memory() && !filled &&

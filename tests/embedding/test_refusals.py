@@ -45,8 +45,10 @@ class Noisy(nn.Conv2d):
 
 
 class NoisyByNumpy(nn.Conv2d):
+    """Its chance is numpy's global one, of which torch is not told."""
+
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * float(numpy.random.rand()), self.bias)  # noqa: NPY002  # that one is the case
+        return self._conv_forward(input, self.weight * float(numpy.random.rand()), self.bias)  # noqa: NPY002
 
 
 class Alternating(nn.Conv2d):

@@ -353,8 +353,9 @@ def test_an_average_that_cut_indices_off_is_no_pattern(decay: float) -> None:
 
 def test_a_block_that_moved_to_the_place_before_is_adopted() -> None:
     grid = torch.ones(2, 6, dtype=torch.bool)
-    grid[:, 2], moved = False, grid.clone()
-    moved[0, 2:4] = moved[0, 2:4].flip(0)
+    grid[:, 2] = False
+    moved = grid.clone()
+    moved[0, 2:4] = torch.tensor([True, False])
     old, new = (BlockPattern.from_mask(mask, (4, 4), shape=(8, 24)) for mask in (grid, moved))
     layer = es.SparseLinear(24, 8, old)
     assert es.adopt_patterns(layer, es.SparseLinear(24, 8, new).state_dict()) == [""]
