@@ -59,7 +59,9 @@ PyMODINIT_FUNC PyInit__C() {
                                                               {"GATHER_ROWS", efcn_sparse::cpu::kGatherRows},
                                                               {"DIRECT_RUN", efcn_sparse::cpu::kDirectRun},
                                                               {"CROWDED_BYTES", efcn_sparse::cpu::kCrowdedBytes},
-                                                              {"CROWDED_SIDE", efcn_sparse::cpu::kCrowdedSide}})
+                                                              {"CROWDED_SIDE", efcn_sparse::cpu::kCrowdedSide},
+                                                              {"BATCH_CHUNK", efcn_sparse::cpu::kBatchChunk},
+                                                              {"AT_ONCE_BYTES", efcn_sparse::cpu::kAtOnceBytes}})
     if (module != nullptr && PyModule_AddIntConstant(module, name, number) != 0) Py_CLEAR(module);
   return module;
 }

@@ -24,17 +24,17 @@ namespace efcn_sparse::cpu {
 namespace {
 
 constexpr int64_t kSumRows = 256;                    // in a chain of sums; longer ones round badly
-constexpr int64_t kBatchChunk = 256;                 // rows of the batch in one product
 constexpr int64_t kRunWidth = 64;                    // columns computed together
 constexpr int64_t kPanelSide = 4, kPanelBatch = 32;  // less than this is not worth transposing the result
 
-// sums [width] = those of the columns of a [rows, width].
+// sums [width] (+)= those of the columns of a [rows, width].
 template <typename Sum, typename Stored>
-void sum_columns(const Stored* a, int64_t lda, int64_t rows, int64_t width, Stored* sums) {
+void sum_columns(const Stored* a, int64_t lda, int64_t rows, int64_t width, bool add, Stored* sums) {
   run_here(EFCN_LOOP() {
     in_stretches(
         width, EFCN_LOOP(int64_t column, auto size) {
           Sum total[kStretch] = {};
+          for (int64_t c = 0; c < size && add; ++c) total[c] = static_cast<Sum>(sums[column + c]);
           for (int64_t begin = 0; begin < rows; begin += kSumRows) {
             Sum part[kStretch] = {};
             for (int64_t m = begin; m < std::min(rows, begin + kSumRows); ++m)
@@ -52,12 +52,14 @@ class SampledProduct {
  public:
   using Sum = typename Product<Operand>::Sum;
 
+  // `goes_on`: values and column sums hold those of the rows of the batch before these.
   SampledProduct(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, const Walk& walk, const Masks& masks,
-                 double alpha, double beta, Stored* column_sums)
+                 double alpha, double beta, Stored* column_sums, bool goes_on)
       : walk_(walk), masks_(masks), values_(values.mutable_data_ptr<Result>()), a_(a.const_data_ptr<Stored>()),
         lda_(a.stride(0)), batch_(a.size(0)), padded_batch_(round_up(batch_, Product<Operand>::k_multiple)),
         ld_left_(padded_batch_ + 64 / sizeof(Operand)),  // one cache line more: no power of two
-        alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(beta)), column_sums_(column_sums) {
+        alpha_(static_cast<Sum>(alpha)), beta_(static_cast<Sum>(goes_on ? 1. : beta)), column_sums_(column_sums),
+        goes_on_(goes_on) {
     if (kFew && batch_ <= kFewRows) {
       few_ = 1;
       while (few_ < batch_) few_ *= 2;
@@ -72,7 +74,7 @@ class SampledProduct {
       panels_used_ = true;
       return;
     }
-    adds_up_ = beta_ == Sum(0) || (beta_ == Sum(1) && padded_batch_ <= kBatchChunk);
+    adds_up_ = beta_ == Sum(0) || (beta_ == Sum(1) && (goes_on || padded_batch_ <= kBatchChunk));
     if (std::is_same_v<Operand, Sum> && adds_up_) std::swap(scale_, alpha_);
     constexpr bool can_stay = std::is_same_v<Stored, Operand> && Product<Operand>::k_multiple == 1;
     const bool crowded = b.stride(0) * sizeof(Stored) % kCrowdedBytes == 0 && walk.in_side >= kCrowdedSide;
@@ -99,7 +101,7 @@ class SampledProduct {
           for (int64_t task = next(); task >= 0; task = next())
             for (int64_t i = firsts[task]; i < std::min(walk_.rows, firsts[task] + together); ++i) {
               if (column_sums_ != nullptr)  // of what is read next
-                sum_columns<Sum>(a_ + i * walk_.out_side, lda_, batch_, walk_.out_extent(i),
+                sum_columns<Sum>(a_ + i * walk_.out_side, lda_, batch_, walk_.out_extent(i), goes_on_,
                                  column_sums_ + i * walk_.out_side);
               few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
             }
@@ -293,7 +295,8 @@ class SampledProduct {
   const Stored* a_;
   int64_t lda_, batch_, padded_batch_, ld_left_;
   Sum alpha_, beta_;
-  Stored* column_sums_;   // or null
+  Stored* column_sums_;  // or null
+  bool goes_on_;
   Sum scale_ = Sum(1);    // of the left side, in place of alpha
   bool adds_up_ = false;  // sums may be made where they go
   int64_t few_ = 0;       // the batch, padded with zeros to a power of two, where it is small
@@ -305,6 +308,13 @@ class SampledProduct {
   const Operand* b_ = nullptr;
   int64_t ldb_ = 0;
 };
+
+// Rows of the batch whose copies, and what they are copied from, stay in the caches: the sums of the next ones are added.
+int64_t rows_at_once(const at::Tensor& a, const at::Tensor& b) {
+  const int64_t batch = a.size(0), bytes = batch * std::max(a.size(1), b.size(1)) * a.element_size();
+  const int64_t parts = std::max<int64_t>(1, (bytes + kAtOnceBytes / 2) / kAtOnceBytes);
+  return std::max(kBatchChunk, round_up((batch + parts - 1) / parts, kBatchChunk));
+}
 
 }  // namespace
 
@@ -319,7 +329,7 @@ at::Tensor column_sums(const at::Tensor& a) {
     const int64_t lda = a.stride(0), rows = a.size(0), grain = (1 << 15) / std::max<int64_t>(1, rows * kStretch) + 1;
     at::parallel_for(0, (a.size(1) + kStretch - 1) / kStretch, grain, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kStretch, width = std::min(a.size(1), end * kStretch) - first;
-      sum_columns<typename Product<decltype(operand)>::Sum>(from + first, lda, rows, width, to + first);
+      sum_columns<typename Product<decltype(operand)>::Sum>(from + first, lda, rows, width, /*add=*/false, to + first);
     });
   });
   return sums;
@@ -340,13 +350,23 @@ void sddmm(at::Tensor& values, const at::Tensor& a, const at::Tensor& b, at::Ten
   dispatch_operand(a.scalar_type(), "a", [&](auto stored, auto operand) {
     using Stored = decltype(stored);
     using Operand = decltype(operand);
+    using Sum = typename Product<Operand>::Sum;
     Stored* sums = column_sums.defined() ? column_sums.mutable_data_ptr<Stored>() : nullptr;
-    if (into_sums) {
-      using Sum = typename Product<Operand>::Sum;
-      SampledProduct<Stored, Operand, Sum>(values, a, b, walk, pattern.masks, alpha, beta, sums).run();
-    } else {
-      SampledProduct<Stored, Operand, Stored>(values, a, b, walk, pattern.masks, alpha, beta, sums).run();
-    }
+    const auto run = [&](auto result) {
+      using Result = decltype(result);
+      const auto multiply = [&](const at::Tensor& left, const at::Tensor& right, bool goes_on) {
+        SampledProduct<Stored, Operand, Result>(values, left, right, walk, pattern.masks, alpha, beta, sums, goes_on)
+            .run();
+      };
+      const bool holds_sums = std::is_same_v<Stored, Sum> && std::is_same_v<Result, Sum> && beta == 0.;
+      const int64_t batch = a.size(0), some = holds_sums ? rows_at_once(a, b) : batch;
+      if (batch <= some) return multiply(a, b, /*goes_on=*/false);
+      for (int64_t first = 0; first < batch; first += some) {
+        const int64_t rows = std::min(some, batch - first);
+        multiply(a.narrow(0, first, rows), b.narrow(0, first, rows), first > 0);
+      }
+    };
+    into_sums ? run(Sum()) : run(Stored());
   });
 }
 

@@ -22,13 +22,19 @@ def spmm_copy(x: Tensor, in_side: int, out_side: int) -> int:
     return 0 if in_place or _gathered(rules, in_side, out_side) else x.nbytes
 
 
-def sddmm_copy(b: Tensor, in_side: int, out_side: int) -> int:
-    """Bytes that SDDMM packs its right side ``b`` into."""
+def sddmm_copy(b: Tensor, in_side: int, out_side: int, *, adds: bool) -> int:
+    """Bytes that SDDMM packs its right side ``b`` into; at most, where its sums are not added to what is there."""
     rules = _rules()
     if rules is None:
         return b.nbytes
     crowded = b.stride(0) * b.element_size() % rules.CROWDED_BYTES == 0 and in_side >= rules.CROWDED_SIDE
-    return b.nbytes if not _gathered(rules, in_side, out_side) and (crowded or b.element_size() < 4) else 0
+    if _gathered(rules, in_side, out_side) or not (crowded or b.element_size() < 4):
+        return 0
+    if adds or b.element_size() < 4:
+        return b.nbytes
+    parts = max(1, (b.nbytes + rules.AT_ONCE_BYTES // 2) // rules.AT_ONCE_BYTES)
+    rows = -(-len(b) // (parts * rules.BATCH_CHUNK)) * rules.BATCH_CHUNK
+    return b.nbytes if rows >= len(b) else b[:rows].nbytes
 
 
 def _rules() -> Any:

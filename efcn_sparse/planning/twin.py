@@ -76,7 +76,7 @@ class _PlannedProduct(torch.autograd.Function):
             dx = torch.empty((batch, layer.shape[1]), dtype=dy.dtype, device="meta")
             del copied
         if ctx.needs_input_grad[1]:
-            copied = x.new_empty(sddmm_copy(x, width, height), dtype=torch.uint8)
+            copied = x.new_empty(sddmm_copy(x, width, height, adds=linear.fusion is not None), dtype=torch.uint8)
             if linear.fusion is not None and ctx.own:
                 update = x.new_empty(linear.fusion.update, dtype=torch.uint8)
                 del update

@@ -21,16 +21,30 @@ COPIES = {  # in_side, out_side, dtype, features: what SpMM and SDDMM copy, as a
 }
 
 
-@pytest.mark.skipif(not extension.extension_status().available, reason="the constants are those of the extension")
+needs_extension = pytest.mark.skipif(
+    not extension.extension_status().available, reason="the constants are those of the extension"
+)
+
+
+@needs_extension
 @pytest.mark.parametrize("name", COPIES)
 def test_copies(name: str) -> None:
     in_side, out_side, dtype, features, spmm, sddmm = COPIES[name]
     x = torch.empty(8, features, dtype=dtype, device="meta")
     assert spmm_copy(x, in_side, out_side) == spmm * x.nbytes
-    assert sddmm_copy(x, in_side, out_side) == sddmm * x.nbytes
+    assert sddmm_copy(x, in_side, out_side, adds=False) == sddmm * x.nbytes
+
+
+@needs_extension
+def test_a_long_batch_is_copied_in_parts() -> None:
+    x = torch.empty(5000, 512, device="meta")  # 9.8 MiB: 1,000 rows five times, by 256
+    assert sddmm_copy(x, 64, 64, adds=False) == x[:1024].nbytes
+    assert sddmm_copy(x[:256], 64, 64, adds=False) == x[:256].nbytes
+    for whole in (sddmm_copy(x, 64, 64, adds=True), sddmm_copy(x.bfloat16(), 64, 64, adds=False) * 2):
+        assert whole == x.nbytes
 
 
 def test_the_reference_copies_what_it_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_rules, "extension_status", lambda: ExtensionStatus(False, "left out", ""))
     x = torch.empty(8, 200, device="meta")
-    assert spmm_copy(x, 64, 64) == sddmm_copy(x, 64, 64) == x.nbytes
+    assert spmm_copy(x, 64, 64) == sddmm_copy(x, 64, 64, adds=False) == x.nbytes
