@@ -17,7 +17,7 @@ from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import Lineage
 from efcn_sparse.memory import in_huge_pages
 from efcn_sparse.ops import spmm
-from efcn_sparse.ops.checks import under_transforms
+from efcn_sparse.ops.checks import DTYPES, under_transforms
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -131,7 +131,10 @@ class SparseLinear(nn.Module):
             default = torch.get_default_device()
             device = default if default.type == "meta" else pattern.device
         device = torch.device(device)
-        self.in_features, self.out_features = in_features, out_features
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype!r}")
+        self.out_features, self.in_features = pattern.shape
         self._lineage = Lineage()
         self.backend = "auto"
         self.product: Product | None = None
@@ -256,6 +259,14 @@ class SparseLinear(nn.Module):
     @property
     def _title(self) -> str:
         return f"{type(self).__name__}({self.in_features}, {self.out_features})"
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name in ("weight", "weight_orig"):  # weights tied by assignment; torch.nn.utils.prune
+            raise TypeError(
+                f"{self._title}: {name} cannot be a parameter, since weight is made of values at each reading: "
+                "tie or prune values, or take to_linear()"
+            )
+        super().register_parameter(name, param)
 
     # -- computing ---------------------------------------------------------------------------------------------
 

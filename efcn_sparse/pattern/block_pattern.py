@@ -226,6 +226,8 @@ class BlockPattern:
         shape, block_shape = _checked_shapes(shape, block_shape)
         density = checked_density(density)
         grid = grid_of(shape, block_shape)
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
         device = index_device() if generator is None else generator.device
         flat = draw_blocks(grid[0] * grid[1], density, generator, device)
         if cover and density > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,10 +19,10 @@ _MOST_BLOCKS = 2**31 - 1
 def checked_pair(name: str, pair: Sequence[int], least: int) -> tuple[int, int]:
     """``pair`` as two ints of at least ``least``."""
     try:
-        first, second = (int(side) for side in pair)
-    except (TypeError, ValueError, OverflowError):
+        first, second = (operator.index(side) for side in pair)
+    except (TypeError, ValueError):
         raise ValueError(f"{name} must be two integers, got {pair!r}") from None
-    if (first, second) != tuple(pair) or min(first, second) < least:
+    if any(isinstance(side, bool) for side in pair) or min(first, second) < least:
         raise ValueError(f"{name} must be two integers of at least {least}, got {tuple(pair)}")
     return first, second
 

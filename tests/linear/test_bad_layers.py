@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import efcn_sparse as es
 from efcn_sparse import BlockPattern, extension
@@ -79,6 +80,33 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: es.SparseLinear(8, 6, density="x", block_shape=(4, 4)),
         TypeError,
         "density must be a number in [0, 1], got 'x'",
+    ),
+    "features-are-fractions": (
+        lambda: es.SparseLinear(8.0, 6, density=0.5, block_shape=(4, 4)),
+        ValueError,
+        "shape must be two integers, got (6, 8.0)",
+    ),
+    "dtype-complex": (
+        lambda: es.SparseLinear(8, 6, P, dtype=torch.complex64),
+        TypeError,
+        "dtype must be float64, float32, bfloat16 or float16, got torch.complex64",
+    ),
+    "dtype-is-text": (
+        lambda: es.SparseLinear(8, 6, P, dtype="float32"),
+        TypeError,
+        "dtype must be float64, float32, bfloat16 or float16, got 'float32'",
+    ),
+    "weight-assigned": (
+        lambda: setattr(LAYER, "weight", nn.Parameter(torch.ones(6, 8))),
+        TypeError,
+        "SparseLinear(8, 6): weight cannot be a parameter, since weight is made of values at each reading: tie or "
+        "prune values, or take to_linear()",
+    ),
+    "weight-pruned": (
+        lambda: prune.l1_unstructured(es.SparseLinear(8, 6, P), "weight", 0.5),
+        TypeError,
+        "SparseLinear(8, 6): weight_orig cannot be a parameter, since weight is made of values at each reading: tie or "
+        "prune values, or take to_linear()",
     ),
     "x-is-an-array": (lambda: LAYER(np.zeros((2, 8))), TypeError, "x must be a tensor, got ndarray"),
     "matrix-without-blocks": (

@@ -62,11 +62,6 @@ def test_writing_is_refused(write: str) -> None:
     assert torch.equal(layer.values, before)
 
 
-def test_a_parameter_cannot_take_its_place() -> None:
-    with pytest.raises(KeyError, match="weight"):
-        _layer().weight = nn.Parameter(torch.zeros(29, 43))
-
-
 def test_reading() -> None:
     layer = _layer()
     dense = oracle.dense(layer.values, layer.pattern)
