@@ -24,6 +24,8 @@ from efcn_sparse.training.run.epoch import TaskData, measure
 from efcn_sparse.training.run.plan import stage_name, stages
 from efcn_sparse.training.run.run_directory import held, read_config
 from efcn_sparse.training.run.source import DataBySeed
+from efcn_sparse.training.run.stage import settled
+from efcn_sparse.training.run.trial import recognize
 from efcn_sparse.training.task import Task
 
 FILE = "landscape.json"
@@ -127,7 +129,7 @@ def measure_landscape(
 
     Raises:
         ValueError: ``run_dir`` is no run or holds no embedded net's end, landscape.json was measured with other
-            settings, or the data are missing.
+            settings, ``task`` is another than the run's, or the data are missing.
         BlockingIOError: another process is at work in ``run_dir``.
     """
     config, file = read_config(run_dir), Path(run_dir) / FILE
@@ -146,6 +148,9 @@ def measure_landscape(
             raise ValueError(f"run_dir must hold an embedded net's start and end, got none in {run_dir}")
         there_now = config if data is None else dataclasses.replace(config, data=data)
         data_by_seed = DataBySeed(task_of_run(there_now, task), there_now)
+        if not config.preset:
+            with settled(config.device, config.threads):
+                recognize(Path(run_dir), config, data_by_seed.of_seed(items[0].seed), items[0].seed)
         done = {one.item.key: one for one in found}
         for number, item in enumerate(items, 1):
             if item.key in done and done[item.key].item == item:  # the CNN may have gone on since

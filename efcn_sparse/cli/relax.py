@@ -111,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         run_dir = Path("runs") / (args.preset or "task") if args.run_dir is None else args.run_dir
         refuse_other(run_dir, config)
         idle = not args.repair and not unfinished(config, run_dir, task)
-        if not idle:
+        if idle:
+            run_relax(args.task or args.preset, config, run_dir)  # refuses another task
+        else:
             with _executor(args) as executor, _tensorboard(args, run_dir) as callbacks:
                 run_relax(
                     args.task or args.preset, config, run_dir, executor=executor, callbacks=callbacks,

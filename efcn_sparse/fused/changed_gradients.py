@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class ChangedGradients:
 
     def _note(self) -> None:
         self._will_note = False
+        outer: Any = torch._C._current_autograd_node()
+        if outer is not None:  # this pass ran within another one, as of checkpoint(use_reentrant=True), which goes on
+            outer.register_hook(lambda *_: self.note_after_backward())
+            return
         self._noted = [(p, p.grad, p.grad._version) for p in self._parameters() if p.grad is not None]
 
     def warn(self) -> None:

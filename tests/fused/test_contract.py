@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.utils.checkpoint import checkpoint
 
 import efcn_sparse as es
 from efcn_sparse.fused import layer_update, updating
@@ -358,6 +359,28 @@ def test_clipping_that_does_not_reach_the_values_is_told_once(kind: str) -> None
         step(2, clip=True)
     (only,) = told
     assert re.match(r"FusedOptimizer: gradients were changed .* clip with FusedOptimizer\(max_norm=", str(only.message))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_clipping_is_told_of_checkpointed_layers_and_gradients_that_add_up_are_not(reentrant: bool) -> None:
+    first, layer = nn.Linear(8, 8), es.SparseLinear(8, 8, es.BlockPattern.dense((8, 8), (4, 4)))
+    net = nn.ModuleList([first, layer])
+    optimizer = es.FusedOptimizer(net, lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
+
+    def backward() -> None:  # a re-entrant checkpoint runs a pass of its own, before that of `first` has ended
+        checkpoint(layer, first(torch.randn(4, 8)), use_reentrant=reentrant).square().mean().backward()
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.filterwarnings("ignore", "FusedOptimizer: .* of gradients of values were held")
+        for clip in (False, True):
+            backward()
+            with optimizer.updating():
+                backward()
+            if clip:
+                nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert len(told) == clip
 
 
 def test_a_graph_without_breaks_is_refused_in_our_words() -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 import efcn_sparse.training as training
 from efcn_sparse.analysis import write_report
+from efcn_sparse.analysis.landscape import measure_landscape
 from efcn_sparse.cli.main import main
 from efcn_sparse.importing import imported
 from tests.training.runs import assert_same, cut_short, numbers
@@ -258,10 +259,13 @@ def test_fused_updates_and_carried_moments_go_with_an_optimizer_of_ones_own(own,
 )
 def test_another_task_is_refused_and_nothing_is_lost(own, whole, tmp_path, changes, told):
     run_dir = shutil.copytree(whole, tmp_path / "run")
-    more = dataclasses.replace(CONFIG, seeds=(0, 1))
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    other = dataclasses.replace(own, **changes)
+    for config in (dataclasses.replace(CONFIG, seeds=(0, 1)), CONFIG):  # goes on, or is finished
+        with pytest.raises(ValueError, match=told):
+            training.run_relax(other, config, run_dir, quiet=True)
     with pytest.raises(ValueError, match=told):
-        training.run_relax(dataclasses.replace(own, **changes), more, run_dir, quiet=True)
+        measure_landscape(run_dir, task=other)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
@@ -279,6 +283,9 @@ def test_the_command_takes_a_file(tmp_path, whole, capsys):
     ]  # fmt: skip
     assert main(command) == 0, capsys.readouterr().err
     assert numbers(tmp_path / "run") == numbers(whole)
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "nothing to do: " in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").is_file()
     assert main(["relax"]) == main(["relax", "nowhere.py:task"]) == main(["relax", f"{EXAMPLE[:-5]}:build"]) == 2
     told = capsys.readouterr().err.splitlines()

@@ -92,16 +92,19 @@ def run_relax(
     path = Path("runs") / (config.preset or "task") if run_dir is None else Path(run_dir)
     refuse_other(path, config)
     loaded = source.load(config)
+    plan, data_by_seed = stages(config), DataBySeed(loaded, config)
+    described = ""
+    if not loaded.preset:  # finished or not: another task's accuracies are not this one's
+        check_device(config.device)
+        with settled(config.device, config.threads):
+            described = recognize(path, config, data_by_seed.of_seed(plan[0].seed), plan[0].seed)
     if not repair and not unfinished(config, path, loaded):
         return path
     check_device(config.device)
-    plan, data_by_seed = stages(config), DataBySeed(loaded, config)
     task_data = data_by_seed.of_seed(plan[0].seed)  # missing data are told before the folder is made
     columns: tuple[str, ...] = METRICS
-    described = ""
     if not loaded.preset:
         with settled(config.device, config.threads):
-            described = recognize(path, config, task_data, plan[0].seed)
             own = try_out(config, task_data)
         columns += tuple(f"{part}_{name}" for part in ("train", "test") for name in own)
     check_fits(config, task=loaded, at_once=executor.count if isinstance(executor, Processes) else 1)
