@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli import doctor_sparsify
@@ -43,7 +44,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--support",
-        default="local",
         help="local, full, dilated<radius>, grown<budget> or lowrank<rank> (default: local)",
     )
     parser.add_argument(
@@ -106,7 +106,8 @@ def _run(args: argparse.Namespace) -> int:
     from efcn_sparse.planning.budget import Step, StepPlanner
     from efcn_sparse.planning.fused_cost import checked_optimizer
 
-    support, others = parse_support(args.support), [parse_support(name) for name in args.supports]
+    support = parse_support("local" if args.support is None else args.support, name="--support")
+    others = [parse_support(name, name="--supports") for name in args.supports]
     checked_optimizer(args.optimizer or "sgd")
     batch, picture = _batch(args), _picture(args.picture)
     budget = None if args.budget is None else parse_size("--budget", args.budget)
@@ -120,9 +121,9 @@ def _run(args: argparse.Namespace) -> int:
             example_inputs=example.to(dtype).args, example_kwargs=example.to(dtype).kwargs,
         )  # fmt: skip
         planned = planner.plan(support)
-    except ValueError:
-        raise
     except Exception as error:  # whatever a model raises that gets other inputs than it takes
+        if isinstance(error, ValueError) and not _is_of_a_call(error):
+            raise
         raise ValueError(
             f"{args.model} must run on {_told(example)}, got {type(error).__name__}: {error}; for other inputs let it "
             "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or (model, tuple, "
@@ -172,6 +173,13 @@ def _made(args: argparse.Namespace) -> tuple[nn.Module, Example]:
             f"MODEL must return keyword arguments as a dict, got {type(named[0]).__name__} from {args.model!r}"
         )
     return model, Example(inputs if isinstance(inputs, tuple) else (inputs,), *named)
+
+
+def _is_of_a_call(error: Exception) -> bool:
+    """Whether the model raised it while it ran on the example."""
+    from efcn_sparse.embedding.example_run import Example
+
+    return any(frame.f_code is Example.call.__code__ for frame, _ in walk_tb(error.__traceback__))
 
 
 def _told(example: Example) -> str:

@@ -22,11 +22,13 @@ def run(args: argparse.Namespace) -> int:
     from efcn_sparse.measure.advise import advise
     from efcn_sparse.measure.machine import describe
 
-    others = ("input", "optimizer", "budget", "supports", "skip", "fused", "measure")
+    others = (
+        "input", "optimizer", "budget", "support", "supports", "skip", "leave_uncalled", "fused", "measure",
+    )  # fmt: skip
     for name in [name for name in others if getattr(args, name)]:
-        raise ValueError(f"--{name} must be left out with --sparsify, which embeds nothing")
-    if args.batch is None or not (args.batch.isascii() and args.batch.isdigit()):
-        raise ValueError(f"--batch must be an integer, the rows of each layer's input, got {args.batch}")
+        raise ValueError(f"--{name.replace('_', '-')} must be left out with --sparsify, which embeds nothing")
+    if args.batch is None or not (args.batch.isascii() and args.batch.isdigit() and int(args.batch) >= 1):
+        raise ValueError(f"--batch must be an integer of at least 1, the rows of each layer's input, got {args.batch}")
     picture = None if args.picture is None else Path(args.picture)
     if picture is not None and (picture.suffix.lower() not in (".png", ".svg") or not picture.parent.is_dir()):
         raise ValueError(f"--plot must be a file ending in .png or .svg in a folder that exists, got {args.picture!r}")

@@ -29,7 +29,7 @@ class EmbeddedConv(nn.Module):
 
     Inputs and outputs are those of the convolution, ``[N, C, *size]`` or ``[C, *size]``. Outputs are channels last in
     memory unless ``contiguous_output`` is set, and inputs that are channels last are not copied. The bias is one number
-    per output unit.
+    per output unit. Of a transposed convolution, ``output_size`` may be given as torch takes it, but only as it was.
 
     Args:
         geometry: the convolution's sizes at the one input size that the layer takes.
@@ -54,7 +54,8 @@ class EmbeddedConv(nn.Module):
     Law: ``EmbeddedConv.from_conv(conv, size)(x) == conv(x)``, and ``.to_conv()`` gives ``conv`` back bit by bit.
 
     Raises:
-        ValueError: an input has another size than the embedded one; or ``block_shape`` is no pair of positive integers.
+        ValueError: an input or ``output_size`` is another size than the embedded one; or ``block_shape`` is no pair of
+            positive integers.
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3, padding=1)
@@ -214,7 +215,7 @@ class EmbeddedConv(nn.Module):
             adopt_patterns(self, inner)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         geometry = self.geometry
         expected = (geometry.in_channels, *geometry.image_size)
         traced = isinstance(input, torch.fx.Proxy)  # of no known size: taken for a batch
@@ -224,6 +225,10 @@ class EmbeddedConv(nn.Module):
         if not traced and tuple(input.shape[1:] if batched else input.shape) != expected:
             sizes = ", ".join(map(str, expected))
             raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
+        if output_size is not None and not traced:
+            sides, only = list(output_size), list(geometry.output_size)
+            if (sides[-len(only) :] if len(sides) == input.dim() else sides) != only:
+                raise ValueError(f"output_size must be {only}, for which the layer was embedded, got {sides}")
         x = input if batched else input.unsqueeze(0)
         if geometry.border:
             x = nn.functional.pad(

@@ -142,7 +142,8 @@ class Run:
         output: what it returned.
         computed: the convolutions, in order.
         unfolded: names of the modules that laid windows of their input side by side, as for a convolution by a product.
-        shapes: by the name of a watched module, the shapes of what it got.
+        shapes: by the name of a watched convolution, the shape of what it got at each call and, if it is a transposed
+            one, of what it returned; else ``()``.
         traced: by the name of a traced module, the convolution that each of its calls was; None where it was more.
     """
 
@@ -151,7 +152,7 @@ class Run:
     output: Any = None
     computed: list[Call] = field(default_factory=list)
     unfolded: set[str] = field(default_factory=set)
-    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = field(default_factory=dict)
     traced: dict[str, list[Traced | None]] = field(default_factory=dict)
 
 
@@ -170,14 +171,14 @@ def run(
     model is as before. Where a traced module computes its weight, the copy runs on other numbers, too.
 
     Args:
-        watched, traced: names of modules whose shapes are noted, and whose calls are looked into.
+        watched, traced: names of convolutions whose shapes are noted, and whose calls are looked into.
         shares_parameters: the copy has those of ``model``, and only buffers of its own.
     """
     shared = {id(parameter): parameter for parameter in model.parameters()} if shares_parameters else {}
     copied = copy_of(model, shared)
     done, watch = Run(example, training), _Watch(copied)
     for name in watched:
-        copied.get_submodule(name).register_forward_pre_hook(_noting_shapes(done, name), with_kwargs=True)
+        copied.get_submodule(name).register_forward_hook(_noting_shapes(done, name), with_kwargs=True)
     for name in traced:
         copied.get_submodule(name).register_forward_pre_hook(watch.start)
         copied.get_submodule(name).register_forward_hook(_tracing(done, name, watch), with_kwargs=True)
@@ -197,8 +198,10 @@ def run(
 
 
 def _noting_shapes(done: Run, name: str) -> Callable[..., None]:
-    def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        done.shapes.setdefault(name, []).append(tuple((arguments[0] if arguments else named["input"]).shape))
+    def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        transposed = getattr(module, "transposed", False) and isinstance(output, Tensor)  # it may be called for a size
+        got = (arguments[0] if arguments else named["input"]).shape
+        done.shapes.setdefault(name, []).append((tuple(got), tuple(output.shape) if transposed else ()))
 
     return note
 

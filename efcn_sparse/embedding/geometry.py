@@ -77,8 +77,13 @@ class ConvGeometry:
             )
 
     @classmethod
-    def of(cls, conv: nn.Module, input_size: tuple[int, ...]) -> ConvGeometry:
+    def of(
+        cls, conv: nn.Module, input_size: tuple[int, ...], output_size: tuple[int, ...] | None = None
+    ) -> ConvGeometry:
         """The geometry of a convolution of torch, transposed or not, at ``input_size``.
+
+        Args:
+            output_size: that a transposed one is called with, in the place of its own ``output_padding``.
 
         Example:
             >>> ConvGeometry.of(nn.Conv1d(1, 1, 4, padding="same"), (9,)).padding
@@ -94,9 +99,17 @@ class ConvGeometry:
         else:
             padding = tuple((int(side), int(side)) for side in conv.padding)
         if conv.transposed:
+            more = tuple(conv.output_padding)
+            if output_size is not None:
+                more = tuple(
+                    side - (size - 1) * stride + sum(sides) - spread * (taps - 1) - 1
+                    for side, size, stride, sides, spread, taps in zip(
+                        output_size, input_size, conv.stride, padding, dilation, kernel, strict=True
+                    )
+                )
             return cls(
                 conv.in_channels, conv.out_channels, conv.groups, tuple(input_size), kernel, tuple(conv.stride),
-                padding, dilation, transposed=True, output_padding=tuple(conv.output_padding),
+                padding, dilation, transposed=True, output_padding=more,
             )  # fmt: skip
         size, mode = tuple(input_size), "zeros"
         border: tuple[tuple[int, int], ...] = ()

@@ -321,8 +321,8 @@ _KINDS: tuple[type[Support], ...] = (Local, Dilated, Grown, LowRank, Full)
 _START = r"(?:-dilated(\d+))?"
 
 
-def parse_support(text: str) -> Support:
-    """The support that prints as ``text``.
+def parse_support(text: str, *, name: str = "support") -> Support:
+    """The support that prints as ``text``; ``name`` is what the caller calls it.
 
     Raises:
         ValueError: no support does.
@@ -336,11 +336,15 @@ def parse_support(text: str) -> Support:
         LowRank(rank=8, start=Local())
     """
     for kind in _KINDS:
-        found = kind.parse(text)
+        try:
+            found = kind.parse(text)
+        except ValueError as error:  # of its number
+            number, least = str(error).split(", got ")[0].split(" must be ")
+            raise ValueError(f"{name} must have a {number} that is {least}, got {text!r}") from None
         if found is not None:
             return found
     forms = sorted((kind.form for kind in _KINDS), key=lambda form: "<" in form)
-    raise ValueError(f"support must be {', '.join(forms[:-1])}, or {forms[-1]}, got {text!r}")
+    raise ValueError(f"{name} must be {', '.join(forms[:-1])}, or {forms[-1]}, got {text!r}")
 
 
 def _check_start(start: Support) -> None:

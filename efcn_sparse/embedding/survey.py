@@ -150,26 +150,30 @@ def _runs(model: nn.Module, example: Example, convolutions: Mapping[str, nn.Modu
     return runs
 
 
-def _sizes(done: Run, convolutions: Mapping[str, nn.Module]) -> dict[str, list[tuple[int, ...]]]:
-    """The distinct spatial sizes of what each convolution got."""
-    return {
-        name: list(dict.fromkeys(shape[-len(conv.kernel_size) :] for shape in done.shapes[name]))  # type: ignore[arg-type]
-        for name, conv in convolutions.items()
-        if name in done.shapes
-    }
+def _sizes(
+    done: Run, convolutions: Mapping[str, nn.Module]
+) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """The distinct spatial sizes of what each convolution got and, if it is a transposed one, returned."""
+    found = {}
+    for name in convolutions.keys() & done.shapes.keys():
+        dims = len(convolutions[name].kernel_size)  # type: ignore[arg-type]
+        found[name] = list(dict.fromkeys((got[-dims:], returned[-dims:]) for got, returned in done.shapes[name]))
+    return found
 
 
 def _site(name: str, conv: nn.Module, plain: nn.Module, rule: Rule, runs: list[Run]) -> Site | None:
     """At the one size at which the runs call it; None where they do not."""
-    sizes = list(dict.fromkeys(size for done in runs for size in _sizes(done, {name: conv}).get(name, [])))
-    if len(sizes) > 1:
-        both = " and ".join(str(list(size)) for size in sizes)
-        raise refuse(name, conv, f"the example run calls it at the input sizes {both}")
-    if not sizes:
+    calls = [call for done in runs for call in _sizes(done, {name: conv}).get(name, [])]
+    if not calls:
         return None
+    for side, sizes in zip(("input", "output"), map(dict.fromkeys, zip(*calls, strict=True)), strict=True):
+        if len(sizes) > 1:
+            both = " and ".join(str(list(size)) for size in sizes)
+            raise refuse(name, conv, f"the example run calls it at the {side} sizes {both}")
+    input_size, output_size = calls[0]
     if not has_own_forward(conv):
         try:
-            return Site(name, conv, plain, rule, ConvGeometry.of(conv, sizes[0]))
+            return Site(name, conv, plain, rule, ConvGeometry.of(conv, input_size, output_size or None))
         except ValueError as error:
             raise refuse(name, conv, str(error)) from None
     first, *others = (call for done in runs for call in done.traced.get(name, []))

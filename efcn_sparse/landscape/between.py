@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.refusals import has_own_forward
 from efcn_sparse.landscape.products import squares_and_product
 from efcn_sparse.linear import SparseLinear
@@ -111,8 +112,10 @@ class _Combined(nn.Module):
         self.factors = (p * scale, q * scale)
         self.offset = (bias_scale - scale) * bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        terms = [layer(x) * factor for layer, factor in zip(self._ends, self.factors, strict=True) if factor]
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        terms = [
+            layer(*args, **kwargs) * factor for layer, factor in zip(self._ends, self.factors, strict=True) if factor
+        ]
         y = sum(terms[1:], start=terms[0])
         return y if self.offset is None else y + self.offset
 
@@ -158,18 +161,20 @@ def _at_zero(layer: nn.Module, like: nn.Module) -> Tensor:
     """What ``layer`` gives for an input of zeros: its bias, at each position. Without the batch's dimension."""
     geometry = getattr(layer, "geometry", None) or getattr(like, "geometry", None)
     shape = (geometry.in_channels, *geometry.image_size) if geometry else (int(layer.in_features),)  # type: ignore[arg-type]
+    size = [geometry.output_size] if geometry and geometry.transposed else []
     some = next(layer.parameters())
-    return layer(torch.zeros((1, *shape), dtype=some.dtype, device=some.device))[0]
+    return layer(torch.zeros((1, *shape), dtype=some.dtype, device=some.device), *size)[0]
 
 
 def _check_layers(name: str, a: nn.Module, b: nn.Module) -> None:
     """Refuse two layers that are no linear maps of one shape."""
-    geometries = [layer.geometry if isinstance(layer, EmbeddedConv) else None for layer in (a, b)]
-    known = next((geometry for geometry in geometries if geometry is not None), None)
+    known = next((layer for layer in (a, b) if isinstance(layer, EmbeddedConv)), None)
     if known is not None:
         fits = all(
-            geometry == known or (geometry is None and isinstance(layer, _ConvNd) and _same(layer, known))
-            for geometry, layer in zip(geometries, (a, b), strict=True)
+            layer.geometry == known.geometry
+            if isinstance(layer, EmbeddedConv)
+            else isinstance(layer, _ConvNd) and _same(layer, known)
+            for layer in (a, b)
         )
     else:
         fits = all(isinstance(layer, (SparseLinear, nn.Linear)) for layer in (a, b)) and (
@@ -179,8 +184,11 @@ def _check_layers(name: str, a: nn.Module, b: nn.Module) -> None:
         raise ValueError(f"a and b must match, got\n  {a}\n  {b}\nin {name!r}")
 
 
-def _same(conv: nn.Module, geometry: Any) -> bool:
-    return not has_own_forward(conv) and type(geometry).of(conv, geometry.image_size) == geometry
+def _same(conv: nn.Module, layer: EmbeddedConv) -> bool:
+    geometry, original = layer.geometry, layer.original
+    if geometry.transposed and original is not None:  # its output_padding is not used where it is called for a size
+        geometry = ConvGeometry.of(original, geometry.image_size)
+    return not has_own_forward(conv) and ConvGeometry.of(conv, geometry.image_size) == geometry
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -118,8 +118,8 @@ def _warn(
             told.append(f"{name!r} stores no block, so its output is constant")
         elif pattern.density >= 2 * asked:
             told.append(
-                f"{name!r} stores {pattern.density:.2g} of its blocks of {list(pattern.block_shape)} where {asked} was "
-                "asked for, so that each block row and column has one; smaller blocks come nearer"
+                f"{name!r} stores a share of {pattern.density:.2g} of its blocks of {list(pattern.block_shape)} where "
+                f"{asked} was asked for, so that each block row and column has one; smaller blocks come nearer"
             )
     names = [name for name, module in model.named_modules() if linear_base(module) is not None]
     ends = {"first": names[0], "last": names[-1]} if len(names) > 1 else {}

@@ -27,7 +27,7 @@ class Arm:
         >>> Arm.parse("efcn-dilated0")
         Traceback (most recent call last):
         ValueError: each of arms must be one of cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>,
-        efcn-lowrank<rank>, efcn-full, got 'efcn-dilated0'
+        efcn-lowrank<rank>, efcn-full, with numbers of at least 1, got 'efcn-dilated0'
     """
 
     name: str
@@ -46,7 +46,7 @@ class Arm:
         except (ValueError, TypeError, AttributeError):
             arm = None
         if arm is None or arm.name != name:
-            raise ValueError(f"each of arms must be one of {FORMS}, got {name!r}")
+            raise ValueError(f"each of arms must be one of {FORMS}, with numbers of at least 1, got {name!r}")
         return arm
 
     @classmethod

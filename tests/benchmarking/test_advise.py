@@ -102,7 +102,10 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     assert set(told["layers"][0]["pays_below"]) == {"forward", "training"}
     assert "cpu" in told["machine"]
     assert (tmp_path / "speed.svg").read_text().startswith("<?xml")
-    assert main(["doctor", "--sparsify", "mymlp:net"]) == 2
-    assert "--batch must be an integer, the rows of each layer's input, got None" in capsys.readouterr().err
-    assert main(["doctor", "--sparsify", "mymlp:net", "--batch", "4", "--measure"]) == 2
-    assert "--measure must be left out with --sparsify" in capsys.readouterr().err
+    for batch, got in (([], "None"), (["--batch", "0"], "0")):
+        assert main(["doctor", "--sparsify", "mymlp:net", *batch]) == 2
+        words = f"--batch must be an integer of at least 1, the rows of each layer's input, got {got}"
+        assert words in capsys.readouterr().err
+    for option in (["--measure"], ["--leave-uncalled"], ["--support", "foo"]):
+        assert main(["doctor", "--sparsify", "mymlp:net", "--batch", "4", *option]) == 2
+        assert f"{option[0]} must be left out with --sparsify" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What holds on the example holds in training and at any batch size, for models that take any arguments."""
 
 import random
+import re
 import sys
 from typing import Any
 
@@ -138,6 +139,54 @@ def test_other_convolutions(name: str, support: es.embedding.Support) -> None:
     assert torch.equal(back.weight, conv.weight)
     assert torch.equal(back(x), conv(x))
     assert es.deviation(twin).delta == 0
+
+
+class UpTo(nn.Module):
+    """A transposed convolution that is called for the size of the input, as in a U-Net."""
+
+    def __init__(self, dims: int, kept: int, by_name: bool, output_padding: int = 0) -> None:
+        super().__init__()
+        down, up = ((nn.Conv1d, nn.ConvTranspose1d), (nn.Conv2d, nn.ConvTranspose2d))[dims - 1]
+        self.down, self.up = down(2, 4, 3, 2, 1), up(4, 2, 3, 2, 1, output_padding)
+        self.kept, self.by_name = kept, by_name
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, size = self.down(x), x.shape[-self.kept :]
+        return self.up(y, output_size=size) if self.by_name else self.up(y, list(size))
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("output_padding", [0, 1])
+@pytest.mark.parametrize(("size", "whole"), [((8,), False), ((7,), True), ((8, 7), False), ((8, 7), True)])
+def test_transposed_for_an_output_size(size: tuple[int, ...], whole: bool, output_padding: int, by_name: bool) -> None:
+    """The size that torch is given counts, and not ``output_padding``, which comes back as it was."""
+    dims = len(size)
+    model = UpTo(dims, dims + 2 if whole else dims, by_name, output_padding).double()
+    x = torch.randn(3, 2, *size, dtype=torch.float64)
+    for support in (es.Local(), es.Dilated(1), es.Full()):
+        twin = es.embed(model, x, support=support)
+        assert twin.up.geometry.output_size == size
+        assert twin.up.geometry.output_padding == tuple(1 - side % 2 for side in size)
+        torch.testing.assert_close(twin(x), model(x))
+        assert plan(model, x, support=support).layers[1].stored_blocks == twin.up.linear.pattern.nnz_blocks
+    back = es.unembed(twin)
+    assert back.up.output_padding == model.up.output_padding == (output_padding,) * dims
+    assert torch.equal(back(x), model(x))
+    path = es.landscape.path(model, twin, lambda net: (net(x) - model(x)).norm().item(), points=3, kind="curvilinear")
+    assert max(path.losses) < 1e-12
+
+
+def test_another_output_size_is_refused() -> None:
+    up, x = UpTo(2, 2, True).up, torch.randn(3, 4, 4, 4)
+    twin = es.embed(up, x, example_kwargs={"output_size": (8, 7)})
+    for good in ([8, 7], (8, 7), torch.Size([8, 7]), [3, 2, 8, 7]):
+        torch.testing.assert_close(twin(x, good), up(x, good))
+    for good in ([8, 7], (2, 8, 7)):
+        torch.testing.assert_close(twin(x[0], output_size=good), up(x[0], output_size=good))
+    for bad in ([7, 7], (2, 8, 7), [8], [3, 2, 7, 8]):
+        words = f"output_size must be [8, 7], for which the layer was embedded, got {list(bad)}"
+        with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+            twin(x, bad)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")

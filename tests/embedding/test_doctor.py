@@ -184,6 +184,10 @@ def broken() -> torch.nn.Module:
     raise RuntimeError("no weights here")
 
 
+def normalized() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.BatchNorm2d(2))
+
+
 OWN_REFUSED = {
     "alone": (
         ["--input", "3,8,8", "--leave-uncalled"],
@@ -220,7 +224,7 @@ REFUSED = {
         ["vanilla", "--picture", "no/such/density.png"],
         "--picture must be in a folder that exists, got 'no/such/density.png'",
     ),
-    "supports": (["vanilla", "--supports", "local", "big"], "--support must be local, full, dilated<radius> such as "),
+    "supports": (["vanilla", "--supports", "local", "big"], "--supports must be local, full, dilated<radius> such as "),
     "no supports": (["vanilla", "--supports"], "argument --supports: expected at least one argument"),
     "optimizer": (
         ["vanilla", "--batch", "8", "--optimizer", "lion"],
@@ -247,6 +251,15 @@ REFUSED = {
         "--support must be local, full, dilated<radius> such as dilated2, grown<budget> such as grown1.5, or "
         "lowrank<rank>, got 'big'",
     ),
+    "small number of a support": (
+        ["vanilla", "--support", "grown0.5"],
+        "--support must have a budget that is a number of at least 1, got 'grown0.5'"),
+    "small number of another support": (
+        ["vanilla", "--supports", "full", "lowrank0"],
+        "--supports must have a rank that is an integer of at least 1, got 'lowrank0'"),
+    "value error of a model": (
+        ["tests.embedding.test_doctor:normalized", "--input", "1,10"],
+        "tests.embedding.test_doctor:normalized must run on an input of [1, 1, 10], got ValueError: expected 4D input"),
     "dtype": (["vanilla", "--dtype", "int8"], "--dtype must be a floating-point dtype of torch, got 'int8'"),
     "skip": (["vanilla", "--skip", "9"], "--skip must name convolutions of the model, ['0', '3', '6'], got ['9']"),
     "import": (

@@ -233,6 +233,17 @@ def _shared_weight() -> nn.Module:
 
 
 _PARAMETRISED = "its weight is computed by a parametrization (weight_norm, spectral_norm, pruning), not stored"
+
+
+class TwoOutputSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2, 2, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x)[..., :11] + self.up(x, output_size=[11, 12])[..., :11]
+
+
 _OWN_FORWARD = "its class has a forward of its own, which is not just zero padding and a convolution by fixed numbers"
 _INPUT = (1, 2, 6, 6)
 
@@ -289,6 +300,8 @@ ROWS = {
                    "its weight must be of a floating-point dtype"),
     "hooks": Row(_hooked, "0", "Conv2d", "its hooks would be lost"),
     "two sizes": Row(TwoSizes, "0.conv", "Conv2d", "the example run calls it at the input sizes [6, 6] and [6, 3]"),
+    "two output sizes": Row(TwoOutputSizes, "0.up", "ConvTranspose2d",
+                            "the example run calls it at the output sizes [11, 11] and [11, 12]"),
     "never called": Row(NeverCalled, "0.idle", "Conv2d", "the example run does not call it"),
     "shared weight": Row(_shared_weight, "0.0", "Conv2d", "its weight is shared with '0.1.weight'"),
     "meta": Row(lambda: nn.Conv2d(2, 2, 3, device="meta"), "0", "Conv2d",

@@ -66,8 +66,9 @@ def test_a_head_smaller_than_its_blocks_keeps_weights() -> None:
         "of its blocks of [64, 64] where 0.1 was asked for, so that each block row and column has one; smaller blocks"
     )
     assert str(caught[0].message) == (
-        f"sparsify: '0' stores 0.25 {more} come nearer; '2' stores 1 {more} come nearer; the rule '*' took the first "
-        "layer '0' and the last layer '2', which often stay dense: {'0': None, '2': None, '*': …}"
+        f"sparsify: '0' stores a share of 0.25 {more} come nearer; '2' stores a share of 1 {more} come nearer; "
+        "the rule '*' took the first layer '0' and the last layer '2', which often stay dense: "
+        "{'0': None, '2': None, '*': …}"
     )
     assert len(caught) == 1
     assert all(_alive(net[i].pattern) for i in (0, 2))
