@@ -61,7 +61,8 @@ PyMODINIT_FUNC PyInit__C() {
                                                               {"CROWDED_BYTES", efcn_sparse::cpu::kCrowdedBytes},
                                                               {"CROWDED_SIDE", efcn_sparse::cpu::kCrowdedSide},
                                                               {"BATCH_CHUNK", efcn_sparse::cpu::kBatchChunk},
-                                                              {"AT_ONCE_BYTES", efcn_sparse::cpu::kAtOnceBytes}})
+                                                              {"AT_ONCE_BYTES", efcn_sparse::cpu::kAtOnceBytes},
+                                                              {"AT_ONCE_ROWS", efcn_sparse::cpu::kAtOnceRows}})
     if (module != nullptr && PyModule_AddIntConstant(module, name, number) != 0) Py_CLEAR(module);
   return module;
 }

@@ -23,8 +23,9 @@ namespace efcn_sparse::cpu {
 constexpr int64_t kDirectRun = 48;
 // Rows a multiple of kCrowdedBytes apart fall into few cache sets, so SDDMM copies b, unless blocks are narrower than this.
 constexpr int64_t kCrowdedBytes = 1024, kCrowdedSide = 8;
-// SDDMM multiplies this many rows of the batch in one product, and as many of a and b at once as take about so many bytes each.
-constexpr int64_t kBatchChunk = 256, kAtOnceBytes = 1 << 21;
+// SDDMM multiplies this many rows of the batch in one product, and at once as many as take about so many bytes of a or b, but at
+// least so many.
+constexpr int64_t kBatchChunk = 256, kAtOnceBytes = 1 << 21, kAtOnceRows = 512;
 // Blocks so narrow, and tall enough to repay the copy, are multiplied after gathering their columns side by side: a
 // product per block would mostly load and store its sums.
 constexpr int64_t kGatherSide = 16, kGatherRows = 32;

@@ -313,7 +313,7 @@ class SampledProduct {
 int64_t rows_at_once(const at::Tensor& a, const at::Tensor& b) {
   const int64_t batch = a.size(0), bytes = batch * std::max(a.size(1), b.size(1)) * a.element_size();
   const int64_t parts = std::max<int64_t>(1, (bytes + kAtOnceBytes / 2) / kAtOnceBytes);
-  return std::max(kBatchChunk, round_up((batch + parts - 1) / parts, kBatchChunk));
+  return std::max(kAtOnceRows, round_up((batch + parts - 1) / parts, kBatchChunk));
 }
 
 }  // namespace

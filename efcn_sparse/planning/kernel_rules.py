@@ -33,7 +33,7 @@ def sddmm_copy(b: Tensor, in_side: int, out_side: int, *, adds: bool) -> int:
     if adds or b.element_size() < 4:
         return b.nbytes
     parts = max(1, (b.nbytes + rules.AT_ONCE_BYTES // 2) // rules.AT_ONCE_BYTES)
-    rows = -(-len(b) // (parts * rules.BATCH_CHUNK)) * rules.BATCH_CHUNK
+    rows = max(-(-len(b) // (parts * rules.BATCH_CHUNK)) * rules.BATCH_CHUNK, rules.AT_ONCE_ROWS)
     return b.nbytes if rows >= len(b) else b[:rows].nbytes
 
 

@@ -19,6 +19,7 @@ PATHS = ("square", "ragged", "masked-ragged", "odd-blocks", "mid-blocks", "entri
 def test_sums_of_parts(row: Row, name: str, over: int, poisoned: None) -> None:
     layout = pattern(name, row.device)
     batch = 2 * (1 << 21) // (max(layout.shape) * row.dtype.itemsize) // 256 * 256 + over
+    assert batch > 1024  # at least 512 rows make a part
     a, b = (randn(batch, side, row=row, seed=side) for side in layout.shape)
     values = random_values(layout, row).requires_grad_()
     bias = randn(layout.shape[0], row=row, seed=2).requires_grad_()

@@ -40,6 +40,8 @@ def test_a_long_batch_is_copied_in_parts() -> None:
     x = torch.empty(5000, 512, device="meta")  # 9.8 MiB: 1,000 rows five times, by 256
     assert sddmm_copy(x, 64, 64, adds=False) == x[:1024].nbytes
     assert sddmm_copy(x[:256], 64, 64, adds=False) == x[:256].nbytes
+    wide = torch.empty(700, 8192, device="meta")
+    assert sddmm_copy(wide, 64, 64, adds=False) == wide[:512].nbytes
     for whole in (sddmm_copy(x, 64, 64, adds=True), sddmm_copy(x.bfloat16(), 64, 64, adds=False) * 2):
         assert whole == x.nbytes
 
