@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli import doctor_sparsify
@@ -102,6 +101,7 @@ def _in_options(message: str) -> str:
 def _run(args: argparse.Namespace) -> int:
     import torch
 
+    from efcn_sparse.embedding.example_run import run as run_example
     from efcn_sparse.embedding.support import parse_support
     from efcn_sparse.planning.budget import Step, StepPlanner
     from efcn_sparse.planning.fused_cost import checked_optimizer
@@ -115,20 +115,20 @@ def _run(args: argparse.Namespace) -> int:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"--dtype must be a floating-point dtype of torch, got {args.dtype!r}")
     model, example = _made(args)
+    example = example.to(dtype)
     try:
-        planner = StepPlanner(
-            model.to(dtype), layers=dict.fromkeys(args.skip), leave_uncalled=args.leave_uncalled,
-            example_inputs=example.to(dtype).args, example_kwargs=example.to(dtype).kwargs,
-        )  # fmt: skip
-        planned = planner.plan(support)
+        run_example(model.to(dtype), example, training=False)
     except Exception as error:  # whatever a model raises that gets other inputs than it takes
-        if isinstance(error, ValueError) and not _is_of_a_call(error):
-            raise
         raise ValueError(
             f"{args.model} must run on {_told(example)}, got {type(error).__name__}: {error}; for other inputs let it "
             "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or (model, tuple, "
             "dict)"
         ) from error
+    planner = StepPlanner(
+        model, layers=dict.fromkeys(args.skip), leave_uncalled=args.leave_uncalled,
+        example_inputs=example.args, example_kwargs=example.kwargs,
+    )  # fmt: skip
+    planned = planner.plan(support)
     told, lines = as_dict(planned), [table(planned)]
     lines += _warning(support, planner)
     if others:
@@ -173,13 +173,6 @@ def _made(args: argparse.Namespace) -> tuple[nn.Module, Example]:
             f"MODEL must return keyword arguments as a dict, got {type(named[0]).__name__} from {args.model!r}"
         )
     return model, Example(inputs if isinstance(inputs, tuple) else (inputs,), *named)
-
-
-def _is_of_a_call(error: Exception) -> bool:
-    """Whether the model raised it while it ran on the example."""
-    from efcn_sparse.embedding.example_run import Example
-
-    return any(frame.f_code is Example.call.__code__ for frame, _ in walk_tb(error.__traceback__))
 
 
 def _told(example: Example) -> str:
