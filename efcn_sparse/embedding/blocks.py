@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.support import Support
 
@@ -77,7 +79,7 @@ def _covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, i
     spans = math.prod(len(window) for window in windows) * (geometry.in_channels // block_shape[1] + 2)
     chunk = max(1, _CHUNK_CANDIDATES // (segments * max(1, spans)))
     columns = grid_of(geometry, block_shape)[1]
-    with torch.device("cpu"):  # structure is built there, whatever the default device is
+    with on_cpu():
         for part in rows.split(chunk):
             yield _covered_by(part, geometry, support, windows, block_shape, columns)
 
@@ -172,6 +174,7 @@ def with_spread_blocks(stored: Tensor, more: int, total: int) -> Tensor:
     return torch.cat([stored, ranks + before]).sort().values
 
 
+@functools.lru_cache(maxsize=1024)
 def choose_block_shape(geometry: ConvGeometry, support: Support) -> tuple[int, int]:
     """The cheapest of the block shapes that fit the layer's channels.
 

@@ -8,6 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding.blocks import covered_blocks, grid_of, unravel, with_spread_blocks
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.support import Support
@@ -33,7 +34,7 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
         >>> pattern.nnz, ties.counts
         (10, tensor([3, 4, 3]))
     """
-    with torch.device("cpu"):  # whatever the default device is
+    with on_cpu():
         rows, cols = _stored_blocks(geometry, support, block_shape)
         classes, maps = classify(geometry, support, block_shape, rows, cols)
         shape = (geometry.out_features, geometry.in_features)

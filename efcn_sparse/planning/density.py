@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding.blocks import covered_blocks, grid_of
 from efcn_sparse.embedding.plan import LayerPlan
 
@@ -55,7 +56,7 @@ def density_map(layer: LayerPlan, pixels: int = 256, most_blocks: int = _MOST_BL
     shape = (-(-grid[0] // cell[0]), -(-grid[1] // cell[1]))
     if layer.stored_blocks == grid[0] * grid[1]:
         return DensityMap(torch.ones(shape, dtype=torch.float64, device="cpu"), cell, False)
-    with torch.device("cpu"):
+    with on_cpu():
         per_row = -(-layer.stored_blocks // grid[0])
         rows = _chosen_rows(grid[0], cell[0], max(1, most_blocks // (shape[0] * per_row)))
         counts = torch.zeros(shape[0] * shape[1], dtype=torch.int64)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.training.arms import FCN, Arm
 from efcn_sparse.training.config import RelaxConfig
@@ -41,7 +42,7 @@ def build_like(arm: Arm, task: Task, seed: int, block_shapes: BlockShapes | None
     """
     model = embed_as(arm, task.fresh(seed), task, block_shapes)
     if arm == FCN:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), on_cpu():
             torch.default_generator.manual_seed(derived_seed("fcn", seed))
             for module in model.modules():
                 if isinstance(module, EmbeddedConv):

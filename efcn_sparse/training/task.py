@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.training.data.examples import Examples, blaming
 from efcn_sparse.training.data.images import derived_seed
 
@@ -88,7 +89,7 @@ class Task:
 
     def fresh(self, seed: int) -> nn.Module:
         """The CNN with the initial weights that ``seed`` gives; the caller's generators stay as they are."""
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # whatever the default device is
+        with torch.random.fork_rng(devices=[]), on_cpu():
             # torch.manual_seed would reseed every GPU as well
             torch.default_generator.manual_seed(derived_seed("cnn", seed))
             with self.blaming("build"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import torch
-
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data.cifar import load_hub_images
 from efcn_sparse.training.data.idx import load_idx_images
@@ -32,7 +31,7 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
         ModuleNotFoundError: scikit-learn or datasets is missing; the message names the extra.
     """
     preset = PRESETS[config.preset]
-    with torch.device("cpu"):  # images are read and drawn there, whatever the default device is
+    with on_cpu():
         if preset.idx_folder is not None:
             folder = preset.idx_folder if config.data is None else Path(config.data)
             if not folder.expanduser().is_dir():

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.landscape import locality
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
@@ -212,8 +213,7 @@ def settled(device: str, threads: int | None) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=[on] if on.type == "cuda" else []),
-            # whatever the default device is; a context of its own goes through Python for each operation
-            contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
+            on_cpu(),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         ):
             yield
