@@ -22,7 +22,7 @@ def gradient_scores(
 ) -> dict[str, Tensor]:
     """fp64 ``[block rows, block columns]`` for each layer: the sum over batches of ‖gradient of the block‖².
 
-    The model runs in its present mode. No parameter's ``grad`` changes.
+    The model runs in its present mode. No parameter's ``grad`` changes, and buffers are as before afterwards.
 
     Args:
         layers: the layers by name, and the block shape for each.
@@ -46,8 +46,8 @@ def gradient_scores(
     roots: list[Tensor] = []
 
     def watch(name: str) -> Callable[..., Tensor]:
-        def after_forward(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            x = args[0].detach()
+        def after_forward(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> Tensor:
+            x = (args or tuple(kwargs.values()))[0].detach()
             if not y.requires_grad:  # all before it is frozen
                 y = y.detach().requires_grad_()
             roots.append(y)
@@ -56,13 +56,21 @@ def gradient_scores(
 
         return after_forward
 
-    handles = [layer.register_forward_hook(watch(name)) for name, (layer, _) in layers.items()]
+    kept = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, (layer, _) in layers.items()]
     number = 0
     try:
         for batch in batches:
             number += 1
             with torch.enable_grad():
-                torch.autograd.grad(loss(model, batch), list(roots), allow_unused=True)
+                value = loss(model, batch)
+                if roots:
+                    torch.autograd.grad(value, list(roots), allow_unused=True)
             roots.clear()
             for name, found in factors.items():
                 used[name] += len(found)
@@ -74,6 +82,9 @@ def gradient_scores(
     finally:
         for handle in handles:
             handle.remove()
+        with torch.no_grad():
+            for held, name, buffer, before in kept:
+                held[name] = buffer.copy_(before)
     if not number:
         raise ValueError("batches must hold at least one batch, got none")
     unused = [name for name, count in used.items() if not count]

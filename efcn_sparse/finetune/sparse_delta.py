@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.finetune.scores import gradient_scores
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.dense_weight import as_dense_weight
 from efcn_sparse.linear.refusals import chosen_linears, weight_of
 from efcn_sparse.pattern import BlockPattern
 
@@ -28,7 +29,8 @@ class SparseDelta(nn.Module):
         linear: as given.
         delta: the blocks, a :class:`SparseLinear` without bias: ``delta.values`` is the only trainable parameter. With
             :class:`FusedOptimizer` no gradient of it is held.
-        merged: whether Δ is in ``linear.weight`` at present.
+        merged: whether Δ is in ``linear.weight`` at present. A state dict is of the unmerged layer: to ask for one is
+            an error while merged, and to load one unmerges.
 
     Law: right after it is made, and after ``merge()`` and ``unmerge()``, all outputs are what they were.
 
@@ -44,6 +46,7 @@ class SparseDelta(nn.Module):
     """
 
     _before: Tensor | None
+    _after: Tensor | None
 
     def __init__(
         self,
@@ -62,13 +65,23 @@ class SparseDelta(nn.Module):
         )  # fmt: skip
         self.linear, self.delta = linear.requires_grad_(False), delta
         nn.init.zeros_(self.delta.values)
-        self.merged = False
-        self._before = None
+        self._merged_pattern: BlockPattern | None = None  # blocks may move while merged
+        for name in ("_before", "_after"):  # the blocks of the weight around merge(); they go where the weight goes
+            self.register_buffer(name, None, persistent=False)
+
+    @property
+    def merged(self) -> bool:
+        """Whether Δ is in ``linear.weight`` at present."""
+        return self._merged_pattern is not None
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight ``[out_features, in_features]``; with Δ in it while ``merged``."""
-        return weight_of(self.linear)
+        """W + Δ ``[out_features, in_features]``, made anew at each reading, differentiable, as a ``SparseLinear``'s.
+
+        The frozen W is ``linear.weight``.
+        """
+        weight = weight_of(self.linear)
+        return weight if self.merged else as_dense_weight(weight + self.delta.weight)
 
     @property
     def bias(self) -> Tensor | None:
@@ -83,22 +96,48 @@ class SparseDelta(nn.Module):
     def merge(self) -> nn.Module:
         """Add Δ to the frozen weight, in place, for inference at the cost of the dense layer; gives the linear layer.
 
-        The blocks of the weight that change are kept, so that :meth:`unmerge` brings them back bit for bit.
+        The blocks of the weight that change are kept, so that :meth:`unmerge` brings them back bit for bit. To leave it
+        at that, for a state dict or an export, put the linear layer in the place of this one.
         """
         if not self.merged:
-            pattern, weight = self.delta.pattern, self.weight
+            pattern, weight = self.delta.pattern, weight_of(self.linear)
             self._before = pattern.gather(weight)
             _write(weight, pattern, self._before + self.delta.values)
-            self.merged = True
+            self._after, self._merged_pattern = pattern.gather(weight), pattern
         return self.linear
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Undo :meth:`merge`."""
-        if self.merged:
+        """Undo :meth:`merge`.
+
+        Raises:
+            RuntimeError: those blocks of ``linear.weight`` have changed since; nothing is changed then.
+        """
+        if self._merged_pattern is not None:
             assert self._before is not None
-            _write(self.weight, self.delta.pattern, self._before)
-            self._before, self.merged = None, False
+            assert self._after is not None
+            weight, pattern = weight_of(self.linear), self._merged_pattern.to(self._before.device)
+            if not torch.allclose(pattern.gather(weight), self._after, rtol=0, atol=0, equal_nan=True):
+                raise RuntimeError(
+                    "linear.weight must be as merge() left it, got other numbers; where several deltas are merged into "
+                    "one layer, the last one is unmerged first"
+                )
+            _write(weight, pattern, self._before)
+            self._before = self._after = self._merged_pattern = None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module, while not merged."""
+        if self.merged:
+            raise RuntimeError(
+                "a state dict must be of a SparseDelta that is not merged, got a merged one: unmerge() it, or put the "
+                "linear layer that merge() gave in its place"
+            )
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if any(key.startswith(prefix) for key in state_dict):
+            self.unmerge()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @staticmethod
     def add(
@@ -113,7 +152,7 @@ class SparseDelta(nn.Module):
         computed exactly, a part of it at a time.
 
         Args:
-            model: any module; all its parameters are frozen.
+            model: any module without deltas; it runs in its present mode, and all its parameters are frozen.
             rules: shell-style name patterns to ``dict(density=..., block_shape=(rows, cols))``, or None to leave a
                 layer frozen without a delta.
             loss: ``loss(model, batch)``, a scalar.
@@ -124,7 +163,7 @@ class SparseDelta(nn.Module):
 
         Raises:
             ValueError: a rule matches no Linear or is no such dict, there are no batches, a layer was not used by them,
-                or it cannot be replaced without losing something. Nothing has been replaced then.
+                it cannot be replaced without losing something, or the model has deltas. Nothing has been replaced then.
 
         Example:
             >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -133,6 +172,12 @@ class SparseDelta(nn.Module):
             >>> list(SparseDelta.add(net, rules, lambda net, x: net(x).square().mean(), [x]))
             ['0']
         """
+        there = [name for name, module in model.named_modules() if isinstance(module, SparseDelta)]
+        if there:
+            raise ValueError(
+                f"model must hold no SparseDelta yet, got {there[0] or 'model'!r}: put what its merge() gives in its "
+                "place first"
+            )
         chosen = chosen_linears(model, rules, "have a delta")
         given = {name: (module, rule["block_shape"]) for name, (module, rule) in chosen.items()}
         scores = gradient_scores(model, given, loss, batches)

@@ -65,7 +65,8 @@ def watched(layers: Mapping[str, SparseLinear], take: Take) -> Iterator[None]:
     """Call ``take(name, layer, factors, uses)`` for each use of each layer, as its output's gradient arrives.
 
     ``uses`` is how many uses of the layer there have been so far, with or without their gradients. Hooks on outputs see
-    the same whoever consumes the gradient afterwards, a fused optimizer included.
+    the same whoever consumes the gradient afterwards, a fused optimizer included. Where ``layer.weight`` was read, as
+    :class:`torch.nn.MultiheadAttention` does, its gradient is there as a matrix G: the factors are then I and G.
     """
     uses: Counter[str] = Counter()
 
@@ -75,7 +76,7 @@ def watched(layers: Mapping[str, SparseLinear], take: Take) -> Iterator[None]:
                 return
             assert isinstance(module, SparseLinear)
             uses[name] += 1
-            x = (args[0] if args else kwargs["x"]).detach()
+            x = (args[0] if args else kwargs["input"]).detach()
             version = x._version
 
             def arrived(dy: Tensor) -> None:
@@ -91,12 +92,30 @@ def watched(layers: Mapping[str, SparseLinear], take: Take) -> Iterator[None]:
 
         return after_forward
 
+    def watch_weight(name: str, layer: SparseLinear) -> Callable[[Tensor], None]:
+        def read(weight: Tensor) -> None:
+            uses[name] += 1
+
+            def arrived(gradient: Tensor) -> None:
+                if active:
+                    rows = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
+                    take(name, layer, Factors(rows, gradient.detach()), uses[name])
+
+            weight.register_hook(arrived)
+
+        return read
+
     active = True
+    before = {name: layer._on_weight for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer._on_weight = (*before[name], watch_weight(name, layer))
     handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         yield
     finally:
         active = False
+        for name, layer in layers.items():
+            layer._on_weight = before[name]
         for handle in handles:
             handle.remove()
 

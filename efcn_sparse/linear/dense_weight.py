@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efcn_sparse.ops.checks import under_transforms
+
 _READS = {"__index__", "__int__", "__invert__"}  # begin like the names of in-place operators
 
 
@@ -30,9 +32,9 @@ class DenseWeight(Tensor):
             out = kwargs.get("out")
             if isinstance(out, cls) or (_writes(func) and any(isinstance(one, cls) for one in _targets(args, kwargs))):
                 raise RuntimeError(
-                    f"layer.weight of a SparseLinear is made anew at each reading, so {func.__name__} would change "
-                    "nothing; write into layer.values, as in layer.values.data.copy_(layer.pattern.gather(weight)), or "
-                    "initialize with efcn_sparse.init"
+                    f"layer.weight of a SparseLinear or SparseDelta is made anew at each reading, so {func.__name__} "
+                    "would change nothing; write into layer.values, as in "
+                    "layer.values.data.copy_(layer.pattern.gather(weight)), or initialize with efcn_sparse.init"
                 )
             result = func(*args, **kwargs)
             shares = isinstance(result, Tensor) and any(_share(result, one) for one in args if isinstance(one, cls))
@@ -43,6 +45,11 @@ class DenseWeight(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+
+def as_dense_weight(weight: Tensor) -> Tensor:
+    """A matrix made at the moment, as a :class:`DenseWeight` where tensors may be of a class of their own."""
+    return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
 
 def _writes(func: Callable[..., Any]) -> bool:

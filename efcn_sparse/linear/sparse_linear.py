@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from efcn_sparse.linear import state
-from efcn_sparse.linear.dense_weight import DenseWeight
+from efcn_sparse.linear.dense_weight import as_dense_weight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import Lineage
 from efcn_sparse.memory import in_huge_pages
 from efcn_sparse.ops import spmm
-from efcn_sparse.ops.checks import DTYPES, under_transforms
+from efcn_sparse.ops.checks import DTYPES
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -101,6 +101,7 @@ class SparseLinear(nn.Module):
     _lineage: Lineage
     _moves: int  # of the lineage, when this layer last looked
     _copied: int | None = None  # the version of the values of a copy when it was made
+    _on_weight: tuple[Callable[[Tensor], None], ...] = ()  # are told what ``weight`` gives, if it is differentiated
 
     def __init__(
         self,
@@ -278,7 +279,9 @@ class SparseLinear(nn.Module):
         :class:`torch.nn.TransformerEncoderLayer` do.
         """
         weight = self.pattern.to_dense(self.values)
-        return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
+        for told in self._on_weight if weight.requires_grad else ():
+            told(weight)
+        return as_dense_weight(weight)
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and self._moves != self._lineage.moves:

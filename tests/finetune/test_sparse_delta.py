@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
+from efcn_sparse.checkpoint import load_sharded, save_sharded
 from efcn_sparse.finetune.scores import gradient_scores
 
 PATTERNS = {
@@ -190,3 +191,128 @@ def test_layers_that_the_batches_do_not_use_or_that_are_tied_are_refused_by_name
         es.SparseDelta(linear, 0.25)
     assert linear.weight.requires_grad
     assert es.SparseDelta(linear, density=0.5, block_shape=(2, 1)).delta.pattern.nnz_blocks == 3
+
+
+def encoder():
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(32, 4, 72, batch_first=True, dropout=0.0).double()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("names", [("linear1", "linear2"), ("self_attn.out_proj",)])
+def test_code_that_reads_the_weight_gets_the_sum(training, names):
+    """Torch's encoder does in evaluation mode, and its attention always."""
+    layer, x = encoder().train(training), torch.randn(4, 6, 32, dtype=torch.float64)
+    dense = copy.deepcopy(layer)
+    for name in names:
+        delta = es.SparseDelta(layer.get_submodule(name), density=0.5, block_shape=(8, 8))
+        nn.init.normal_(delta.delta.values)
+        with torch.no_grad():
+            dense.get_submodule(name).weight += delta.delta.pattern.to_dense(delta.delta.values)
+        layer.set_submodule(name, delta)
+    layer.requires_grad_(False)
+    for name in names:
+        layer.get_submodule(name).delta.requires_grad_(True)
+    expected = dense(x)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected)
+    y = layer(x)
+    assert torch.allclose(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for name in names:
+        delta, gradient = layer.get_submodule(name).delta, dense.get_submodule(name).weight.grad
+        assert torch.allclose(delta.values.grad, delta.pattern.gather(gradient))
+
+
+def test_a_second_round_begins_with_the_merged_layers():
+    net = nn.Sequential(nn.Linear(8, 8))
+    rules = {"*": dict(density=0.5, block_shape=(4, 4))}
+    add = [net, rules, lambda net, x: net(x).square().sum(), [torch.ones(1, 8)]]
+    es.SparseDelta.add(*add)
+    with pytest.raises(ValueError, match="model must hold no SparseDelta yet, got '0'"):
+        es.SparseDelta.add(*add)
+    net[0] = net[0].merge()
+    assert list(es.SparseDelta.add(*add)) == ["0"]
+
+
+def test_a_state_dict_is_of_the_layer_that_is_not_merged(tmp_path):
+    layer, other = filled(PATTERNS["ragged"]()), filled(PATTERNS["ragged"]())
+    with torch.no_grad():
+        other.delta.values.neg_()
+        other.linear.weight.neg_()
+    x = torch.randn(5, 40, dtype=torch.float64)
+    y, state = layer(x), layer.state_dict()
+    for load in (other.load_state_dict, nn.Sequential(other)[0].load_state_dict):
+        other.merge()
+        load(state)
+        assert not other.merged
+        assert torch.equal(other(x), y)
+    save_sharded(layer, tmp_path)
+    layer.merge()
+    for call in (layer.state_dict, lambda: save_sharded(layer, tmp_path), lambda: load_sharded(layer, tmp_path)):
+        with pytest.raises(RuntimeError, match="a state dict must be of a SparseDelta that is not merged"):
+            call()
+    both = nn.ModuleDict({"delta": layer, "head": nn.Linear(2, 2)})
+    both.load_state_dict({"head.bias": torch.ones(2)}, strict=False)
+    assert layer.merged
+    assert torch.allclose(layer(x), y)
+
+
+def test_unmerging_brings_the_weight_back_whatever_happened_to_the_delta():
+    layer = filled(PATTERNS["whole blocks"]())
+    before = layer.linear.weight.clone()
+    layer.merge()
+    es.regrow(layer.delta, torch.randn(4, 24).double(), torch.randn(4, 40).double(), blocks=2)
+    layer.unmerge()
+    assert torch.equal(layer.linear.weight, before)
+    layer.delta.values.data[0] = torch.nan
+    layer.merge()
+    layer.delta.values.data.fill_(1.0)
+    layer = copy.deepcopy(layer)
+    layer.unmerge()
+    assert torch.equal(layer.linear.weight, before)
+
+
+def test_of_several_deltas_of_one_layer_the_last_is_unmerged_first():
+    first = filled(PATTERNS["whole blocks"]())
+    before = first.linear.weight.clone()
+    second = es.SparseDelta(first.linear, es.BlockPattern.random((24, 40), (8, 8), 0.8))
+    nn.init.normal_(second.delta.values)
+    first.merge(), second.merge()
+    both = first.linear.weight.clone()
+    with pytest.raises(RuntimeError, match=r"linear.weight must be as merge\(\) left it, got other numbers"):
+        first.unmerge()
+    assert torch.equal(first.linear.weight, both)
+    second.unmerge(), first.unmerge()
+    assert torch.equal(first.linear.weight, before)
+
+
+class ByName(nn.Module):
+    """Calls its layer by keyword, and has buffers that a pass changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.idle = nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.norm(self.linear(input=x))
+
+
+def test_placing_deltas_changes_no_buffer():
+    net, x = ByName(), torch.randn(6, 10)
+    net(x)
+    before = copy.deepcopy(net.state_dict())
+    rules = {"linear": dict(density=0.5, block_shape=(4, 5))}
+    made = es.SparseDelta.add(net, rules, lambda net, x: net(x)[0].sum(), [x])
+    assert list(made) == ["linear"]
+    after = net.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in ("calls", *[n for n in before if "norm" in n]))
+
+
+def test_a_layer_that_no_batch_uses_is_named():
+    rules = {"idle": dict(density=0.5, block_shape=(4, 4))}
+    with pytest.raises(ValueError, match="batches must use every layer that gets a delta, got no gradient in idle"):
+        es.SparseDelta.add(ByName(), rules, lambda net, x: net(x).sum(), [torch.randn(6, 10)])

@@ -238,3 +238,42 @@ def test_an_input_that_is_overwritten_is_refused() -> None:
         x.zero_()
         with pytest.raises(RuntimeError, match="model: the input must not be changed in place before backward"):
             y.sum().backward()
+
+
+class ByNameAndWeight(nn.Module):
+    """Calls one layer by keyword, and one also through its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        pattern = es.BlockPattern.random((45, 45), (8, 8), 0.4)
+        self.first, self.second = es.SparseLinear(45, 45, pattern), es.SparseLinear(45, 45, pattern)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(input=x).tanh()
+        assert self.second.weight.dtype == y.dtype
+        return self.second(nn.functional.linear(y, self.second.weight, self.second.bias).tanh())
+
+
+def attention() -> nn.Module:
+    return es.sparsify(nn.MultiheadAttention(45, 3), {"out_proj": dict(density=0.4, block_shape=(8, 8))})
+
+
+@pytest.mark.parametrize("make", [ByNameAndWeight, attention])
+def test_layers_called_by_name_and_read_through_their_weight(make) -> None:
+    model = make().double()
+    dense, x = es.densify(copy.deepcopy(model)), X.double()
+
+    def run(one: nn.Module) -> torch.Tensor:
+        return (one(x, x, x)[0] if isinstance(one, nn.MultiheadAttention) else one(x)).square().sum()
+
+    with es.record_leak(model, precise=True) as leak, es.record_factors(model) as factors:
+        run(model).backward()
+    run(dense).backward()
+    for name, layer in model.named_modules():
+        if isinstance(layer, es.SparseLinear):
+            gradient, inside = dense.get_submodule(name).weight.grad, support(layer.pattern)
+            assert torch.allclose(factors[name].dy.T @ factors[name].x, gradient)
+            assert torch.allclose(layer.pattern.gather(gradient), layer.values.grad)
+            assert leak.layers[name].outside == pytest.approx(float(gradient[~inside].norm()), rel=1e-9)
+    assert all(not layer._on_weight for layer in model.modules() if isinstance(layer, es.SparseLinear))
