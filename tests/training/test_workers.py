@@ -6,7 +6,8 @@ import dataclasses
 import multiprocessing
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,24 @@ def test_an_executor_that_takes_no_more_work_is_told_and_the_run_goes_on(serial,
     ):
         training.run_relax(deadly, CONFIG, run_dir, quiet=True, executor=pool)
     same(training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True), serial)
+
+
+class Dead(Executor):
+    """Its workers have died while the first call ran, before anybody looked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.calls += 1
+        if self.calls > 1:
+            raise BrokenProcessPool("not usable anymore")
+        return Future()
+
+
+def test_a_death_that_the_next_stage_shows_first_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match=r"a worker died while it trained cnn-seed0, and its executor takes no more"):
+        training.run_relax(EXAMPLE, CONFIG, tmp_path / "run", quiet=True, executor=Dead())
 
 
 def test_workers_have_the_environment_of_the_moment(monkeypatch):

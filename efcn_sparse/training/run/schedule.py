@@ -45,6 +45,16 @@ def train_all(jobs: Sequence[Job], executor: Executor, watch: Watch, finish: Cal
     """
     waiting, running, deaths = list(jobs), dict[Future[Any], Job](), Counter[str]()
 
+    def begin(job: Job, dead: Sequence[str] = ()) -> None:
+        try:
+            running[executor.submit(train_stage, job)] = job
+        except BrokenExecutor as error:  # what runs there has died too, seen or not
+            names = " or ".join(dict.fromkeys([*dead, *(one.stage.name for one in running.values())]))
+            raise RuntimeError(
+                f"a worker died while it trained {names or 'something else'}, and its executor takes no more work: "
+                "start again, and the run goes on from the last checkpoints"
+            ) from error
+
     def collect(seconds: float) -> None:
         done = wait(running, seconds, FIRST_COMPLETED).done if running else ()
         for job in running.values():
@@ -61,13 +71,7 @@ def train_all(jobs: Sequence[Job], executor: Executor, watch: Watch, finish: Cal
             if deaths[job.stage.name] == _DEATHS:
                 raise RuntimeError(f"{_DEATHS} workers have died while they trained {job.stage.name}")
             _log.warning("a worker died while it trained %s, which goes on from its last checkpoint", job.stage.name)
-            try:
-                running[executor.submit(train_stage, job)] = job
-            except BrokenExecutor:
-                raise RuntimeError(
-                    f"a worker died while it trained {' or '.join(dead)}, and its executor takes no more work: start "
-                    "again, and the run goes on from the last checkpoints"
-                ) from future.exception()
+            begin(job, dead)
 
     try:
         while waiting or running:
@@ -79,7 +83,7 @@ def train_all(jobs: Sequence[Job], executor: Executor, watch: Watch, finish: Cal
                 for one in running.values():  # the rows of a CNN are there before its checkpoint is
                     watch.look(one.stage)
                 job = replace(job, parent_diverged=_parent_diverged(job.stage, watch.diverged))
-                running[executor.submit(train_stage, job)] = job
+                begin(job)
                 collect(0.0)
             collect(_LOOK_EVERY)
     except BaseException:
