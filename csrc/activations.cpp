@@ -31,8 +31,6 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kGrain = 1 << 15;  // numbers that repay waking a thread
 
-bool is_recorded(const Tensor& x) { return x.requires_grad() && c10::GradMode::is_enabled(); }
-
 // Whether nobody else can see what is written into it. Plans watch meta tensors from Python, which holds them.
 bool is_unshared(const Tensor& gradient) {
   if (gradient.is_meta()) return true;
@@ -139,12 +137,12 @@ struct ReluFunction : torch::autograd::Function<ReluFunction> {
 };
 
 Tensor rectified(const Tensor& x) {
-  return is_recorded(x) && is_plain(x) ? ReluFunction::apply(x, false) : at::relu(x);
+  return needs_gradient(x) && is_plain(x) ? ReluFunction::apply(x, false) : at::relu(x);
 }
 
 // Leaves are refused before anything is written, and views are the affair of autograd.
 Tensor& rectify(Tensor& x) {
-  const bool is_own = is_recorded(x) && is_plain(x) && !x.is_leaf() && !x.is_view();
+  const bool is_own = needs_gradient(x) && is_plain(x) && !x.is_leaf() && !x.is_view();
   return is_own ? x = ReluFunction::apply(x, true) : at::relu_(x);
 }
 
@@ -256,7 +254,7 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
 
 Tensor max_pool2d(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                   bool ceil_mode, bool rectifies) {
-  const bool in_bytes = is_recorded(x) && is_plain(x) && has_kernels(x) && x.dim() == 4 && x.numel() > 0 &&
+  const bool in_bytes = needs_gradient(x) && is_plain(x) && has_kernels(x) && x.dim() == 4 && x.numel() > 0 &&
                         x.is_contiguous(kLast) && kernel[0] * kernel[1] <= cpu::kNoPlace;
   if (in_bytes) return MaxPoolFunction::apply(x, Window{kernel, stride, padding, dilation, ceil_mode}, rectifies);
   if (rectifies) {
@@ -293,7 +291,8 @@ struct FeatureMapsFunction : torch::autograd::Function<FeatureMapsFunction> {
 };
 
 Tensor feature_maps(const Tensor& units, IntArrayRef size) {
-  return is_recorded(units) && is_plain(units) ? FeatureMapsFunction::apply(units, size) : as_feature_maps(units, size);
+  return needs_gradient(units) && is_plain(units) ? FeatureMapsFunction::apply(units, size)
+                                                  : as_feature_maps(units, size);
 }
 
 }  // namespace

@@ -160,8 +160,6 @@ bool is_transformed(const Tensor& tensor) {
   return tensor._fw_grad(/*level=*/0).defined() || tensor.key_set().has(c10::DispatchKey::FuncTorchGradWrapper);
 }
 
-bool needs_gradient(const Tensor& tensor) { return tensor.requires_grad() && c10::GradMode::is_enabled(); }
-
 // Arguments without gradients, as one: every tensor that is listed by itself would cost an edge of the graph.
 struct Constants {
   TensorList structure;

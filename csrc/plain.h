@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
 
 namespace efcn_sparse {
 
@@ -13,5 +14,8 @@ inline bool is_plain(const at::Tensor& x) {
   return x.layout() == at::kStrided && !x.is_nested() && !x.key_set().has_any(kOthers) &&
          !x._fw_grad(/*level=*/0).defined();
 }
+
+// Whether autograd records what is computed from a tensor.
+inline bool needs_gradient(const at::Tensor& x) { return x.requires_grad() && c10::GradMode::is_enabled(); }
 
 }  // namespace efcn_sparse

@@ -1,6 +1,9 @@
 // Stored blocks with zeros off their masks.
 #pragma once
 
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
 #include <cstdint>
 #include <type_traits>
 
@@ -17,17 +20,21 @@ void keep_inside(const T* from, const uint8_t* mask, int64_t elements, T* to) {
   for (int64_t e = 0; e < elements; ++e) out[e] = in[e] & -static_cast<Bits>(mask[e] != 0);
 }
 
-// A stored block [height, width] as operands with zeros off its mask: the stored numbers themselves where they serve.
+// Numbers of 16 bits as fp32.
+void widen(const c10::BFloat16* from, int64_t count, float* to);
+void widen(const c10::Half* from, int64_t count, float* to);
+
+// A stored block as operands with zeros off its mask: the stored numbers themselves where they serve.
 template <typename Stored, typename Operand>
 const Operand* block_operands(const Stored* block, const uint8_t* mask, int64_t elements, Operand* buffer) {
+  const Operand* numbers = buffer;
   if constexpr (std::is_same_v<Stored, Operand>) {
-    if (mask == nullptr) return block;
-    keep_inside(block, mask, elements, buffer);
-  } else if (mask == nullptr) {
-    for (int64_t e = 0; e < elements; ++e) buffer[e] = static_cast<Operand>(block[e]);
+    numbers = block;
   } else {
-    for (int64_t e = 0; e < elements; ++e) buffer[e] = mask[e] ? static_cast<Operand>(block[e]) : Operand(0);
+    widen(block, elements, buffer);
   }
+  if (mask == nullptr) return numbers;
+  keep_inside(numbers, mask, elements, buffer);
   return buffer;
 }
 

@@ -121,14 +121,10 @@ inline void transpose(const double* in, int64_t ld_in, double* out, int64_t ld_o
 }
 
 // panel rows [k] of n = block rows or columns: B of the product, from a block that is stored [n, k] or [k, n].
-inline void pack_panel(const float* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k, float* panel) {
+template <typename T>
+void pack_panel(const T* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k, T* panel) {
   if (stored_n_by_k) return transpose(block, ld, panel, n, n, k);
-  for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i * n, block + i * ld, n * sizeof(float));
-}
-
-inline void pack_panel(const double* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k, double* panel) {
-  if (stored_n_by_k) return transpose(block, ld, panel, n, n, k);
-  for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i * n, block + i * ld, n * sizeof(double));
+  for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i * n, block + i * ld, n * sizeof(T));
 }
 
 // Two rows [n] become one row of n pairs; `second` may be null for zeros.

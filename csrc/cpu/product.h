@@ -12,10 +12,9 @@
 namespace efcn_sparse::cpu {
 
 // product_plain.cpp: plain loops, for fp64, and for fp32 without brgemm.
-void plain_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                   int64_t ldc, bool add);
-void plain_product(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
-                   double* c, int64_t ldc, bool add);
+template <typename T>
+void plain_product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
+                   bool add);
 
 // Consecutive columns of A, and the row of the panel where their part of B begins.
 template <typename Operand>

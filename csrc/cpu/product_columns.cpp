@@ -5,6 +5,7 @@
 #include <array>
 #include <utility>
 
+#include "operands.h"
 #include "vectors.h"
 
 namespace efcn_sparse::cpu {

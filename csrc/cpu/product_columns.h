@@ -35,21 +35,4 @@ struct ColumnProduct {
   static int64_t most_lanes();
 };
 
-// Numbers of 16 bits as fp32.
-void widen(const c10::BFloat16* from, int64_t count, float* to);
-void widen(const c10::Half* from, int64_t count, float* to);
-
-// A stored block as it is multiplied, zeros off its mask: the stored numbers themselves where they serve.
-template <typename Stored, typename Sum>
-const Sum* widened(const Stored* block, const uint8_t* mask, int64_t elements, Sum* buffer) {
-  if constexpr (std::is_same_v<Stored, Sum>) {
-    if (mask == nullptr) return block;
-    for (int64_t e = 0; e < elements; ++e) buffer[e] = mask[e] ? block[e] : Sum(0);
-  } else {
-    widen(block, elements, buffer);
-    for (int64_t e = 0; mask != nullptr && e < elements; ++e) buffer[e] = mask[e] ? buffer[e] : Sum(0);
-  }
-  return buffer;
-}
-
 }  // namespace efcn_sparse::cpu

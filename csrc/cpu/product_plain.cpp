@@ -32,25 +32,20 @@ void narrow(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b
   }
 }
 
+}  // namespace
+
 template <typename T>
-void run(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
-         bool add) {
+void plain_product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
+                   bool add) {
   const int64_t whole = n / PanelProduct<T>::vector() * PanelProduct<T>::vector();
   const PanelPiece<T> piece{b, a, lda, k};
   if (whole > 0) PanelProduct<T>{ldb}.spread(m, whole, &piece, 1, c, ldc, nullptr, add);
   if (whole < n) narrow(m, n - whole, k, a, lda, b + whole, ldb, c + whole, ldc, add);
 }
 
-}  // namespace
-
-void plain_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                   int64_t ldc, bool add) {
-  run(m, n, k, a, lda, b, ldb, c, ldc, add);
-}
-
-void plain_product(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
-                   double* c, int64_t ldc, bool add) {
-  run(m, n, k, a, lda, b, ldb, c, ldc, add);
-}
+template void plain_product(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t,
+                            bool);
+template void plain_product(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t,
+                            bool);
 
 }  // namespace efcn_sparse::cpu

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "operands.h"
 #include "pack.h"
 #include "product_columns.h"
 #include "result.h"
@@ -156,7 +157,8 @@ class ByColumns {
         const Stored* stored = values_ + block * elements;
         space.pieces[p].k = walk_.in_extent(walk_.neighbors[k + p]);
         if (p < chunk)
-          space.pieces[p].weights = widened(stored, masks_.of(block), elements, space.weights.data() + p * elements);
+          space.pieces[p].weights =
+              block_operands(stored, masks_.of(block), elements, space.weights.data() + p * elements);
         else if constexpr (stays)
           space.pieces[p].weights = stored;
         else

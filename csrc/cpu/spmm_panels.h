@@ -8,6 +8,7 @@
 
 #include "buffer.h"
 #include "memory.h"
+#include "operands.h"
 #include "panels.h"
 #include "product_panels.h"
 #include "result.h"
@@ -162,7 +163,7 @@ class ByPanels {
     const int64_t block = walk_.block(k), elements = masks_.elements;
     if (k + 1 < walk_.starts[walk_.rows]) prefetch(values_ + walk_.block(k + 1) * elements, elements);
     space.block.resize(elements);
-    const T* stored = widened(values_ + block * elements, masks_.of(block), elements, space.block.data());
+    const T* stored = block_operands(values_ + block * elements, masks_.of(block), elements, space.block.data());
     const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
     if (!copies_ && extent == along_ && stored != space.block.data()) return stored;
     space.panels.resize((most_blocks() * across_ + kPanelMultiple) * along_);

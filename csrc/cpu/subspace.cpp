@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "product.h"
 #include "subspace_plan.h"
 #include "subspace_tiles.h"
 #include "threads.h"
@@ -214,28 +215,12 @@ class Subspace {
   Workspace space_;
 };
 
-template <typename Run>
-void dispatch_values(const at::Tensor& values, Run&& run) {
-  switch (values.scalar_type()) {
-    case at::kFloat:
-      return run(float{});
-    case at::kDouble:
-      return run(double{});
-    case at::kBFloat16:
-      return run(at::BFloat16{});
-    case at::kHalf:
-      return run(at::Half{});
-    default:
-      TORCH_CHECK(false, "values must be float32, bfloat16, float16 or float64, got ", values.scalar_type());
-  }
-}
-
 }  // namespace
 
 at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan) {
   const SubspacePlan checked(plan, values);
   Squares squares;
-  dispatch_values(values, [&](auto tag) {
+  dispatch_operand(values.scalar_type(), "values", [&](auto tag, auto) {
     using T = decltype(tag);
     squares = Subspace<T>(const_cast<T*>(values.const_data_ptr<T>()), checked).read();  // read() writes nothing
   });
@@ -249,7 +234,7 @@ at::Tensor subspace_squares(const at::Tensor& values, at::TensorList plan) {
 
 void subspace_project(at::Tensor& values, at::TensorList plan, bool tie) {
   const SubspacePlan checked(plan, values);
-  dispatch_values(values, [&](auto tag) {
+  dispatch_operand(values.scalar_type(), "values", [&](auto tag, auto) {
     using T = decltype(tag);
     Subspace<T>(values.mutable_data_ptr<T>(), checked).project(tie);
   });
