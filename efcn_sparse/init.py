@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.initialize import fan_in_of_stored
+from efcn_sparse.linear.initialize import by_blocks, fan_in_of_stored
 
 __all__ = ["kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_"]
 
@@ -86,9 +86,11 @@ def _draw(layer: nn.Module, gain: float, mode: str, *, uniform: bool, generator:
     if not isinstance(linear, SparseLinear):
         raise TypeError(f"layer must be a SparseLinear or an embedded convolution, got {type(layer).__name__}")
     pattern, values = linear.pattern, linear.values
-    fan_in = _at_blocks(fan_in_of_stored(pattern), pattern.block_shape[0], pattern.rows_of_blocks()).unsqueeze(2)
-    columns = pattern.transposed()
-    fan_out = _at_blocks(fan_in_of_stored(columns), pattern.block_shape[1], pattern.col_indices).unsqueeze(1)
+    height, width = pattern.block_shape
+    by_row = by_blocks(fan_in_of_stored(pattern).double(), height)
+    by_col = by_blocks(fan_in_of_stored(pattern.transposed()).double(), width)
+    fan_in = by_row[pattern.rows_of_blocks().to(torch.int64)].unsqueeze(2)
+    fan_out = by_col[pattern.col_indices.to(torch.int64)].unsqueeze(1)
     fans = {"fan_in": fan_in, "fan_out": fan_out, "both": (fan_in + fan_out) / 2}
     if mode not in fans:
         raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
@@ -99,9 +101,3 @@ def _draw(layer: nn.Module, gain: float, mode: str, *, uniform: bool, generator:
         values.normal_(generator=generator).mul_(deviation)
     support = pattern.support_of_blocks()
     return values if support is None else values.masked_fill_(~support, 0)
-
-
-def _at_blocks(fans: Tensor, side: int, lines: Tensor) -> Tensor:
-    """fp64 ``[nnz_blocks, side]``: the fans of the rows, or columns, that each block lies in."""
-    padded = nn.functional.pad(fans.double(), (0, -fans.numel() % side))
-    return padded.view(-1, side)[lines.to(torch.int64)]

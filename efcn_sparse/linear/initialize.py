@@ -20,11 +20,15 @@ def fan_in_of_stored(pattern: BlockPattern) -> Tensor:
     return total.index_add_(0, rows, per_block.to(torch.int64)).flatten()[: pattern.shape[0]]
 
 
+def by_blocks(lines: Tensor, side: int) -> Tensor:
+    """``[blocks, side]``: what there is for each row, or each column, of W, block by block; zero past the edge."""
+    return torch.nn.functional.pad(lines, (0, -lines.numel() % side)).view(-1, side)
+
+
 @torch.no_grad()
 def uniform_(values: Tensor, pattern: BlockPattern, fan_in: Tensor) -> None:
     """Fill ``values`` from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of each row (LeCun et al. 1998), zero off the support."""
-    padded = torch.nn.functional.pad(fan_in, (0, pattern.grid[0] * pattern.block_shape[0] - pattern.shape[0]))
-    bound = padded.clamp(min=1).to(values.dtype).rsqrt().view(pattern.grid[0], pattern.block_shape[0])
+    bound = by_blocks(fan_in, pattern.block_shape[0]).clamp(min=1).to(values.dtype).rsqrt()
     values.uniform_(-1.0, 1.0).mul_(bound[pattern.rows_of_blocks().to(torch.int64)].unsqueeze(-1))
     support = pattern.support_of_blocks()
     if support is not None:
