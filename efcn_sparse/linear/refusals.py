@@ -66,23 +66,28 @@ def as_linear(module: nn.Module) -> nn.Linear:
     """``module`` as an :class:`torch.nn.Linear`; a ``Conv1D`` has Wᵀ for its weight."""
     if isinstance(module, nn.Linear):
         return module
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, torch.Tensor)
-    linear = nn.Linear(weight.shape[0], weight.shape[1], bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach().T, requires_grad=weight.requires_grad)
+    weight, bias = weight_of(module), module.bias
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
     linear.register_parameter("bias", bias)  # type: ignore[arg-type]
     return linear.train(module.training)
 
 
 def out_by_in(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is shaped as ``module.weight``, as ``[out_features, in_features]``: a view."""
-    return tensor if isinstance(module, nn.Linear) else tensor.T
+    """A tensor that is shaped as ``module.weight``, as ``[out_features, in_features]``: a view.
+
+    Raises:
+        TypeError: ``module`` is neither a Linear nor a ``Conv1D``.
+    """
+    base = linear_base(module)
+    if base is None:
+        raise TypeError(f"linear must be an nn.Linear or the Conv1D of transformers, got {type(module).__name__}")
+    return tensor if base is nn.Linear else tensor.T
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The weight ``[out_features, in_features]`` of a Linear or ``Conv1D``: a view."""
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
+    """The weight ``[out_features, in_features]`` of a Linear or ``Conv1D``: a view. Others are refused."""
+    weight: Any = getattr(module, "weight", None)
     return out_by_in(module, weight)
 
 

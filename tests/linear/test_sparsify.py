@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import efcn_sparse as es
+from efcn_sparse.linear.refusals import weight_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsify")  # of the first and last layer; see test_cover.py
 
@@ -177,6 +178,16 @@ def test_conv1d_of_transformers() -> None:
     torch.testing.assert_close(net(x), conv(x))
     es.sparsify(nn.Sequential(conv), {"0": RULE})(x).sum().backward()
     assert conv.weight.grad is None
+    assert torch.equal(weight_of(conv), conv.weight.T)
+
+
+@pytest.mark.parametrize(
+    "module", [es.SparseDelta(nn.Linear(8, 4), density=0.5, block_shape=(4, 4)), nn.Conv2d(8, 4, 1), nn.ReLU()]
+)
+def test_the_sides_of_others_are_not_guessed(module: nn.Module) -> None:
+    kind = type(module).__name__
+    with pytest.raises(TypeError, match=f"linear must be an nn.Linear or the Conv1D of transformers, got {kind}"):
+        weight_of(module)
 
 
 def test_padding_on_the_fast_path_of_torchs_encoder() -> None:
