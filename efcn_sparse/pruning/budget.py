@@ -51,7 +51,7 @@ class CubicSchedule:
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What budgets depend on: the sides of W, its grid, the entries of a block, and the final density by its rule."""
+    """What budgets depend on: the sides of W, its grid, what a block stores, and the final density by its rule."""
 
     shape: tuple[int, int]
     grid: tuple[int, int]
@@ -92,7 +92,7 @@ def counts_by_layer(
 
     Args:
         densities: of each layer; with ``scores`` only the sum of weights that they make counts.
-        scores: ``[block rows, block columns]`` by layer, per entry, so that layers compare: the highest of all layers
+        scores: ``[block rows, block columns]`` by layer, per stored entry, so that layers compare: the highest of all
             stay. With ``cover`` each layer first gets the ``max(grid)`` that its rows and columns need.
     """
     counts = {name: round(densities[name] * size.blocks) for name, size in sizes.items()}

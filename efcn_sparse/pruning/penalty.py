@@ -28,4 +28,8 @@ def group_lasso(weight: Tensor, block_shape: tuple[int, int]) -> Tensor:
     """
     squares = sums_of_blocks(weight.square(), block_shape)
     norms = torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
-    return norms.sum() * (block_shape[0] * block_shape[1]) ** 0.5
+    heights, widths = (
+        (side - torch.arange(0, side, block, dtype=torch.float64, device=weight.device)).clamp(max=block)
+        for side, block in zip(weight.shape, block_shape, strict=True)
+    )  # less at the edge
+    return (norms * torch.outer(heights, widths).sqrt().to(norms.dtype)).sum()

@@ -78,7 +78,8 @@ class Pruner:
         score: what blocks are kept by: ``"magnitude"``, their Frobenius norm, or ``"gradient"``, the sum of
             (Σ gradient · weight)² over the steps since the last choice: the first-order change of the loss without it.
         budget: ``"uniform"``, each layer by its rule; ``"erk"``, as many weights in all, more in layers with few;
-            ``"global"``, as many in all, one threshold on the score per entry.
+            ``"global"``, as many in all, one threshold on the score per stored entry (a block that the edge cuts stores
+            a whole one).
         cover: whether every block row and block column keeps a block, for which a layer may have to keep more. Without
             it outputs may become constant and inputs unread.
         finish_at_end: whether :meth:`step` calls :meth:`finish` at the end of the schedule.

@@ -259,7 +259,8 @@ def test_group_lasso() -> None:
     found = group_lasso(weight, (8, 4))
     found.backward()
     found_gradient, weight.grad = weight.grad, None
-    expected = sum(block.norm() for row in blocks_of(weight, (8, 4)) for block in row if bool(block.any())) * 32**0.5
+    blocks = [block for row in blocks_of(weight, (8, 4)) for block in row if bool(block.any())]
+    expected = torch.stack([block.numel() ** 0.5 * block.norm() for block in blocks]).sum()
     expected.backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found_gradient, weight.grad)
