@@ -15,10 +15,11 @@ BUDGETS = ("uniform", "erk", "global")
 class CubicSchedule:
     """Densities that fall from 1 at step ``begin`` to their final values at step ``end``, fast at first.
 
-    At step t it is ``final + (1 - final) · (1 - (t - begin) / (end - begin))³``.
+    At step t it is ``final + (1 - final) · (1 - (t - begin) / (end - begin))³``. Where ``end`` is ``begin``, all
+    falls at that step.
 
     Args:
-        begin, end: steps of the optimizer; before ``begin`` all is dense.
+        begin, end: steps of the optimizer, the first of which is 1; before ``begin`` all is dense.
         every: steps from one choice of blocks to the next; the last is at ``end`` in any case.
 
     Source: Zhu & Gupta, To prune, or not to prune, 2017, arXiv 1710.01878, equation 1, with an initial sparsity of 0.
@@ -34,10 +35,12 @@ class CubicSchedule:
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("begin", 0), ("end", self.begin), ("every", 1)):
+        for name, least in (("begin", 0), ("end", 1), ("every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.end < self.begin:
+            raise ValueError(f"end must be an integer of at least {self.begin}, got {self.end}")
 
     def due(self, step: int) -> bool:
         """Whether blocks are chosen after this step."""
@@ -45,8 +48,10 @@ class CubicSchedule:
 
     def density(self, step: int, final: float) -> float:
         """The density after ``step`` steps."""
-        left = 1 - min(max((step - self.begin) / max(self.end - self.begin, 1), 0.0), 1.0)
-        return 1.0 if step < self.begin else final + (1 - final) * left**3
+        if step < self.begin:
+            return 1.0
+        left = 1 - (step - self.begin) / (self.end - self.begin) if step < self.end else 0.0
+        return final + (1 - final) * left**3
 
 
 @dataclass(frozen=True)

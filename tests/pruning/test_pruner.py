@@ -296,9 +296,18 @@ def test_refused(change: dict, message: str) -> None:
         es.Pruner(model, **arguments)
 
 
-def test_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="end must be an integer of at least 5, got 4"):
-        es.CubicSchedule(begin=5, end=4)
+@pytest.mark.parametrize(("begin", "end", "least"), [(5, 4, 5), (0, 0, 1), (0, 2.5, 1)])
+def test_schedule_is_refused(begin: int, end: int, least: int) -> None:
+    with pytest.raises(ValueError, match=f"end must be an integer of at least {least}, got {end}"):
+        es.CubicSchedule(begin, end)
+
+
+def test_all_at_one_step() -> None:
+    model, schedule = net(), es.CubicSchedule(begin=3, end=3)
+    pruner = es.Pruner(model, RULES, schedule, torch.optim.SGD(model.parameters(), lr=0.0))
+    for density in (1.0, 1.0, 0.25, 0.25):
+        pruner.step()
+        assert pruner.densities == pytest.approx(dict.fromkeys(("first", "second"), density), abs=0.01)
 
 
 def test_the_page_is_true() -> None:
