@@ -57,6 +57,10 @@ class _Masked:
         return BlockPattern.from_blocks(rows, cols, self.by_rows(self.weight).shape, self.block_shape)
 
 
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 class Pruner:
     """Prunes blocks of :class:`torch.nn.Linear` layers while the model trains; at the end only the rest is stored.
 
@@ -77,6 +81,7 @@ class Pruner:
         optimizer: a torch optimizer that holds the weights.
         score: what blocks are kept by: ``"magnitude"``, their Frobenius norm, or ``"gradient"``, the sum of
             (Σ gradient · weight)² over the steps since the last choice: the first-order change of the loss without it.
+            Steps whose gradient is not finite, which a gradient scaler skips, do not count then.
         budget: ``"uniform"``, each layer by its rule; ``"erk"``, as many weights in all, more in layers with few;
             ``"global"``, as many in all, one threshold on the score per stored entry (a block that the edge cuts stores
             a whole one).
@@ -85,7 +90,8 @@ class Pruner:
         finish_at_end: whether :meth:`step` calls :meth:`finish` at the end of the schedule.
 
     Attributes:
-        steps: how many steps there have been.
+        steps: how many steps have counted.
+        skipped: how many have not, for want of a finite gradient.
         finished: whether storage has shrunk.
 
     Laws: the model with masks, and after :meth:`finish`, computes the same. Both train alike.
@@ -162,7 +168,7 @@ class Pruner:
         self._final = final_densities(budget, self._sizes)
         self._model, self._schedule, self._optimizer = model, schedule, optimizer
         self._score, self._budget, self._cover, self._at_end = score, budget, cover, finish_at_end
-        self.steps, self.finished = 0, False
+        self.steps, self.skipped, self.finished = 0, 0, False
 
     @property
     def densities(self) -> dict[str, float]:
@@ -184,8 +190,9 @@ class Pruner:
             ValueError: a score is not finite, or the optimizer has state that cannot be masked.
         """
         if not self.finished and self.steps < self._schedule.end:
-            if self._score == "gradient":
-                self._gather_saliency()
+            if self._score == "gradient" and not self._gather_saliency():
+                self.skipped += 1
+                return
             if self._schedule.due(self.steps + 1):
                 self._apply(self._choice(self.steps + 1))
                 for layer in self._layers.values():
@@ -213,15 +220,22 @@ class Pruner:
             self.finished = True
         return self._model
 
-    def _gather_saliency(self) -> None:
+    def _gather_saliency(self) -> bool:
+        """Add to the scores of all layers; False, and nothing is added, if it is a gradient that is not finite."""
+        sums = {}
         for name, layer in self._layers.items():
             weight = layer.weight
             if weight.grad is None:
                 raise RuntimeError(
                     f"{name}.weight must have a gradient: call pruner.step() before zero_grad(), got None"
                 )
-            products = layer.by_rows(weight.grad * weight).double()
-            layer.saliency += sums_of_blocks(products, layer.block_shape).square()
+            products = layer.by_rows(weight.grad.double() * weight)  # finite if both are
+            sums[name] = sums_of_blocks(products, layer.block_shape)
+        if not _finite(*sums.values()) and _finite(*(layer.weight for layer in self._layers.values())):
+            return False
+        for name, layer in self._layers.items():
+            layer.saliency += sums[name].square()
+        return True
 
     def _scores(self) -> dict[str, Tensor]:
         """fp64 ``[block rows, block columns]`` by layer; -1 where a block is gone, which is the last to come back."""
@@ -235,7 +249,7 @@ class Pruner:
                 dist.broadcast(score, dist.get_global_rank(self._group, 0), group=self._group)
             scores[name] = score / self._sizes[name].area
         for name, score in scores.items():
-            if not bool(score.isfinite().all()):
+            if not _finite(score):
                 raise ValueError(f"{name}.weight must have finite scores, got NaN or infinity")
             score.masked_fill_(~self._layers[name].kept, -1.0)
         return scores

@@ -152,6 +152,37 @@ def test_gradient_score() -> None:
         fresh.step()
 
 
+def test_steps_that_a_gradient_scaler_skips_do_not_count() -> None:
+    schedule, kept = es.CubicSchedule(begin=2, end=6), []
+    for enabled in (False, True):
+        scaler = torch.amp.GradScaler("cpu", 2.0**127, growth_interval=3, enabled=enabled)
+        model = net().float()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        pruner = es.Pruner(model, RULES, schedule, optimizer, score="gradient")
+        passes = 0
+        while pruner.steps < 8:
+            x = torch.randn(16, 30, generator=torch.Generator().manual_seed(pruner.steps))
+            optimizer.zero_grad()
+            scaler.scale(100 * nn.functional.cross_entropy(model(x), torch.arange(16) % 5)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            pruner.step()
+            passes += 1
+        assert pruner.skipped == passes - 8
+        assert (pruner.skipped > 1) == enabled
+        kept.append(pruner.state_dict()["kept"])
+    assert all(torch.equal(kept[1][name], blocks) for name, blocks in kept[0].items())
+
+
+def test_weights_that_are_not_finite_are_no_skipped_step() -> None:
+    model, schedule = net(), es.CubicSchedule(begin=0, end=1)
+    pruner = es.Pruner(model, RULES, schedule, torch.optim.SGD(model.parameters(), lr=0.0), score="gradient")
+    model(torch.randn(4, 30, dtype=torch.float64)).sum().backward()
+    model.first.weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"first.weight must have finite scores, got NaN or infinity"):
+        pruner.step()
+
+
 @pytest.mark.parametrize("cover", [True, False])
 def test_one_threshold_for_all_layers(cover: bool) -> None:
     model = net()
