@@ -34,7 +34,17 @@ class _Masked:
         self.kept = torch.ones((rows, cols), dtype=torch.bool, device=device)
         self.saliency = torch.zeros((rows, cols), dtype=torch.float64, device=device)
         self.gone: Tensor | None = None  # bool, as weight: the entries of the blocks that are not kept
+        self._watch()
+
+    def _watch(self) -> None:
         self.handle = self.weight.register_hook(self._mask) if self.weight.requires_grad else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"handle": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._watch()  # copies of parameters, and those from a file, have no hooks
 
     @property
     def weight(self) -> nn.Parameter:
@@ -94,7 +104,8 @@ class Pruner:
         skipped: how many have not, for want of a finite gradient.
         finished: whether storage has shrunk.
 
-    Laws: the model with masks, and after :meth:`finish`, computes the same. Both train alike.
+    Laws: the model with masks, and after :meth:`finish`, computes the same. Both train alike. So does
+    ``copy.deepcopy((model, optimizer, pruner))``; a copy of the model alone is a dense model that no one prunes.
 
     Raises:
         ValueError: an argument is out of range, a rule matches no Linear, or a layer cannot be replaced without losing
