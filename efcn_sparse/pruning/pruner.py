@@ -170,6 +170,9 @@ class Pruner:
             check_has_numbers(f"{name}.weight", weight)
             if type(weight.detach()) is not Tensor:
                 raise ValueError(f"{name}.weight must be a plain tensor, got {type(weight.detach()).__name__}")
+            hooks = (weight._backward_hooks or {}).values()
+            if any(isinstance(getattr(hook, "__self__", None), _Masked) for hook in hooks):
+                raise ValueError(f"{name!r} cannot be pruned: another Pruner does; a deep copy of the model can")
             state_like_weight(optimizer, name, weight)
             height, width = blocks[name]
             rows, cols = weight_of(linear).shape
@@ -198,9 +201,10 @@ class Pruner:
 
         Raises:
             RuntimeError: the score needs gradients, and a layer has none.
-            ValueError: a score is not finite, or the optimizer has state that cannot be masked.
+            ValueError: a layer was replaced, a score is not finite, or the optimizer has state that cannot be masked.
         """
         if not self.finished and self.steps < self._schedule.end:
+            self._check_layers()
             if self._score == "gradient" and not self._gather_saliency():
                 self.skipped += 1
                 return
@@ -222,6 +226,7 @@ class Pruner:
             The model, without ``DistributedDataParallel``.
         """
         if not self.finished:
+            self._check_layers()
             patterns = {name: layer.pattern() for name, layer in self._layers.items()}
             shrink(self._model, patterns, self._optimizer)
             for layer in self._layers.values():
@@ -230,6 +235,12 @@ class Pruner:
                 layer.gone = None
             self.finished = True
         return self._model
+
+    def _check_layers(self) -> None:
+        for name, layer in self._layers.items():
+            found = self._model.get_submodule(name)
+            if found is not layer.linear:
+                raise ValueError(f"model must hold {name!r} as the Pruner was given it, got a {type(found).__name__}")
 
     def _gather_saliency(self) -> bool:
         """Add to the scores of all layers; False, and nothing is added, if it is a gradient that is not finite."""

@@ -147,7 +147,7 @@ def test_gradient_score() -> None:
         pruner.step()
     expected = sums.flatten().argsort(descending=True)[:16].sort().values
     assert torch.equal((~zeros(model.second.weight)).flatten().nonzero().squeeze(1), expected)
-    model.second.weight.grad = None
+    model = net()
     fresh = es.Pruner(model, RULES, schedule, torch.optim.SGD(model.parameters(), lr=0.0), score="gradient")
     with pytest.raises(RuntimeError, match=r"first.weight must have a gradient: call pruner.step\(\) before zero_grad"):
         fresh.step()
@@ -312,6 +312,25 @@ def test_what_cannot_follow_is_refused_before_anything_changes() -> None:
     assert type(model.first) is nn.Linear
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert pruner.steps == 1
+
+
+def test_a_layer_has_one_pruner_and_stays_in_its_place() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = es.Pruner(model, {"second": RULES["*"]}, es.CubicSchedule(begin=1, end=1), optimizer)
+    with pytest.raises(ValueError, match="'second' cannot be pruned: another Pruner does"):
+        es.Pruner(model, RULES, SCHEDULE, optimizer)
+    es.Pruner(model, {"first": RULES["*"]}, SCHEDULE, optimizer)
+    twin = copy.deepcopy(model)
+    es.Pruner(twin, RULES, SCHEDULE, torch.optim.SGD(twin.parameters(), lr=0.1))
+    second = model.second
+    before = second.weight.detach().clone()
+    es.sparsify(model, {"second": RULES["*"]})
+    for change in (pruner.step, pruner.finish):
+        with pytest.raises(ValueError, match="model must hold 'second' as the Pruner was given it, got a SparseLinear"):
+            change()
+    assert pruner.steps == 0
+    assert torch.equal(before, second.weight)
 
 
 def test_group_lasso() -> None:
