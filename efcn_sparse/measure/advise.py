@@ -17,6 +17,7 @@ from efcn_sparse.available import available_bytes
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.refusals import as_linear, linear_base, reason_to_keep, shared_parameter
 from efcn_sparse.measure.timing import in_turn
+from efcn_sparse.ops.checks import DTYPES
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.sizes import size_text
 
@@ -164,7 +165,7 @@ def advise(
         >>> advice.layers[0].timings[0].stored
         0.25
     """
-    _check(batch, block_shapes, densities, seconds)
+    _check(batch, block_shapes, densities, dtype, seconds)
     kinds, left = _kinds(model, dtype)
     if not kinds:
         raise ValueError(f"model must hold an nn.Linear that can be replaced, got {left or type(model).__name__}")
@@ -177,6 +178,9 @@ def advise(
             left |= dict.fromkeys(names, "it is smaller than every block shape")
             continue
         layers.append(_timed(shape, names, batch, fitting, ordered, kind, device, share))
+    if not layers:
+        shapes = [list(shape) for shape, *_ in kinds]
+        raise ValueError(f"block_shapes must hold one that fits into a layer, {shapes}, got {block_shapes!r}")
     dtypes, devices = ({str(kind[k]).removeprefix("torch.") for kind in kinds} for k in (1, 2))
     return Advice(
         tuple(layers), left, batch, ", ".join(sorted(dtypes)), ", ".join(sorted(devices)), torch.get_num_threads()
@@ -279,13 +283,17 @@ def _call(phase: str, layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], o
     return forward if phase == "forward" else training
 
 
-def _check(batch: int, block_shapes: Sequence[Shape], densities: Sequence[float], seconds: float) -> None:
+def _check(
+    batch: int, block_shapes: Sequence[Shape], densities: Sequence[float], dtype: torch.dtype | None, seconds: float
+) -> None:
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
     if not block_shapes or not all(len(shape) == 2 and min(shape) >= 1 for shape in block_shapes):
         raise ValueError(f"block_shapes must be pairs of integers of at least 1, got {block_shapes!r}")
     if not densities or not all(0 < density <= 1 for density in densities):
         raise ValueError(f"densities must lie in (0, 1], got {densities!r}")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype!r}")
     if not seconds >= 0:
         raise ValueError(f"seconds must be at least 0, got {seconds!r}")
 

@@ -78,6 +78,11 @@ def test_each_shape_is_timed_once_and_what_cannot_be_replaced_is_left() -> None:
         (dict(densities=[0.0]), r"densities must lie in \(0, 1\], got \[0.0\]"),
         (dict(block_shapes=[(8,)]), "block_shapes must be pairs of integers of at least 1"),
         (dict(model=nn.ReLU()), "model must hold an nn.Linear that can be replaced, got ReLU"),
+        (
+            dict(model=nn.Sequential(nn.Linear(7, 64), nn.Linear(64, 4)), block_shapes=[(8, 8)]),
+            r"block_shapes must hold one that fits into a layer, \[\[64, 7\], \[4, 64\]\], got \[\(8, 8\)\]",
+        ),
+        (dict(dtype=torch.int32), "dtype must be float64, float32, bfloat16 or float16, got torch.int32"),
         (dict(seconds=-1), "seconds must be at least 0, got -1"),
         (dict(model={"a": (1 << 20, 1 << 20)}), r"'a' \[1048576, 1048576\] at batch 4 needs .* take a smaller batch"),
     ],
