@@ -34,17 +34,29 @@ class _Masked:
         self.kept = torch.ones((rows, cols), dtype=torch.bool, device=device)
         self.saliency = torch.zeros((rows, cols), dtype=torch.float64, device=device)
         self.gone: Tensor | None = None  # bool, as weight: the entries of the blocks that are not kept
-        self._watch()
+        self.watched: nn.Parameter | None = None
+        self.watch()
 
-    def _watch(self) -> None:
-        self.handle = self.weight.register_hook(self._mask) if self.weight.requires_grad else None
+    def watch(self) -> bool:
+        """Hook the weight, unless it is; whether it was not, as one that was frozen, or put in by ``assign=True``."""
+        weight = self.linear._parameters.get("weight")
+        if weight is None or weight is self.watched or not weight.requires_grad:
+            return False
+        self.watched, self.handle = weight, weight.register_hook(self._mask)
+        return True
+
+    def replaced_by(self, sparse: nn.Module) -> None:
+        """Let the dense layer go."""
+        if self.watched is not None:
+            self.handle.remove()
+        self.linear, self.watched, self.handle, self.gone = sparse, None, None, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"handle": None}
+        return self.__dict__ | {"handle": None, "watched": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._watch()  # copies of parameters, and those from a file, have no hooks
+        self.watch()  # copies of parameters, and those from a file, have no hooks
 
     @property
     def weight(self) -> nn.Parameter:
@@ -191,7 +203,12 @@ class Pruner:
 
     def group_lasso(self) -> Tensor:
         """:func:`efcn_sparse.pruning.group_lasso` of all layers together, to be added to the loss with a factor."""
-        return torch.stack([group_lasso(m.by_rows(m.weight), m.block_shape) for m in self._layers.values()]).sum()
+        penalties = []
+        for layer in self._layers.values():
+            weight = layer.linear.weight if self.finished else layer.by_rows(layer.weight)
+            assert isinstance(weight, Tensor)
+            penalties.append(group_lasso(weight, layer.block_shape))
+        return torch.stack(penalties).sum()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -203,6 +220,9 @@ class Pruner:
             RuntimeError: the score needs gradients, and a layer has none.
             ValueError: a layer was replaced, a score is not finite, or the optimizer has state that cannot be masked.
         """
+        unwatched = [layer for layer in self._layers.values() if layer.watch()]
+        if unwatched:
+            self._apply({name: layer.kept for name, layer in self._layers.items()})
         if not self.finished and self.steps < self._schedule.end:
             self._check_layers()
             if self._score == "gradient" and not self._gather_saliency():
@@ -229,10 +249,8 @@ class Pruner:
             self._check_layers()
             patterns = {name: layer.pattern() for name, layer in self._layers.items()}
             shrink(self._model, patterns, self._optimizer)
-            for layer in self._layers.values():
-                if layer.handle is not None:
-                    layer.handle.remove()
-                layer.gone = None
+            for name, layer in self._layers.items():
+                layer.replaced_by(self._model.get_submodule(name))
             self.finished = True
         return self._model
 

@@ -2,9 +2,11 @@
 
 import copy
 import doctest
+import gc
 import itertools
 import math
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -290,6 +292,44 @@ def test_a_copy_of_the_model_alone_is_not_pruned() -> None:
     train(average, torch.optim.SGD(average.parameters(), lr=0.05), None, range(1))
     assert not zeros(average.first.weight).any()
     assert torch.equal(model.first.weight, kept)
+
+
+def test_a_weight_that_was_frozen_or_put_in_is_masked_from_the_next_step_on() -> None:
+    model = net()
+    model.first.requires_grad_(False)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    pruner = es.Pruner(model, RULES, SCHEDULE, optimizer)
+    train(model, optimizer, pruner, range(10))
+    model.first.requires_grad_(True)
+    train(model, optimizer, pruner, range(10, 14))
+    assert float((model.first.weight != 0).double().mean()) < 0.3
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    again = OPTIMIZERS["adamw"](model.parameters())
+    again.load_state_dict(optimizer.state_dict())
+    pruner._optimizer = again
+    train(model, again, pruner, range(14, 18))
+    assert float((model.second.weight != 0).double().mean()) < 0.3
+
+
+def test_after_finish_the_penalty_is_of_what_is_stored_and_dense_weights_are_free() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = es.Pruner(model, RULES, SCHEDULE, optimizer)
+    train(model, optimizer, pruner, range(10))
+    optimizer.zero_grad()
+    before, dense = pruner.group_lasso(), weakref.ref(model.first.weight)
+    before.backward()
+    wanted = model.first.weight.grad.clone()
+    optimizer.zero_grad()
+    del before
+    pruner.finish()
+    gc.collect()
+    assert dense() is None
+    after = copy.deepcopy(pruner).group_lasso()
+    assert after.item() == pytest.approx(pruner.group_lasso().item(), rel=1e-12)
+    pruner.group_lasso().backward()
+    layer = model.first
+    assert torch.allclose(layer.values.grad, layer.pattern.gather(wanted))
 
 
 def test_what_cannot_follow_is_refused_before_anything_changes() -> None:
