@@ -15,10 +15,11 @@ from torch.torch_version import TorchVersion
 
 import efcn_sparse as es
 from tests.ops.inputs import randn
-from tests.table import FLOAT64, Row, pattern, rows
+from tests.table import BACKENDS, FLOAT64, Row, pattern, rows
 
 P = "masked-ragged"
-ROWS = rows(FLOAT64, where=lambda backend: not backend.slow)  # what is transformed is not the backend
+QUICK = [backend for backend in BACKENDS if not backend.slow]  # what is transformed is not the backend
+ROWS = rows(FLOAT64, where=QUICK.__contains__)
 Operation = Callable[..., Tensor]
 
 
@@ -87,10 +88,27 @@ TRANSFORMS: dict[str, Callable[[Operation, tuple[Tensor, ...]], Any]] = {
     ),
 } | {f"vmap of {k}": lambda f, a, k=k: _batched(f, a, min(k, len(a) - 1)) for k in range(3)}  # fmt: skip
 
+# They call the operations hundreds of times, on one backend that is here: derivatives and batches are the same for all.
+LONG = {
+    "jacrev",
+    "jacfwd",
+    "hessian",
+    "all rows of a Jacobian in one backward pass",
+    "all columns in one",
+    "all rows of a Hessian in one",
+}
+LAST = rows(FLOAT64, where=[backend for backend in QUICK if not backend.missing()][-1:].__contains__)
 
-@pytest.mark.parametrize("row", ROWS)
+
 @pytest.mark.parametrize("operation", NAMES)
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    ("transform", "row"),
+    [
+        pytest.param(transform, *row.values, id=f"{transform}-{row.id}", marks=row.marks)
+        for transform in TRANSFORMS
+        for row in (LAST if transform in LONG else ROWS)
+    ],
+)
 def test_as_the_dense_matrix(row: Row, operation: str, transform: str) -> None:
     sparse, dense = _operations(row)
     arguments = tuple(_operands(row)[name] for name in NAMES[operation])
