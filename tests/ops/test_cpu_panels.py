@@ -57,11 +57,24 @@ def test_the_product_of_whole_blocks(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", CPU)
-@pytest.mark.parametrize("sides", [(16, 16), (32, 20), (48, 64), (80, 33), (112, 96), (128, 128), (128, 520)])
+@pytest.mark.parametrize("sides", [(16, 16), (32, 20), (48, 64), (80, 33), (112, 96), (128, 128)])
 def test_the_product_of_wide_blocks(row: Row, sides: tuple[int, int]) -> None:
     _check(row, _band(*sides, seed=7), batch=64 + sides[1] % 7)
     _check(row, _band(*sides, seed=8).transposed(), batch=301)
     _check(row, BlockPattern.dense((2 * sides[0], 9 * sides[1]), sides), batch=65)  # chains in parts, and with bias
+
+
+@pytest.mark.parametrize("row", CPU)
+def test_the_product_of_blocks_wider_than_a_chain(row: Row) -> None:
+    """One block is more than the kPanelChain of spmm_panels.h, and the kSegmentK of spmm.cpp."""
+    sides = (128, 520)
+    blocks = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 1]], dtype=torch.bool)
+    mask = blocks.repeat_interleave(sides[0], 0).repeat_interleave(sides[1], 1)
+    mask[: sides[0], : sides[1]] &= torch.rand(sides, generator=torch.Generator().manual_seed(9)) < 0.5
+    p = BlockPattern.from_mask(mask[:344, :1820], sides)  # the last blocks end early
+    _check(row, p, batch=66)
+    _check(row, p.transposed(), batch=301)
+    _check(row, BlockPattern.dense((256, 4680), sides), batch=65)  # chains in parts, and with bias
 
 
 @pytest.mark.parametrize("row", CPU)
