@@ -1,5 +1,6 @@
 """``efcn-sparse bench``: what it times is right, in turn, and what it prints is what it writes."""
 
+import contextlib
 import json
 import mmap
 import os
@@ -139,7 +140,14 @@ def test_variants_compute_the_same_and_a_wrong_gradient_is_not_timed(monkeypatch
 def test_locally_connected_rivals_agree_and_flax_may_be_absent(capsys, monkeypatch, tmp_path):
     layer = locally_connected.Layer(3, 16, 6, 3, 2, 1)
     monkeypatch.setattr(locally_connected, "VANILLA", (layer,))
-    nowhere = str(tmp_path / "python")
+    nowhere, digests = str(tmp_path / "python"), []
+
+    class Kept(locally_connected.Process):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            digests.append(self.ready["digest"])
+
+    monkeypatch.setattr(locally_connected, "Process", Kept)
     (row, total), versions = locally_connected.rows(batch=2, rounds=1, threads=1, flax_python=nowhere)
     assert versions == {}
     assert row["layer"] == "3→16, 3×3, stride 2, on 6×6"
@@ -147,12 +155,36 @@ def test_locally_connected_rivals_agree_and_flax_may_be_absent(capsys, monkeypat
     assert row["Flax ConvLocal, ms"] is total["Flax ConvLocal / ours"] is None
     assert total["ms"] == row["ms"]
     assert "without Flax ConvLocal" in capsys.readouterr().err
-    monkeypatch.setattr(locally_connected, "_TOLERANCE", 0.0)
+    unfold, ours = digests
+    assert unfold["y"] != ours["y"]  # by rounding: each is computed in its own way
+
+
+@pytest.mark.parametrize("what", ["y", "dx", "dw"])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize(("off", "agrees"), [(5e-5, True), (2e-4, False), (-2e-4, False)])
+def test_a_locally_connected_rival_that_computes_something_else_is_refused(monkeypatch, what, part, off, agrees):
+    running = set()
+
+    class Rival:
+        def __init__(self, python, rival, layer, batch, threads):
+            digest = {name: [7.0, 50.0] for name in ("y", "dx", "dw")}
+            if rival == locally_connected.UNFOLD:
+                digest[what][part] += 50.0 * off
+            self.ready = {"digest": digest}
+            running.add(self)
+
+        def close(self):
+            running.remove(self)
+
+    monkeypatch.setattr(locally_connected, "Process", Rival)
+    refusal = pytest.raises(AssertionError, match=rf"unfold \+ bmm must agree in {what} of 3→16, 3×3")
     with (
-        pytest.raises(AssertionError, match=r"unfold \+ bmm must agree in y of 3→16"),
-        locally_connected.processes(layer, 2, 1, nowhere),
+        contextlib.nullcontext() if agrees else refusal,
+        locally_connected.processes(locally_connected.Layer(3, 16, 6, 3, 2, 1), 2, 1, "python") as (calls, missing),
     ):
-        pass
+        assert (list(calls), missing) == ([locally_connected.FLAX, locally_connected.UNFOLD, timing.OURS], "")
+        assert running == set(calls.values())
+    assert not running
 
 
 def test_peak_memory_sees_what_a_step_holds(monkeypatch):
