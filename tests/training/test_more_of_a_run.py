@@ -53,28 +53,47 @@ def test_nothing_can_be_taken_away(large):
         training.run_relax(dataclasses.replace(SMALL, cnn_epochs=4), large)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "told"),
-    [
-        ("metrics.csv", lambda text: None, "cnn-seed1 epochs 0 to 5, fcn-seed1 epochs 0 to 1, elcn-seed1-t1 epochs 1"),
-        ("metrics.csv", lambda text: text[: text.index(b"cnn,0,,2")], "cnn-seed0 epochs 2 to 5, fcn-seed0 epochs 0 to"),
-        ("metrics.csv", lambda text: text.replace(b"cnn,0,,3,", b"cnn,0,,\0,"), "got none of cnn-seed0 epoch 3: put"),
-        ("metrics.csv", lambda text: text.replace(b"elcn,0,2,3,", b"elcn,0,2,3,\xff"), "elcn-seed0-t2 epoch 3: put"),
-        ("metrics.csv", lambda text: text.replace(b"fcn,1,,1,", b"fcn,1,,1," + b"9" * 10**6), "fcn-seed1 epoch 1: put"),
-        ("layers.csv", lambda text: text.replace(b"elcn,1,4,5,conv2", b"elcn,1,4,5,conv9"), "elcn-seed1-t4 epoch 5: "),
-    ],
-    ids=["missing", "cut", "zero byte", "no UTF-8", "huge field", "layers"],
-)
-def test_lost_rows_are_told_and_come_back(large, tmp_path, name, damage, told, capsys):
-    run_dir = tmp_path / "run"
-    shutil.copytree(large, run_dir)
-    text = damage((run_dir / name).read_bytes())
-    (run_dir / name).unlink() if text is None else (run_dir / name).write_bytes(text)
+def _refused(run_dir: Path, told: str) -> None:
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"^metrics.csv and layers.csv of .* must have a row for each epoch") as caught:
         training.run_relax(LARGE, run_dir, quiet=True)
     assert told in str(caught.value)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (None, "cnn-seed1 epochs 0 to 5, fcn-seed1 epochs 0 to 1, elcn-seed1-t1 epochs 1"),
+        (lambda text: text[: text.index(b"cnn,0,,2")], "cnn-seed0 epochs 2 to 5, fcn-seed0 epochs 0 to"),
+    ],
+    ids=["missing", "cut"],
+)
+def test_lost_rows_are_told_and_come_back(large, tmp_path, damage, told):
+    run_dir = shutil.copytree(large, tmp_path / "run")
+    file = run_dir / "metrics.csv"
+    file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+    _refused(run_dir, told)
+    training.run_relax(LARGE, run_dir, quiet=True, repair=True)
+    assert same(run_dir, large)
+
+
+DAMAGED_LINES = [
+    ("metrics.csv", b"cnn,0,,3,", b"cnn,0,,\0,", "got none of cnn-seed0 epoch 3: put"),
+    ("metrics.csv", b"elcn,0,2,3,", b"elcn,0,2,3,\xff", "elcn-seed0-t2 epoch 3: put"),
+    ("metrics.csv", b"fcn,1,,1,", b"fcn,1,,1," + b"9" * 10**6, "fcn-seed1 epoch 1: put"),
+    ("layers.csv", b"elcn,1,4,5,conv2", b"elcn,1,4,5,conv9", "elcn-seed1-t4 epoch 5: "),
+]
+
+
+def test_damaged_lines_are_told_one_by_one_and_come_back_together(large, tmp_path):
+    run_dir = shutil.copytree(large, tmp_path / "run")
+    for name, there, damaged, told in DAMAGED_LINES:
+        (run_dir / name).write_bytes((large / name).read_bytes().replace(there, damaged))
+        _refused(run_dir, told)
+        shutil.copy(large / name, run_dir)
+    for name, there, damaged, _ in DAMAGED_LINES:
+        (run_dir / name).write_bytes((run_dir / name).read_bytes().replace(there, damaged))
     training.run_relax(LARGE, run_dir, quiet=True, repair=True)
     assert same(run_dir, large)
 
