@@ -54,10 +54,16 @@ def test_what_would_be_embedded_from_a_diverged_cnn_is_recorded(tmp_path, capsys
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
 
 
+WILD = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.run_relax(WILD, tmp_path_factory.mktemp("runs") / "whole", quiet=True)
+
+
 @pytest.mark.parametrize("fatal", [2, 4, 6, 12])
-def test_an_interruption_around_a_divergence_changes_nothing(tmp_path, fatal):
-    wild = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
-    whole = training.run_relax(wild, tmp_path / "whole", quiet=True)
-    cut_short(fatal, wild, tmp_path / "run", checkpoint_seconds=10.0)
-    training.run_relax(wild, tmp_path / "run", quiet=True)
+def test_an_interruption_around_a_divergence_changes_nothing(whole, tmp_path, fatal):
+    cut_short(fatal, WILD, tmp_path / "run", checkpoint_seconds=10.0)
+    training.run_relax(WILD, tmp_path / "run", quiet=True)
     assert_same(tmp_path / "run", whole)
