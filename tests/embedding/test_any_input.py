@@ -155,8 +155,7 @@ class UpTo(nn.Module):
         return self.up(y, output_size=size) if self.by_name else self.up(y, list(size))
 
 
-@pytest.mark.parametrize("by_name", [True, False])
-@pytest.mark.parametrize("output_padding", [0, 1])
+@pytest.mark.parametrize(("output_padding", "by_name"), [(0, True), (1, False)])
 @pytest.mark.parametrize(("size", "whole"), [((8,), False), ((7,), True), ((8, 7), False), ((8, 7), True)])
 def test_transposed_for_an_output_size(size: tuple[int, ...], whole: bool, output_padding: int, by_name: bool) -> None:
     """The size that torch is given counts, and not ``output_padding``, which comes back as it was."""
