@@ -89,7 +89,7 @@ def test_a_worker_that_dies_is_named_and_its_stage_goes_on(serial, deadly, tmp_p
 def test_an_executor_that_takes_no_more_work_is_told_and_the_run_goes_on(serial, deadly, tmp_path):
     run_dir = tmp_path / "run"
     with (
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool,
         pytest.raises(
             RuntimeError, match=r"a worker died while it trained .*cnn-seed0.*, and its executor takes no more"
         ),
