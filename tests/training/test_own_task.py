@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ from efcn_sparse.analysis import write_report
 from efcn_sparse.analysis.landscape import measure_landscape
 from efcn_sparse.cli.main import main
 from efcn_sparse.importing import imported
-from tests.training.runs import assert_same, cut_short, numbers
+from tests.training.runs import assert_same, cut_short, numbers, rows
 
 EXAMPLE = f"{Path(__file__).resolve().parents[2] / 'examples' / 'own_net.py'}:task"
 SETTINGS = dict(seeds=(0,), cnn_epochs=2, relax_times=(1,), relax_epochs=2, fcn_epochs=1, lr=0.003, batch_size=16,
@@ -159,9 +161,10 @@ class OfItsOwn(FromGlobalGenerators):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_a_data_set_draws_is_resumed(own, tmp_path, caplog, workers):
     task = dataclasses.replace(own, train=FromGlobalGenerators(), workers=workers)
-    config = dataclasses.replace(CONFIG, arms=("cnn",), relax_times=(2,))
+    config = dataclasses.replace(CONFIG, arms=("cnn",), cnn_epochs=1, relax_epochs=1)
     expected = training.run_relax(task, config, tmp_path / "whole", quiet=True)
     cut_short(2, task, config, tmp_path / "run")
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "stages", "cnn-seed0.metrics")] == ["0", "1"]  # of 0 to 2
     assert numbers(training.run_relax(task, config, tmp_path / "run", quiet=True)) == numbers(expected)
     assert not caplog.records
 
@@ -304,7 +307,16 @@ with Processes(2) as workers:
 """
 
 
-def test_killed_with_two_workers_at_work_it_goes_on_with_two_others(whole, tmp_path):
+def is_held(path: Path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_killed_with_two_workers_at_work_it_goes_on(whole, tmp_path):
     (tmp_path / "config.json").write_text(CONFIG.to_json())
     run_dir = tmp_path / "run"
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(run_dir), EXAMPLE]
@@ -314,9 +326,22 @@ def test_killed_with_two_workers_at_work_it_goes_on_with_two_others(whole, tmp_p
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    while True:
-        again = subprocess.run(command, capture_output=True, text=True, check=False)
-        if "is being trained by another process" not in again.stderr:  # the workers take a moment to end
-            break
-    assert again.returncode == 0, again.stderr
-    assert_same(run_dir, whole)
+    logs = sorted(run_dir.glob("stages/*.log"))
+    assert [log.stem for log in logs] == ["cnn-seed0", "elcn-seed0-t1"]
+    while any(map(is_held, logs)):  # the workers take a moment to end
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert_same(training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True), whole)
+
+
+def test_a_stage_that_another_process_still_trains_is_refused_and_nothing_is_changed(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    cut_short(3, EXAMPLE, CONFIG, run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    told = f"cnn-seed0 in run_dir {run_dir} is being trained by another process"
+    with (run_dir / "stages" / "cnn-seed0.log").open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # as a worker does that has outlived its parent
+        with pytest.raises(BlockingIOError, match=f"^{re.escape(told)}$"):
+            training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert_same(training.run_relax(EXAMPLE, CONFIG, run_dir, quiet=True), whole)
