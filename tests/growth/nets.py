@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 from torch import nn
 
@@ -17,16 +20,22 @@ OPTIMIZERS = {
 
 
 def growing_net(budget: float = 1.5, dtype: torch.dtype = torch.float32, backend: str = "auto") -> nn.Sequential:
+    twin = copy.deepcopy(_embedded(budget, dtype))
+    torch.manual_seed(1)  # what is drawn next does not depend on who came first
+    for name in LAYERS:
+        twin.get_submodule(name).linear.backend = backend
+    return twin
+
+
+@functools.cache
+def _embedded(budget: float, dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
     cnn = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5)
     ).to(dtype)
     support = es.Grown(budget)
     layers = {"0": dict(support=support, block_shape=(8, 6)), "2": dict(support=support, block_shape=(8, 8))}
-    twin = es.embed(cnn, torch.zeros(1, 3, 6, 6, dtype=dtype), layers=layers)
-    for name in LAYERS:
-        twin.get_submodule(name).linear.backend = backend
-    return twin
+    return es.embed(cnn, torch.zeros(1, 3, 6, 6, dtype=dtype), layers=layers)
 
 
 def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
