@@ -60,9 +60,9 @@ task = training.Task(
 # %%
 config = training.RelaxConfig(
     arms=("cnn", "elcn", "efcn-full"),
-    cnn_epochs=8,
-    relax_times=(2, 8),
-    relax_epochs=8,
+    cnn_epochs=5,
+    relax_times=(2, 5),
+    relax_epochs=5,
     lr=0.05,
     batch_size=50,
 )
@@ -92,7 +92,7 @@ colors = {"cnn": "black", "elcn": "tab:orange", "efcn-full": "tab:blue"}
 figure, (above, below) = plt.subplots(2, 1, figsize=(6, 5), sharex=True)
 for (arm, relaxed), run in runs.items():
     epochs = [int(row["epoch"]) for row in run]
-    style = "--" if relaxed == "8" else "-"
+    style = "--" if relaxed == "5" else "-"
     name = arm if not relaxed else f"{arm}, relaxed at {relaxed}"
     above.plot(
         epochs,
@@ -119,7 +119,7 @@ plt.show()
 # A net of the run is loaded by its arm, seed, relax time and epoch:
 
 # %%
-net = training.load_arm(folder, "efcn-full", seed=0, relax_epoch=2, epoch=10, task=task)
+net = training.load_arm(folder, "efcn-full", seed=0, relax_epoch=2, epoch=7, task=task)
 print(
     f"δ = {es.deviation(net).delta:.3f}, {(net(images[test]).argmax(1) == labels[test]).float().mean():.1%} right"
 )
