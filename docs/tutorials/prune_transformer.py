@@ -17,7 +17,7 @@ from torch import nn
 
 import efcn_sparse as es
 
-CONTEXT, WIDTH, HEADS, DEPTH, BATCH, STEPS = 64, 128, 4, 2, 8, 36
+CONTEXT, WIDTH, HEADS, DEPTH, BATCH, STEPS = 64, 128, 4, 2, 8, 27
 sources = sorted(Path(es.__file__).parent.rglob("*.py"))
 text = torch.tensor(list(b"".join(path.read_bytes() for path in sources)))
 text, unseen = text[:-20_000], text[-20_000:]
@@ -124,7 +124,7 @@ report("sparsify", sparse)
 # %%
 pruned = copy.deepcopy(start)
 optimizer = torch.optim.AdamW(pruned.parameters(), lr=2e-3)
-schedule = es.CubicSchedule(begin=4, end=24, every=4)
+schedule = es.CubicSchedule(begin=3, end=18, every=3)
 rules = {"*.mlp.*": dict(density=0.25, block_shape=(16, 16))}
 pruner = es.Pruner(pruned, rules, schedule, optimizer, finish_at_end=True)
 losses["Pruner"] = train(pruned, optimizer, pruner.step)
@@ -177,7 +177,7 @@ for name, parameter in dense.named_parameters():
 
 before = loss_of(dense, other, starts[::4]).item()
 optimizer = torch.optim.AdamW([p for p in dense.parameters() if p.requires_grad], lr=5e-3)
-for step in range(20):
+for step in range(12):
     optimizer.zero_grad()
     loss_of(dense, other, starts[step % 4 :: 4][:32]).backward()
     optimizer.step()
