@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import mmap
 import os
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_locally_connected_rivals_agree_and_flax_may_be_absent(capsys, monkeypat
 
 @pytest.mark.parametrize("what", ["y", "dx", "dw"])
 @pytest.mark.parametrize("part", [0, 1])
-@pytest.mark.parametrize(("off", "agrees"), [(5e-5, True), (2e-4, False), (-2e-4, False)])
+@pytest.mark.parametrize(("off", "agrees"), [(5e-5, True), (2e-4, False), (-2e-4, False), (math.nan, False)])
 def test_a_locally_connected_rival_that_computes_something_else_is_refused(monkeypatch, what, part, off, agrees):
     running = set()
 
