@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``bench`` to the command line."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure the kernels and a training step on this machine",
-        description="Measure SpMM, SDDMM and a VanillaCNN training step against their rivals, as ratios in one "
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Give ``bench`` its description and arguments."""
+    parser.description = (
+        "Measure SpMM, SDDMM and a VanillaCNN training step against their rivals, as ratios in one "
         "process; locally connected layers, each rival in its own; and what paths and curvature cost. Takes minutes, "
-        "and wants a machine that does nothing else.",
+        "and wants a machine that does nothing else."
     )
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument("--quick", action="store_true", help="smaller shapes and fewer rounds")

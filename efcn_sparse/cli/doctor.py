@@ -22,14 +22,12 @@ if TYPE_CHECKING:
     from efcn_sparse.planning.budget import Step, StepPlanner
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``doctor`` to the command line."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="what embedding a model would store, without building it",
-        description="Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Give ``doctor`` its description and arguments."""
+    parser.description = (
+        "Plan the embedding of a model: block shapes, stored weights and memory per convolution. "
         "Nothing is allocated: the model is made and run on torch's meta device. With --batch, also what a training "
-        "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted.",
+        "step on the CPU holds and does; with --budget, which supports fit. Python and torch are not counted."
     )
     parser.add_argument(
         "model",

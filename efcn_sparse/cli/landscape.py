@@ -6,19 +6,16 @@ import argparse
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``landscape`` to the command line."""
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Give ``landscape`` its description and arguments."""
     from efcn_sparse.analysis.landscape import KINDS
 
-    parser = subparsers.add_parser(
-        "landscape",
-        help="losses and curvature between the nets of a run",
-        description="Measure the losses on the way from CNNs to the nets that left them, and the curvature where these "
+    parser.description = (
+        "Measure the losses on the way from CNNs to the nets that left them, and the curvature where these "
         "start and end, into RUN_DIR/landscape.json, which efcn-sparse report draws. What is there is not measured "
-        "again: started again, it goes on where it stopped.",
+        "again: started again, it goes on where it stopped."
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that efcn-sparse relax wrote")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["linear"], help="of paths (default: linear)")

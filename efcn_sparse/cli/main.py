@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -59,13 +58,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
     for command, summary in COMMANDS.items():
-        module = f"efcn_sparse.cli.{command}"
-        if importlib.util.find_spec(module) is None:
-            continue
+        subparser = subparsers.add_parser(command, help=summary)
         if command == named:
-            importlib.import_module(module).add_parser(subparsers)
-        else:
-            subparsers.add_parser(command, help=summary)
+            importlib.import_module(f"efcn_sparse.cli.{command}").set_up(subparser)
     return parser
 
 

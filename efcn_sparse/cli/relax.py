@@ -37,15 +37,13 @@ _OPTIONS = {  # as the command line calls the fields of RelaxConfig
 }  # fmt: skip
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``relax`` to the commands of ``efcn-sparse``."""
-    parser = subparsers.add_parser(
-        "relax",
-        help="train CNNs, embed them, train on: the relax protocol",
-        description="Train a CNN, embed its snapshots, train on; beside it the CNN that goes on and a standard FCN. "
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Give ``relax`` its description and arguments."""
+    parser.description = (
+        "Train a CNN, embed its snapshots, train on; beside it the CNN that goes on and a standard FCN. "
         "Killed and started again with the same command, it goes on where it stopped; with more seeds, arms or relax "
         "times, it keeps what is done. "
-        "What is left out comes from the preset.",
+        "What is left out comes from the preset."
     )
     parser.add_argument("task", nargs="?", metavar="TASK", help="my_file.py:name or package.module:name of a Task")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="architecture, data and settings, in place of TASK")

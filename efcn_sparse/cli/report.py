@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``report`` to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help="draw the figures of a run and write its page",
-        description="Write RUN_DIR/figures (PNG and SVG) and RUN_DIR/report.html, which opens from disk. "
-        "Works on a run that is still going on, and says what is missing.",
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Give ``report`` its description and arguments."""
+    parser.description = (
+        "Write RUN_DIR/figures (PNG and SVG) and RUN_DIR/report.html, which opens from disk. "
+        "Works on a run that is still going on, and says what is missing."
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder that efcn-sparse relax wrote")
     parser.add_argument("--task", metavar="TASK", help="my_file.py:name of the run's task, if it is not a preset's")

@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``tune`` to the command line."""
-    parser = subparsers.add_parser(
-        "tune",
-        help="time tiles of the GPU kernels and write the best to a tuning file",
-        description="Time tiles of the Triton kernels on this GPU and write the best as rows of a tuning file, after "
-        "each case. The same command goes on where it stopped. Programs read the file if EFCN_TUNING names it.",
+def set_up(parser: argparse.ArgumentParser) -> None:
+    """Give ``tune`` its description and arguments."""
+    parser.description = (
+        "Time tiles of the Triton kernels on this GPU and write the best as rows of a tuning file, after "
+        "each case. The same command goes on where it stopped. Programs read the file if EFCN_TUNING names it."
     )
     parser.add_argument(
         "target",

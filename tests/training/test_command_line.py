@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 
-from efcn_sparse.cli import main as command_line
 from efcn_sparse.cli.main import main
 from efcn_sparse.cli.relax import outcome
 
@@ -152,13 +151,6 @@ def test_an_error_of_ours_is_no_user_error(monkeypatch):
     monkeypatch.setattr("efcn_sparse.cli.relax.run", fails)
     with pytest.raises(AssertionError, match="a bug"):
         main(TINY)
-
-
-def test_a_command_that_is_not_there_leaves_the_others_alone(monkeypatch, capsys):
-    monkeypatch.setitem(command_line.COMMANDS, "dream", "not there")
-    assert main(["dream"]) == 2
-    assert main(["relax", "--help"]) == 0
-    assert "dream" not in capsys.readouterr().out
 
 
 def test_an_interruption_is_130(monkeypatch, capsys):
