@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.embedding.ties import OFF_LOCAL
+from efcn_sparse.ops.backends.reference import NAME as NAME
+from efcn_sparse.ops.backends.reference import why_not as why_not
 from efcn_sparse.subspace.plan import SubspacePlan
 
-NAME = "reference"
 _CHUNK_ELEMENTS = 1 << 22
-
-
-def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
-    """The reason why this backend cannot run there; it always can."""
-    return None
 
 
 def squares(values: Tensor, plan: SubspacePlan) -> Tensor:

@@ -5,18 +5,12 @@ The module beside this one imports Triton; this one does not, so that the packag
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from efcn_sparse.ops.backends import triton as operations
+from efcn_sparse.ops.backends.triton import NAME as NAME
+from efcn_sparse.ops.backends.triton import ONLY_BY_NAME as ONLY_BY_NAME
+from efcn_sparse.ops.backends.triton import why_not as why_not
 from efcn_sparse.subspace.plan import SubspacePlan
-
-NAME, ONLY_BY_NAME = operations.NAME, operations.ONLY_BY_NAME
-
-
-def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
-    """The reason why this backend cannot run there, None if it can."""
-    return operations.why_not(device, dtype)
 
 
 def squares(values: Tensor, plan: SubspacePlan) -> Tensor:
