@@ -20,7 +20,7 @@ from efcn_sparse.analysis.page import Picture, Section, render_page
 from efcn_sparse.analysis.run_data import Run, read_run
 from efcn_sparse.analysis.weights import Weights, read_weights
 from efcn_sparse.checkpoint.atomic import own_folder, write_text_atomically
-from efcn_sparse.training.extras import require
+from efcn_sparse.importing import require
 from efcn_sparse.training.task import Task
 
 _NOTHING_YET = "Nothing has been evaluated yet, so there is nothing to draw."

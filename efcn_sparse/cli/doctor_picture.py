@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efcn_sparse.importing import require
 from efcn_sparse.planning.density import DensityMap, density_map
 from efcn_sparse.sizes import size_text
-from efcn_sparse.training.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

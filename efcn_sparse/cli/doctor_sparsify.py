@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli.targets import factory_of
-from efcn_sparse.training.extras import require
+from efcn_sparse.importing import require
 
 if TYPE_CHECKING:
     from efcn_sparse.measure.advise import Advice

@@ -16,9 +16,9 @@ from typing import Any
 from efcn_sparse.analysis.claims import claims
 from efcn_sparse.analysis.landscape_tables import aligned
 from efcn_sparse.analysis.run_data import read_run
+from efcn_sparse.importing import require
 from efcn_sparse.training import PRESETS, Event, RelaxConfig, Task, run_relax
 from efcn_sparse.training.arms import FORMS
-from efcn_sparse.training.extras import require
 from efcn_sparse.training.optim.relaxing import RELAXING
 from efcn_sparse.training.optim.selective import COPIES
 from efcn_sparse.training.run.metrics import METRICS, read_evaluations

@@ -14,8 +14,8 @@ import numpy as np
 from efcn_sparse.analysis.run_data import Run, Trace
 from efcn_sparse.analysis.statistics import mean_curve
 from efcn_sparse.checkpoint.atomic import replace_atomically, write_all
+from efcn_sparse.importing import require
 from efcn_sparse.training.arms import Arm
-from efcn_sparse.training.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

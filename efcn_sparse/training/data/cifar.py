@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from efcn_sparse.importing import require
 from efcn_sparse.training.data.images import Images, derived_seed
-from efcn_sparse.training.extras import require
 
 SPLITS = ("train", "test")
 _IMAGE_COLUMNS = ("img", "image")

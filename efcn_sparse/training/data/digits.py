@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from efcn_sparse.importing import find_package
 from efcn_sparse.training.data.images import Images, derived_seed
-from efcn_sparse.training.extras import find_package
 
 CANVAS = 20
 SIDE = 8

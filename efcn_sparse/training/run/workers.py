@@ -13,7 +13,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from multiprocessing import forkserver
 from typing import Any
 
-from efcn_sparse.training.extras import require
+from efcn_sparse.importing import require
 
 # What every stage needs; torch's optimizers import torch._dynamo when the first one is made.
 _PRELOADED = ("efcn_sparse.training.run.stage", "torch._dynamo")
