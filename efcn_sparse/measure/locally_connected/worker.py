@@ -3,8 +3,6 @@
 Writes a line of JSON when it is ready, and an empty one after each line that it reads.
 """
 
-import contextlib
-import ctypes
 import json
 import math
 import os
@@ -109,12 +107,6 @@ def digest(y, dx, dw):
     return found
 
 
-def give_back_free_memory():
-    """What malloc holds for later would hide what a step takes."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def main():
     """Make the layer, say that it is ready, and run once for each line."""
     given = json.loads(sys.argv[1])
@@ -126,18 +118,15 @@ def main():
     else:
         import torch
 
-        from efcn_sparse.measure.memory import peak_bytes, reset_peak
+        from efcn_sparse.measure.memory import peak_bytes, settle
 
         torch.set_num_threads(given["threads"])
         small = {**given, "batch": 1, "size": 2}
         torch_call(small, *arrays(small))()  # libraries load and thread pools start with the first call
         x, dy, weight = arrays(given)
-        give_back_free_memory()
-        reset_peak()
-        before = peak_bytes()
+        before = settle()
         call = torch_call(given, x, dy, weight)
-        give_back_free_memory()
-        reset_peak()
+        settle()
         for _ in range(2):
             call()
         peak = peak_bytes() - before
