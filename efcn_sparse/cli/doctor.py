@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli import doctor_sparsify
 from efcn_sparse.cli.doctor_tables import add_supports, as_dict, supports_table, table
-from efcn_sparse.cli.targets import INPUTS, factory_of, input_size
+from efcn_sparse.cli.targets import INPUTS, factory_of, input_size, picture_path
 from efcn_sparse.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     support = parse_support("local" if args.support is None else args.support, name="--support")
     others = [parse_support(name, name="--supports") for name in args.supports]
     checked_optimizer(args.optimizer or "sgd")
-    batch, picture = _batch(args), _picture(args.picture)
+    batch, picture = _batch(args), picture_path("--picture", args.picture)
     budget = None if args.budget is None else parse_size("--budget", args.budget)
     dtype = getattr(torch, args.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -233,14 +232,3 @@ def _batch(args: argparse.Namespace) -> int | None:
     if not (args.batch.isascii() and args.batch.isdigit() and int(args.batch) >= 1):
         raise ValueError(f"--batch must be an integer of at least 1, got {args.batch!r}")
     return int(args.batch)
-
-
-def _picture(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text)
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"--picture must be a file that ends in .png or .svg, got {text!r}")
-    if not path.parent.is_dir():
-        raise ValueError(f"--picture must be in a folder that exists, got {text!r}")
-    return path

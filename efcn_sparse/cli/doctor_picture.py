@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efcn_sparse.importing import require
+from efcn_sparse.analysis.figures.canvas import drawing_style, new_figure, write_figure
 from efcn_sparse.planning.density import DensityMap, density_map
 from efcn_sparse.sizes import size_text
 
@@ -31,19 +31,12 @@ def draw_plan(planned: EmbeddingPlan, name: str, path: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib (the extra ``plot``) is not installed.
     """
-    matplotlib = require("matplotlib", package="matplotlib", extra="plot", needed_for="--picture")
-    from efcn_sparse.analysis.figures.canvas import DPI, STYLE
-
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(planned, name)
-        metadata: dict[str, Any] = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None}
-        figure.savefig(path, dpi=DPI, metadata=metadata)
+    with drawing_style(needed_for="--picture"):
+        write_figure(_figure(planned, name), path)
 
 
 def _figure(planned: EmbeddingPlan, name: str) -> Figure:
     from matplotlib.cm import ScalarMappable
-
-    from efcn_sparse.analysis.figures.canvas import new_figure
 
     kinds: dict[Any, list[LayerPlan]] = {}
     for layer in planned.layers:

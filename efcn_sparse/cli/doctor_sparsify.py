@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from efcn_sparse.cli.targets import factory_of
+from efcn_sparse.cli.targets import factory_of, picture_path
 from efcn_sparse.importing import require
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--{name.replace('_', '-')} must be left out with --sparsify, which embeds nothing")
     if args.batch is None or not (args.batch.isascii() and args.batch.isdigit() and int(args.batch) >= 1):
         raise ValueError(f"--batch must be an integer of at least 1, the rows of each layer's input, got {args.batch}")
-    picture = None if args.picture is None else Path(args.picture)
-    if picture is not None and (picture.suffix.lower() not in (".png", ".svg") or not picture.parent.is_dir()):
-        raise ValueError(f"--plot must be a file ending in .png or .svg in a folder that exists, got {args.picture!r}")
+    picture = picture_path("--plot", args.picture)
     if picture is not None:
         require("matplotlib", package="matplotlib", extra="plot", needed_for="--plot")
     dtype = getattr(torch, args.dtype, None)
@@ -50,10 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 def draw(advice: Advice, name: str, path: Path) -> None:
     """One panel for each shape: speed-ups over the stored density, solid in training and dashed forward."""
-    matplotlib = require("matplotlib", package="matplotlib", extra="plot", needed_for="--plot")
-    from efcn_sparse.analysis.figures.canvas import DPI, STYLE, new_figure
+    from efcn_sparse.analysis.figures.canvas import drawing_style, new_figure, write_figure
 
-    with matplotlib.rc_context(STYLE):
+    with drawing_style(needed_for="--plot"):
         columns = min(3, len(advice.layers))
         rows = -(-len(advice.layers) // columns)
         figure = new_figure(0.6 + 2.8 * rows, 0.4 + 3.6 * columns)
@@ -72,5 +69,4 @@ def draw(advice: Advice, name: str, path: Path) -> None:
             axes.set_xticks(densities, [f"{density:g}" for density in densities])
             axes.yaxis.set_major_formatter("{x:g}×")
             axes.legend(title="training (dashed: forward)")
-        metadata: dict[str, Any] = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None}
-        figure.savefig(path, dpi=DPI, metadata=metadata)
+        write_figure(figure, path)

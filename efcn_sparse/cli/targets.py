@@ -1,8 +1,11 @@
-"""Models that commands are asked about: by name, as ``package.module:function``, or as ``my_file.py:function``."""
+"""Models that commands are asked about: by name, as ``package.module:function``, or as ``my_file.py:function``;
+and where pictures of them go.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from efcn_sparse.importing import imported
@@ -53,3 +56,19 @@ def factory_of(name: str, argument: str = "MODEL") -> Callable[[], Any]:
             ) from error
 
     return make
+
+
+def picture_path(option: str, text: str | None) -> Path | None:
+    """Where the picture is to be written that ``option`` asks for, None if there is to be none.
+
+    Raises:
+        ValueError: no ``.png`` or ``.svg`` file can be written there.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"{option} must be a file that ends in .png or .svg, got {text!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} must be in a folder that exists, got {text!r}")
+    return path

@@ -69,13 +69,13 @@ class Drawing:
 
 
 @contextmanager
-def drawing_style() -> Iterator[None]:
+def drawing_style(needed_for: str = "a report") -> Iterator[None]:
     """Matplotlib with :data:`STYLE` inside the block.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: matplotlib (the extra ``plot``) is not installed.
     """
-    matplotlib = require("matplotlib", package="matplotlib", extra="plot", needed_for="a report")
+    matplotlib = require("matplotlib", package="matplotlib", extra="plot", needed_for=needed_for)
     with matplotlib.rc_context(STYLE):
         yield
 
@@ -105,6 +105,12 @@ def save(drawing: Drawing, folder: Path) -> tuple[Path, Path]:
     for path, image in zip(paths, images, strict=True):
         replace_atomically(path, lambda file, image=image: write_all(file, image.getbuffer()))  # type: ignore[misc]
     return paths
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a ``.png`` or ``.svg`` file; the same figure gives the same bytes."""
+    metadata: dict[str, Any] = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None}
+    figure.savefig(path, dpi=DPI, metadata=metadata)
 
 
 def colors_of_times(run: Run, arms: Sequence[Arm] | None = None) -> dict[int, Any]:
