@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Sizes of memory, and numbers of weights, as people write them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def size_text(size: float) -> str:
             break
         size /= 1024
     return f"{size:.1f} {unit}" if unit != "B" else f"{size:.0f} B"
+
+
+def count_text(number: float) -> str:
+    """Three digits and a prefix.
+
+    Example:
+        >>> count_text(847), count_text(999_700), count_text(1.68e9)
+        ('847', '1 M', '1.68 G')
+    """
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g}"
 
 
 def parse_size(name: str, text: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import drawing_style, new_figure, write_figure
 from efcn_sparse.planning.density import DensityMap, density_map
-from efcn_sparse.sizes import size_text
+from efcn_sparse.sizes import count_text, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def _figure(planned: EmbeddingPlan, name: str) -> Figure:
     supports = sorted({str(layer.support) for layer in planned.layers})
     share = planned.stored_weights / planned.full_weights
     told = (
-        f"{_count(planned.stored_weights)} weights in {_count(planned.stored_blocks)} blocks, "
+        f"{count_text(planned.stored_weights)} weights in {count_text(planned.stored_blocks)} blocks, "
         f"{size_text(planned.bytes)}, {share:.2%} of the full matrices"
     )
     figure.suptitle(f"{name}, {' and '.join(supports)}\n{told}", x=0.01, ha="left", fontsize=11)
@@ -90,7 +90,7 @@ def _panel(axes: Axes, layers: list[LayerPlan], density: DensityMap, norm: LogNo
         spine.set_visible(True)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(_ticks())
-        axis.set_major_formatter(lambda value, _: _count(value))
+        axis.set_major_formatter(lambda value, _: count_text(value))
     axes.set_xlabel("input unit")
     axes.set_ylabel("output unit")
     axes.set_title(_title(layers), loc="left", fontsize=9, fontweight="bold", pad=40)
@@ -118,8 +118,8 @@ def _numbers(layer: LayerPlan, density: DensityMap) -> str:
     share = layer.stored_weights / layer.full_weights
     sampled = ", rows sampled" if density.sampled else ""
     return (
-        f"{sizes[0]} → {sizes[1]}\n{_count(layer.stored_blocks)} blocks of {shape}: {share:.2%}\n"
-        f"{_count(layer.stored_weights)} weights, {size_text(layer.bytes)}{sampled}"
+        f"{sizes[0]} → {sizes[1]}\n{count_text(layer.stored_blocks)} blocks of {shape}: {share:.2%}\n"
+        f"{count_text(layer.stored_weights)} weights, {size_text(layer.bytes)}{sampled}"
     )
 
 
@@ -131,11 +131,3 @@ def _scale(maps: list[DensityMap]) -> tuple[LogNorm, Colormap]:
     low = min(0.1, 10.0 ** math.floor(math.log10(max(least, _LEAST_SHARE)) + 1e-9))
     shades = colormaps["viridis_r"](np.linspace(0.08, 1.0, 256))  # the palest would be lost on white
     return LogNorm(low, 1.0, clip=True), ListedColormap(shades).with_extremes(bad="white")
-
-
-def _count(number: float) -> str:
-    """Three digits and a prefix: 847, 1.68 G."""
-    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:g}"

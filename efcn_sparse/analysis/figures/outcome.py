@@ -17,6 +17,7 @@ from efcn_sparse.analysis.figures.canvas import (
 )
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.statistics import Final, Spread, finals
+from efcn_sparse.sizes import count_text
 from efcn_sparse.training.arms import CNN, ELCN
 
 if TYPE_CHECKING:
@@ -211,13 +212,6 @@ def _set_stored_ticks(axes: Axes, stored: list[float]) -> None:
     for value in reversed(stored):  # the largest always has its label
         if not kept or kept[-1] / value > span**0.15:
             kept.append(value)
-    axes.set_xticks(kept, [_short(value) for value in kept])
+    axes.set_xticks(kept, [count_text(value) for value in kept])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _short(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
