@@ -183,7 +183,8 @@ def run(
         copied.get_submodule(name).register_forward_pre_hook(watch.start)
         copied.get_submodule(name).register_forward_hook(_tracing(done, name, watch), with_kwargs=True)
     copied.train(training)
-    with _same_random_numbers(copied), torch.no_grad():
+    gpus = sorted({p.get_device() for p in copied.parameters() if p.is_cuda})
+    with random_numbers_kept(gpus), torch.no_grad():
         with watch:
             done.output = example.call(copied)
         done.computed, done.unfolded = list(watch.computed), set(watch.unfolded)
@@ -295,10 +296,9 @@ class _Watch(TorchDispatchMode):
 
 
 @contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Put the states of the random generators back afterwards."""
-    gpus = sorted({p.get_device() for p in model.parameters() if p.is_cuda})
-    python, arrays = random.getstate(), numpy.random.get_state()  # noqa: NPY002  # the model may draw from it
+def random_numbers_kept(gpus: Iterable[Any]) -> Iterator[None]:
+    """Put the states of the random generators of Python, NumPy, the CPU and ``gpus`` back afterwards."""
+    python, arrays = random.getstate(), numpy.random.get_state()  # noqa: NPY002  # models and data draw from it
     with torch.random.fork_rng(devices=gpus):
         try:
             yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import threading
 import time
 import traceback
@@ -13,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
+from efcn_sparse.embedding.example_run import random_numbers_kept
 from efcn_sparse.landscape import locality
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
 from efcn_sparse.training.config import RelaxConfig
@@ -207,17 +206,14 @@ def _locality(model: nn.Module) -> dict[str, dict[str, float]]:
 def settled(device: str, threads: int | None) -> Iterator[None]:
     """The run's threads and deterministic convolutions inside; the caller's settings and generators outside."""
     on, before = torch.device(device), torch.get_num_threads()
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # data sets draw from the global one
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        with (
-            torch.random.fork_rng(devices=[on] if on.type == "cuda" else []),
-            on_cpu(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-        ):
+    with (
+        random_numbers_kept([on] if on.type == "cuda" else []),
+        on_cpu(),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        try:
+            if threads is not None:
+                torch.set_num_threads(threads)
             yield
-    finally:
-        torch.set_num_threads(before)
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        finally:
+            torch.set_num_threads(before)
