@@ -1,13 +1,14 @@
-"""Deep copies of models."""
+"""Deep copies of models, and of optimizers that are made of one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 
@@ -45,3 +46,12 @@ def _kept_in(module: nn.Module) -> list[Any]:
         return tree_leaves(vars(module))
     except RecursionError:  # a container that holds itself
         return list(vars(module).values())
+
+
+def made_again(
+    kind: Callable[..., Optimizer], model: nn.Module, argument: Any, settings: dict[str, Any], state: dict[str, Any]
+) -> Optimizer:
+    """``kind(model, argument, **settings)`` in the state of another: what ``__reduce__`` of an optimizer names."""
+    optimizer = kind(model, argument, **settings)
+    optimizer.load_state_dict(state)
+    return optimizer

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from efcn_sparse.copying import made_again
 from efcn_sparse.fused.changed_gradients import ChangedGradients
 from efcn_sparse.fused.elementwise import check_elementwise
 from efcn_sparse.fused.inside import InsideUpdate
@@ -406,17 +407,9 @@ class FusedOptimizer(Optimizer):
         self._link()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (type(self), *self._arguments, self.state_dict())
+        return made_again, (type(self), *self._arguments, self.state_dict())
 
 
 def updating(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
     """:meth:`FusedOptimizer.updating` of a fused optimizer; nothing for others."""
     return optimizer.updating() if isinstance(optimizer, FusedOptimizer) else contextlib.nullcontext()
-
-
-def _made_again(
-    kind: type[FusedOptimizer], model: nn.Module, make: MakeOptimizer, settings: dict[str, Any], state: dict[str, Any]
-) -> FusedOptimizer:
-    optimizer = kind(model, make, **settings)
-    optimizer.load_state_dict(state)
-    return optimizer

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.copying import made_again
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.training.optim.shares import Part, Parts, Shares
 
@@ -134,7 +135,7 @@ class SelectiveSGD(torch.optim.Optimizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is that of the model's copy: copy both at once."""
-        return _made_again, (type(self), *self._made_of, self.state_dict())
+        return made_again, (type(self), *self._made_of, self.state_dict())
 
     def _follow(self, name: str, layer: EmbeddedConv) -> None:
         """Take the layer's ties as they are now: blocks may have moved since the last step."""
@@ -163,14 +164,6 @@ class SelectiveSGD(torch.optim.Optimizer):
         parameter.add_(direction, alpha=-lr)
         if shares is not None:
             shares.shrink(parameter, lr)
-
-
-def _made_again(
-    kind: type[SelectiveSGD], model: nn.Module, lr: float, settings: dict[str, Any], state: dict[str, Any]
-) -> SelectiveSGD:
-    optimizer = kind(model, lr, **settings)
-    optimizer.load_state_dict(state)
-    return optimizer
 
 
 def _choose(names: list[str], default: Parts, layers: Mapping[str, Mapping[str, Part]]) -> dict[str, Parts]:
