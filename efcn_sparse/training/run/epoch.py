@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
+from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.training.data.examples import Examples
 from efcn_sparse.training.data.images import derived_seed, order_of_epoch
 from efcn_sparse.training.task import Task
@@ -141,25 +142,23 @@ def evaluate(model: nn.Module, task_data: TaskData, field: str, most: int | None
     task, examples = task_data.task, getattr(task_data, field)
     count = len(examples) if most is None else min(most, len(examples))
     chunks = [slice(at, min(at + EVALUATION_BATCH, count)) for at in range(0, count, EVALUATION_BATCH)]
-    was_training = model.training
-    model.eval()
     sums: dict[str, Tensor] = {}
-    for x, y in examples.batches(chunks, derived_seed("evaluate")):
-        with task.blaming("build"):
-            output = model(x)
-        if task.loss is functional.cross_entropy:
-            with task.blaming("loss"):
-                loss = functional.cross_entropy(output, y, reduction="sum").double()
-        else:
-            loss = task_data.loss_of(output, y).double() * len(x)
-        with task.blaming("metrics"):
-            found = {name: torch.as_tensor(value) for name, value in task.metrics(output, y).items()}
-            if "accuracy" not in found or "loss" in found:
-                raise ValueError(f"it must give accuracy, and no loss, got {', '.join(found) or 'nothing'}")
-            parts = {name: value.double().sum() * (len(x) / value.numel()) for name, value in found.items()}
-        for name, part in {"loss": loss, **parts}.items():
-            sums[name] = sums[name] + part if name in sums else part
-    model.train(was_training)
+    with evaluation_mode(model):
+        for x, y in examples.batches(chunks, derived_seed("evaluate")):
+            with task.blaming("build"):
+                output = model(x)
+            if task.loss is functional.cross_entropy:
+                with task.blaming("loss"):
+                    loss = functional.cross_entropy(output, y, reduction="sum").double()
+            else:
+                loss = task_data.loss_of(output, y).double() * len(x)
+            with task.blaming("metrics"):
+                found = {name: torch.as_tensor(value) for name, value in task.metrics(output, y).items()}
+                if "accuracy" not in found or "loss" in found:
+                    raise ValueError(f"it must give accuracy, and no loss, got {', '.join(found) or 'nothing'}")
+                parts = {name: value.double().sum() * (len(x) / value.numel()) for name, value in found.items()}
+            for name, part in {"loss": loss, **parts}.items():
+                sums[name] = sums[name] + part if name in sums else part
     means = {name: float(total) / count for name, total in sums.items()}
     if any(math.isnan(value) for name, value in means.items() if name != "loss") and math.isfinite(means["loss"]):
         raise ValueError(f"metrics must give numbers where the loss is finite, got {means}")
