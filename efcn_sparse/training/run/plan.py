@@ -29,6 +29,11 @@ class Stage:
         """How its checkpoints are called, up to the epoch: ``efcn-full-seed0-t7``."""
         return stage_name(self.arm, self.seed, self.relax_epoch)
 
+    @property
+    def cnn(self) -> str:
+        """The name of the stage that trains the CNN of the same seed."""
+        return stage_name(CNN, self.seed, None)
+
 
 def stage_name(arm: Arm | str, seed: int, relax_epoch: int | None) -> str:
     """The name of a stage, of which its checkpoints' names are made."""

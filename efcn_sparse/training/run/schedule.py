@@ -13,7 +13,6 @@ from efcn_sparse.training.run.checkpoint import checkpoint_path
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.run.source import DataBySeed
 from efcn_sparse.training.run.stage import Job, train_stage
-from efcn_sparse.training.run.start import name_of_cnn
 from efcn_sparse.training.run.watch import Watch
 
 _log = logging.getLogger("efcn_sparse.training")
@@ -94,7 +93,7 @@ def train_all(jobs: Sequence[Job], executor: Executor, watch: Watch, finish: Cal
 
 def _may_begin(job: Job, unfinished: set[str]) -> bool:
     """Whether a stage needs nothing, or what it is embedded from is there."""
-    stage, cnn = job.stage, name_of_cnn(job.stage)
+    stage, cnn = job.stage, job.stage.cnn
     if stage.relax_epoch is None or cnn not in unfinished:
         return True
     return checkpoint_path(job.run_dir / "checkpoints", cnn, stage.relax_epoch).is_file()
@@ -102,7 +101,7 @@ def _may_begin(job: Job, unfinished: set[str]) -> bool:
 
 def _parent_diverged(stage: Stage, diverged: Mapping[str, int]) -> bool:
     """Whether its CNN had diverged by the epoch at which it was to be embedded."""
-    return stage.relax_epoch is not None and diverged.get(name_of_cnn(stage), stage.first + 1) <= stage.first
+    return stage.relax_epoch is not None and diverged.get(stage.cnn, stage.first + 1) <= stage.first
 
 
 def _died(future: Future[Any]) -> bool:

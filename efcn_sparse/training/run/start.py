@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from efcn_sparse.embedding import LowRankPart, start_low_rank
 from efcn_sparse.gradients import record_factors
 from efcn_sparse.growth import Growth
+from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.training.arms import CNN
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data.images import derived_seed, order_of_epoch
@@ -20,7 +21,7 @@ from efcn_sparse.training.optim.carry import carry_state
 from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.run.epoch import TaskData
-from efcn_sparse.training.run.plan import Stage, stage_name
+from efcn_sparse.training.run.plan import Stage
 
 _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 
@@ -42,7 +43,7 @@ def start(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: P
         scheduler = scheduler_of(task, optimizer, stage, per_epoch, epoch)
         load_checkpoint(path, model, optimizer)
         return model, optimizer, scheduler
-    of_cnn = checkpoint_path(checkpoints, name_of_cnn(stage), stage.first)
+    of_cnn = checkpoint_path(checkpoints, stage.cnn, stage.first)
     if stage.relax_epoch is None:
         model = build_like(stage.arm, task, stage.seed)
     else:
@@ -60,11 +61,6 @@ def start(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: P
     return model, optimizer, scheduler_of(task, optimizer, stage, per_epoch, stage.first)
 
 
-def name_of_cnn(stage: Stage) -> str:
-    """The name of the stage that trains the CNN of the same seed."""
-    return stage_name(CNN, stage.seed, None)
-
-
 def begin_low_rank(model: nn.Module, task_data: TaskData, *, batch_size: int, seed: int, epoch: int) -> None:
     """Turn V of each low-rank part along the gradient of the first batch of ``epoch``; other nets are left as they are.
 
@@ -75,12 +71,9 @@ def begin_low_rank(model: nn.Module, task_data: TaskData, *, batch_size: int, se
         return
     chosen = order_of_epoch(seed, epoch, len(task_data.train))[:batch_size]
     ((x, y),) = task_data.train.batches([chosen], derived_seed("loader", seed, epoch))
-    was_training = model.training
-    model.eval()
-    with torch.enable_grad(), record_factors(model) as factors:
+    with evaluation_mode(model), torch.enable_grad(), record_factors(model) as factors:
         task_data.loss(model, x, y).backward()
     model.zero_grad(set_to_none=True)
-    model.train(was_training)
     start_low_rank(model, factors)
 
 
