@@ -168,7 +168,7 @@ class MetricsFile:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows; missing columns and None become empty."""
-        self._file.write(_as_csv([[_cell(row.get(name)) for name in self._columns] for row in rows]))
+        self._file.write(_as_csv([[row.get(name) for name in self._columns] for row in rows]))
         self._file.flush()
 
     def absorb(self, part: Path) -> None:
@@ -222,10 +222,6 @@ def diverged(rows: Iterable[Evaluation]) -> dict[str, int]:
         else:
             since.setdefault(row.stage, row.epoch)
     return since
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
 def _as_csv(rows: Sequence[Sequence[object]]) -> str:
