@@ -109,19 +109,13 @@ def _shards(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the kernel's lock on ``folder``, which ends with the process."""
-    with _opened(folder) as descriptor:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(f"folder must have one writer at a time, got {folder} in use") from None
         yield
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
     finally:
         os.close(descriptor)
 
