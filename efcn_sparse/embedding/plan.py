@@ -181,12 +181,12 @@ def check_memory(sites: list[Site], device: torch.device | str | None = None) ->
         place = next(site.conv.parameters()).device if device is None else torch.device(device)
         by_device.setdefault(place, []).append(site)
     for place, here in by_device.items():
-        there, needed = available_bytes(place), _least_bytes(here, None)
+        there, needed = available_bytes(place), least_bytes(here, None)
         if there is None or needed <= there:
             continue
         smaller = [Local(), *map(Dilated, range(max(max(site.geometry.input_size) for site in here)))]
-        fitting = [support for support in smaller if _least_bytes(here, support) <= there]
-        best = f"what fits is {fitting[-1]!r}, {size_text(_least_bytes(here, fitting[-1]))}" if fitting else None
+        fitting = [support for support in smaller if least_bytes(here, support) <= there]
+        best = f"what fits is {fitting[-1]!r}, {size_text(least_bytes(here, fitting[-1]))}" if fitting else None
         given = ", ".join(dict.fromkeys(repr(site.rule.support) for site in here))
         raise ValueError(
             f"support must fit into the {size_text(there)} of memory available on {place}, got {given}, whose weights "
@@ -194,7 +194,7 @@ def check_memory(sites: list[Site], device: torch.device | str | None = None) ->
         )
 
 
-def _least_bytes(sites: list[Site], support: Support | None) -> int:
+def least_bytes(sites: list[Site], support: Support | None) -> int:
     """Of the weights of these layers with ``support``; with None, each with its own."""
     return sum(
         (support or site.rule.support).least_numbers(site.geometry) * next(site.conv.parameters()).dtype.itemsize

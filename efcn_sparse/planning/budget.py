@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding.example_run import Example
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.plan import EmbeddingPlan, check_memory, plan
+from efcn_sparse.embedding.plan import EmbeddingPlan, check_memory, least_bytes, plan
 from efcn_sparse.embedding.support import Dilated, Full, Local, Support
 from efcn_sparse.embedding.survey import Site, survey
 from efcn_sparse.planning.fused_cost import checked_optimizer
@@ -135,9 +135,7 @@ class StepPlanner:
 
     def least_bytes(self, support: Support) -> int:
         """Of the weights in the support alone: what no step can do without, known without counting blocks."""
-        return sum(
-            support.least_numbers(site.geometry) * next(site.conv.parameters()).dtype.itemsize for site in self._sites
-        )
+        return least_bytes(self._sites, support)
 
     def fit(self, step: Step, budget: int) -> Fit:
         """Which supports fit into ``budget`` bytes, all else being as in ``step``.
