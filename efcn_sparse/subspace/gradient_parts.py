@@ -14,7 +14,7 @@ from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.embedding.ties import OFF_LOCAL
 from efcn_sparse.fused.workspace import workspace_bytes
 from efcn_sparse.gradients.factors import Factors, measured
-from efcn_sparse.gradients.norms import product_square
+from efcn_sparse.gradients.norms import split_squares
 from efcn_sparse.ops import sddmm
 from efcn_sparse.pattern.slices import RowSlice, row_slices
 
@@ -141,7 +141,5 @@ def gradient_squares(a: Tensor, b: Tensor, layer: EmbeddedConv) -> Tensor:
         mixed = (some & ~all_)[classes].nonzero().squeeze(1)
         if mixed.numel():
             held += (gradient[mixed] * off_local[classes[mixed]]).double().square_().sum()
-    outside = torch.zeros_like(inside)
-    if pattern.nnz < pattern.shape[0] * pattern.shape[1]:
-        outside = (product_square(a, b) - inside).clamp(min=0)  # NaN stays NaN
+    _, outside = split_squares(a, b, pattern, inside)
     return torch.stack([(inside - held).clamp(min=0), held, outside])
