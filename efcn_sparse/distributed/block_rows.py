@@ -166,12 +166,11 @@ def run_of_blocks(pattern: BlockPattern, first: int, last: int) -> BlockPattern:
                 [1, 1, 0, 0],
                 [1, 1, 0, 0]], dtype=torch.int32)
     """
-    masked = pattern.mask_index.numel() > 0
     return BlockPattern.from_bsr(
         pattern.crow_indices.to(torch.int64).clamp(first, last) - first,
         pattern.col_indices[first:last],
         pattern.shape,
         pattern.block_shape,
-        mask_index=pattern.mask_index[first:last] if masked else None,
-        masks=pattern.masks if masked else None,
+        mask_index=pattern.mask_index[first:last],
+        masks=pattern.masks,
     )

@@ -52,13 +52,12 @@ def _row_slice(pattern: BlockPattern, first: int, last: int, starts: list[int]) 
     rows = slice(first * height, min(last * height, pattern.shape[0]))
     blocks = slice(starts[first], starts[last])
     crow = pattern.crow_indices[first : last + 1].to(torch.int64) - starts[first]
-    mask_index = pattern.mask_index[blocks] if pattern.mask_index.numel() else None
     part = BlockPattern.from_bsr(
         crow,
         pattern.col_indices[blocks],
         (rows.stop - rows.start, pattern.shape[1]),
         pattern.block_shape,
-        mask_index=mask_index,
-        masks=pattern.masks if mask_index is not None else None,
+        mask_index=pattern.mask_index[blocks],
+        masks=pattern.masks,
     )
     return RowSlice(rows, blocks, part)
