@@ -38,11 +38,8 @@ def to_bsr(values: Tensor, pattern: BlockPattern) -> Tensor:
     """
     pattern.check_values(values)
     _refuse_ragged(pattern, "torch.sparse_bsr")
-    support = pattern.support_of_blocks()
-    if support is not None:
-        values = values.masked_fill(~support.to(values.device), 0)
     return torch.sparse_bsr_tensor(
-        pattern.crow_indices, pattern.col_indices, values, size=pattern.shape, check_invariants=False
+        pattern.crow_indices, pattern.col_indices, pattern.masked(values), size=pattern.shape, check_invariants=False
     )
 
 

@@ -43,8 +43,7 @@ def weights_of(layer: EmbeddedConv | SparseLinear) -> tuple[Tensor, BlockPattern
     if isinstance(layer, EmbeddedConv):
         refuse_low_rank("a layer", layer)
         layer = layer.linear
-    values, support = layer.values.detach(), layer.pattern.support_of_blocks()
-    return values if support is None else values.masked_fill(~support, 0), layer.pattern
+    return layer.pattern.masked(layer.values.detach()), layer.pattern
 
 
 def in_smaller_blocks(values: Tensor, pattern: BlockPattern, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

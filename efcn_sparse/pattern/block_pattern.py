@@ -314,6 +314,11 @@ class BlockPattern:
         """bool ``[nnz_blocks, block_rows, block_cols]``: stored entries in the support; None if all of them are."""
         return self.structure.support(self.shape, self.block_shape)
 
+    def masked(self, values: Tensor) -> Tensor:
+        """``values`` with zeros outside the support; itself where all stored entries are inside. Differentiable."""
+        support = self.support_of_blocks()
+        return values if support is None else values.masked_fill(~support.to(values.device), 0)
+
     # -- conversion --------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> BlockPattern:
@@ -340,13 +345,10 @@ class BlockPattern:
             values: ``[nnz_blocks, block_rows, block_cols]``.
         """
         self.check_values(values)
-        support = self.support_of_blocks()
-        if support is not None:
-            values = values.masked_fill(~support.to(values.device), 0)
         (block_rows, block_cols), (rows, cols) = self.block_shape, self.grid
         tiles = values.new_zeros((rows * cols, block_rows, block_cols))
         where = self.rows_of_blocks().to(torch.int64) * cols + self.structure.col_indices
-        tiles = tiles.index_copy(0, where.to(values.device), values)
+        tiles = tiles.index_copy(0, where.to(values.device), self.masked(values))
         padded = tiles.view(rows, cols, block_rows, block_cols).transpose(1, 2)
         padded = padded.reshape(rows * block_rows, cols * block_cols)
         return padded[: self.shape[0], : self.shape[1]].contiguous()
@@ -368,8 +370,7 @@ class BlockPattern:
         values = tiles[
             self.rows_of_blocks().to(dense.device, torch.int64), self.col_indices.to(dense.device, torch.int64)
         ]
-        support = self.support_of_blocks()
-        return values if support is None else values.masked_fill(~support.to(dense.device), 0)
+        return self.masked(values)
 
     def transposed(self) -> BlockPattern:
         """The pattern of Wᵀ; its values are ``values[block_order].transpose(1, 2)``.
