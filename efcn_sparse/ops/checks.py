@@ -111,14 +111,14 @@ def check_out(
 
 def look_at(tensors: Sequence[Tensor], shape: Sequence[int], block_shape: Sequence[int]) -> None:
     """Check the arrays of a structure when they are first seen, and whenever they were written to."""
-    structure, sides, block = Structure.of(tensors), tuple(shape), tuple(block_shape)
+    structure, sides, block = Structure(*tensors), tuple(shape), tuple(block_shape)
     structure.remembered(("checked", sides, block), lambda: check_structure(structure, sides, block))
 
 
 def checked_structure(tensors: Sequence[Tensor], shape: Sequence[int], values: Tensor, like: Tensor) -> Structure:
     """``tensors`` by name, checked, and fit for ``values`` and the operands."""
     look_at(tensors, shape, values.shape[1:])
-    structure = Structure.of(tensors)
+    structure = Structure(*tensors)
     blocks, device = structure.col_indices.shape[0], structure.col_indices.device
     if values.shape[0] != blocks:
         raise ValueError(f"values must hold {blocks} blocks, got {values.shape[0]}")

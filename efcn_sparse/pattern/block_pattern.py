@@ -384,10 +384,10 @@ class BlockPattern:
             ccol, row, self.shape[::-1], self.block_shape[::-1], mask_index=mask_index, masks=masks.transpose(1, 2)
         )
 
-    def check_values(self, values: Tensor, name: str = "values") -> None:
+    def check_values(self, values: Tensor) -> None:
         """Raise ``ValueError`` unless ``values`` has this pattern's shape."""
         if tuple(values.shape) != self.values_shape:
-            raise ValueError(f"{name} must be {list(self.values_shape)}, got {list(values.shape)}")
+            raise ValueError(f"values must be {list(self.values_shape)}, got {list(values.shape)}")
 
     # -- Python protocol ---------------------------------------------------------------------------------------
 

@@ -49,10 +49,6 @@ class Structure(NamedTuple):
     masks: Tensor
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Structure:
-        return cls(*tensors)
-
-    @classmethod
     def from_rows(cls, crow: Tensor, col: Tensor, block_cols: int, mask_index: Tensor, masks: Tensor) -> Structure:
         """Both walks from the one over block rows, int32 as it is."""
         row = Walk(crow, col, col).lines()
@@ -61,7 +57,7 @@ class Structure(NamedTuple):
         ccol[1:] = torch.bincount(col, minlength=block_cols).cumsum(0)
         return cls(crow, col, ccol, row[order], order.to(torch.int32), mask_index, masks)
 
-    def walk(self, transpose: bool = False) -> Walk:
+    def walk(self, transpose: bool) -> Walk:
         """The blocks by block rows; with ``transpose``, by block columns."""
         if transpose:
             return Walk(self.ccol_indices, self.row_indices, self.block_order)

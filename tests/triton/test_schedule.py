@@ -27,7 +27,7 @@ def _walk(p: BlockPattern, transpose: bool) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("transpose", [False, True])
 def test_super_rows_hold_each_block_once(name: str, size: int, transpose: bool) -> None:
     p = pattern(name)
-    rows = super_rows(Structure.of(p.structure), transpose, size)
+    rows = super_rows(p.structure, transpose, size)
     found, starts = [], rows.starts.tolist()
     for group, members in enumerate(rows.members.tolist()):
         cols = rows.cols[starts[group] : starts[group + 1]].tolist()
@@ -42,7 +42,7 @@ def test_super_rows_hold_each_block_once(name: str, size: int, transpose: bool) 
 @pytest.mark.parametrize("name", ["unbalanced", "banded", "long-rows", "empty", "empty-rows-and-columns", "ragged"])
 @pytest.mark.parametrize("most", [0, 1, 3, 8])
 def test_tasks_cover_each_entry_once(name: str, most: int) -> None:
-    rows = super_rows(Structure.of(pattern(name).structure), False, 2)
+    rows = super_rows(pattern(name).structure, False, 2)
     todo = spmm_tasks(rows, most)
     covered, slots, groups = [], {}, []
     lengths = todo.tasks[:, 2].tolist()
@@ -68,7 +68,7 @@ def test_tasks_cover_each_entry_once(name: str, most: int) -> None:
 @pytest.mark.parametrize("name", ["unbalanced", "odd-blocks", "empty", "wide-blocks"])
 def test_tiles_cover_each_column_once(name: str) -> None:
     p = pattern(name)
-    rows, width, tile = super_rows(Structure.of(p.structure), False, 2), p.block_shape[1], 16
+    rows, width, tile = super_rows(p.structure, False, 2), p.block_shape[1], 16
     tiles: dict[int, list[int]] = {}
     for group, first, entries, at in sddmm_tasks(rows, width, tile).tolist():
         assert (first, entries) == (int(rows.starts[group]), int(rows.starts[group + 1] - rows.starts[group]))
@@ -80,11 +80,11 @@ def test_tiles_cover_each_column_once(name: str) -> None:
 def test_a_pattern_is_known_by_its_memory_and_not_by_its_tensors() -> None:
     p, made = BlockPattern.dense((8, 8), (4, 4)), []
     for tensors in (p.structure, [tensor.view(tensor.shape) for tensor in p.structure]):
-        remembered(Structure.of(tensors), "key", lambda: made.append(1))
+        remembered(Structure(*tensors), "key", lambda: made.append(1))
     assert made == [1]
-    remembered(Structure.of(p.structure), "another key", lambda: made.append(2))
-    remembered(Structure.of(p.transposed().structure), "key", lambda: made.append(3))
-    remembered(Structure.of(BlockPattern.dense((8, 8), (4, 4)).structure), "key", lambda: made.append(4))
+    remembered(p.structure, "another key", lambda: made.append(2))
+    remembered(p.transposed().structure, "key", lambda: made.append(3))
+    remembered(BlockPattern.dense((8, 8), (4, 4)).structure, "key", lambda: made.append(4))
     assert made == [1, 2, 3, 4]
 
 
@@ -92,7 +92,7 @@ def test_what_is_remembered_ends_with_the_pattern() -> None:
     before = len(schedule._REMEMBERED)
     for _ in range(20):
         p = BlockPattern.dense((8, 8), (4, 4))
-        remembered(Structure.of(p.structure), "key", lambda: torch.zeros(1))
+        remembered(p.structure, "key", lambda: torch.zeros(1))
         del p
     gc.collect()
     assert len(schedule._REMEMBERED) <= before + 1
@@ -102,7 +102,7 @@ def test_a_capture_cannot_work_out_a_schedule(monkeypatch: pytest.MonkeyPatch) -
     class OnTheGpu(torch.Tensor):
         is_cuda = True
 
-    structure = Structure.of(BlockPattern.dense((8, 8), (4, 4)).structure)
+    structure = BlockPattern.dense((8, 8), (4, 4)).structure
     captured = structure._replace(crow_indices=structure.crow_indices.as_subclass(OnTheGpu))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="run the step once before it"):

@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     def of(cls, operation: str, pattern: BlockPattern, batch: int, dtype: torch.dtype, device: Device) -> Problem:
         """A call of ``operation`` with a pattern."""
         height, width = pattern.block_shape[::-1] if operation == "spmm_t" else pattern.block_shape
-        return cls(operation, Structure.of(pattern.structure), height, width, batch, dtype, device)
+        return cls(operation, pattern.structure, height, width, batch, dtype, device)
 
     @property
     def transpose(self) -> bool:
