@@ -14,6 +14,7 @@ from torch import Tensor
 from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.support import Support
+from efcn_sparse.pattern.structure import grid_of
 
 _CHUNK_CANDIDATES = 1 << 19
 # Share of the full rate at which a kernel runs whose narrower side has this many entries; linear in log2 between.
@@ -37,7 +38,7 @@ def covered_blocks(
     """
     if geometry.transposed:
         return _transposed(*covered_blocks(geometry.conv, support, block_shape[::-1]), block_rows)
-    grid, support = grid_of(geometry, block_shape), support.touching
+    grid, support = grid_of(geometry.shape, block_shape), support.touching
     wanted = torch.arange(grid[0], device="cpu") if block_rows is None else block_rows
     if support.stores_all:
         return wanted.repeat_interleave(grid[1]), torch.arange(grid[1], device="cpu").repeat(wanted.numel())
@@ -50,7 +51,7 @@ def count_stored(geometry: ConvGeometry, support: Support, block_shape: tuple[in
     """How many blocks are stored for the support."""
     if geometry.transposed:
         return count_stored(geometry.conv, support, block_shape[::-1])
-    grid, touching = grid_of(geometry, block_shape), support.touching
+    grid, touching = grid_of(geometry.shape, block_shape), support.touching
     if touching.stores_all:
         return grid[0] * grid[1]
     wanted = torch.arange(grid[0], device="cpu")
@@ -67,18 +68,13 @@ def _transposed(cols: Tensor, rows: Tensor, block_rows: Tensor | None) -> tuple[
     return rows[order], cols[order]
 
 
-def grid_of(geometry: ConvGeometry, block_shape: tuple[int, int]) -> tuple[int, int]:
-    """Number of block rows and block columns of W."""
-    return -(-geometry.out_features // block_shape[0]), -(-geometry.in_features // block_shape[1])
-
-
 def _covered(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int], rows: Tensor) -> Iterator[Tensor]:
     """The covered blocks as ``row * grid columns + column``, ascending, a bounded number of block rows at a time."""
     windows = [support.window(geometry, dim) for dim in range(len(geometry.input_size))]
     segments = (block_shape[0] - 1) // geometry.out_channels + 2
     spans = math.prod(len(window) for window in windows) * (geometry.in_channels // block_shape[1] + 2)
     chunk = max(1, _CHUNK_CANDIDATES // (segments * max(1, spans)))
-    columns = grid_of(geometry, block_shape)[1]
+    columns = grid_of(geometry.shape, block_shape)[1]
     with on_cpu():
         for part in rows.split(chunk):
             yield _covered_by(part, geometry, support, windows, block_shape, columns)
@@ -214,7 +210,7 @@ def _sides(channels: int, groups: int, features: int) -> list[int]:
 
 def _cost(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> float:
     """Cost of one pass over the layer, in multiplications at the full rate, from a sample of its block rows."""
-    total = -(-geometry.out_features // block_shape[0])
+    total = grid_of(geometry.shape, block_shape)[0]
     samples = 1 if support.stores_all else min(total, _SAMPLED_ROWS)
     sampled = torch.linspace(0, total - 1, samples, dtype=torch.float64, device="cpu").long()
     rows, cols = covered_blocks(geometry, support, block_shape, sampled)

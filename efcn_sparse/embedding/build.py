@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.default_device import on_cpu
-from efcn_sparse.embedding.blocks import covered_blocks, grid_of, unravel, with_spread_blocks
+from efcn_sparse.embedding.blocks import covered_blocks, unravel, with_spread_blocks
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.support import Support
 from efcn_sparse.embedding.ties import OFF_LOCAL, OUTSIDE, Ties
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.sources import unique_masks
+from efcn_sparse.pattern.structure import grid_of
 
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -37,8 +38,8 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
     with on_cpu():
         rows, cols = _stored_blocks(geometry, support, block_shape)
         classes, maps = classify(geometry, support, block_shape, rows, cols)
-        shape = (geometry.out_features, geometry.in_features)
-        crow = torch.zeros(-(-shape[0] // block_shape[0]) + 1, dtype=torch.int64)
+        shape = geometry.shape
+        crow = torch.zeros(grid_of(shape, block_shape)[0] + 1, dtype=torch.int64)
         crow[1:] = torch.bincount(rows, minlength=crow.numel() - 1).cumsum(0)
         mask_index, masks = _masks(shape, block_shape, rows, cols, classes, maps)
         pattern = BlockPattern.from_bsr(crow, cols, shape, block_shape, mask_index=mask_index, masks=masks)
@@ -48,7 +49,7 @@ def build(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]
 def _stored_blocks(geometry: ConvGeometry, support: Support, block_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """``(rows, cols)`` of the blocks to store, sorted by row, then column."""
     rows, cols = covered_blocks(geometry, support, block_shape)
-    grid = grid_of(geometry, block_shape)
+    grid = grid_of(geometry.shape, block_shape)
     more = support.most_blocks(rows.numel(), grid[0] * grid[1]) - rows.numel()
     if more == 0:
         return rows, cols

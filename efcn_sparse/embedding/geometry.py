@@ -174,6 +174,11 @@ class ConvGeometry:
         return math.prod(self.output_size) * self.out_channels
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of W."""
+        return self.out_features, self.in_features
+
+    @property
     def kernel_shape(self) -> tuple[int, ...]:
         """The shape of the convolution's ``weight``."""
         return (self.conv.out_channels, self.conv.in_channels // self.groups, *self.kernel_size)

@@ -41,7 +41,7 @@ class LayerPlan:
     @property
     def shape(self) -> tuple[int, int]:
         """``(out_features, in_features)``."""
-        return self.geometry.out_features, self.geometry.in_features
+        return self.geometry.shape
 
     @property
     def local_weights(self) -> int:

@@ -19,6 +19,7 @@ from efcn_sparse.landscape.products import common_blocks, in_smaller_blocks, wei
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.sources import unique_masks
+from efcn_sparse.pattern.structure import grid_of
 
 Structure = tuple[BlockPattern, Ties]
 
@@ -114,7 +115,7 @@ def _union_pattern(a: EmbeddedConv | SparseLinear, b: EmbeddedConv | SparseLinea
     inside = torch.zeros((len(where), *block_shape), dtype=torch.bool, device=where.device)
     for (support, _), place in zip(supports, places, strict=True):
         inside[place] |= support
-    across = -(-shape[1] // block_shape[1])
+    across = grid_of(shape, block_shape)[1]
     bare = BlockPattern.from_blocks(where // across, where % across, shape, block_shape)
     index, masks = unique_masks(inside, bare.structure.inside(shape, block_shape))
     pattern = BlockPattern.from_bsr(

@@ -13,6 +13,7 @@ from efcn_sparse.embedding.ties import mean_kernel
 from efcn_sparse.landscape.parts import refuse_low_rank
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.pattern import BlockPattern
+from efcn_sparse.pattern.structure import grid_of
 
 
 def squares_and_product(a: nn.Module, b: nn.Module) -> tuple[float, float, float]:
@@ -55,7 +56,7 @@ def in_smaller_blocks(values: Tensor, pattern: BlockPattern, block_shape: tuple[
     """
     (rows, cols), (height, width) = pattern.block_shape, block_shape
     down, across = rows // height, cols // width
-    grid = (-(-pattern.shape[0] // height), -(-pattern.shape[1] // width))
+    grid = grid_of(pattern.shape, block_shape)
     blocks = values.view(-1, down, height, across, width).transpose(2, 3).reshape(-1, height, width)
     device = values.device
     row = pattern.rows_of_blocks().long()[:, None, None] * down + torch.arange(down, device=device)[:, None]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.default_device import on_cpu
-from efcn_sparse.embedding.blocks import covered_blocks, grid_of
+from efcn_sparse.embedding.blocks import covered_blocks
 from efcn_sparse.embedding.plan import LayerPlan
+from efcn_sparse.pattern.structure import grid_of
 
 _MOST_BLOCKS = 1 << 23  # that are looked at in one layer
 _AT_A_TIME = 1 << 20
@@ -51,7 +52,7 @@ def density_map(layer: LayerPlan, pixels: int = 256, most_blocks: int = _MOST_BL
     for name, number in {"pixels": pixels, "most_blocks": most_blocks}.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    grid = grid_of(layer.geometry, layer.block_shape)
+    grid = grid_of(layer.shape, layer.block_shape)
     cell = (-(-grid[0] // pixels), -(-grid[1] // pixels))
     shape = (-(-grid[0] // cell[0]), -(-grid[1] // cell[1]))
     if layer.stored_blocks == grid[0] * grid[1]:
