@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if output.exists():
         tune.tuning.read(output)  # before minutes of work, not after
     else:
-        tune.tuning.write(output, ())  # EFCN_TUNING may name it already
+        tune.write(output, ())  # EFCN_TUNING may name it already
     clock = gpu_clock.DryClock() if args.dry_run else gpu_clock.Clock()
     wanted = [tune.Wanted("tiny", _tiny(), 16, dtype)] if args.dry_run else _wanted(args, dtype)
     most = 3 if args.dry_run else None

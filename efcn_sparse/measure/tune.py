@@ -6,15 +6,17 @@ Each candidate is compared with the result of the present tile before it is time
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from efcn_sparse.checkpoint.atomic import write_text_atomically
 from efcn_sparse.measure.gpu_clock import Clock
 from efcn_sparse.ops import sddmm, spmm
 from efcn_sparse.ops.backends.triton import plan, tiles, tuning
@@ -93,7 +95,7 @@ def tune(
         if found.finished or found.after < found.before:
             source = f"{mark}: {1e6 * found.after:.1f} µs, before {1e6 * found.before:.1f}"
             row = tuning.Row(case, found.config, source if found.finished else f"cut short, {source}")
-            tuning.write(output, (*(other for other in table if other.case != case), row))
+            write(output, (*(other for other in table if other.case != case), row))
             tuning.forget()
     return done
 
@@ -179,6 +181,12 @@ def call_of(one: Wanted, problem: plan.Problem) -> Callable[[], Tensor]:
     walk = problem.transpose
     values, x = randn(*pattern.values_shape), randn(one.batch, out_features if walk else in_features)
     return lambda: spmm(x, values, pattern, transpose=walk, backend="triton")
+
+
+def write(path: Path, table: tuple[tuning.Row, ...]) -> None:
+    """A tuning file, put in the place of the old one at once."""
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in table]
+    write_text_atomically(path, '{"rows": [\n  ' + ",\n  ".join(lines) + "\n]}\n")
 
 
 def _check_device(problem: plan.Problem, error: Exception) -> None:

@@ -18,7 +18,7 @@ from efcn_sparse.measure.gpu_clock import Clock, Timing
 from efcn_sparse.ops.backends.triton import plan, tiles, tuning
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.tiles import Case, Config
-from efcn_sparse.ops.backends.triton.tuning import Row, read, write
+from efcn_sparse.ops.backends.triton.tuning import Row, read
 from tests.table import GPU, pattern
 
 pytestmark = pytest.mark.skipif(GPU, reason="times are pretended, on the interpreter")
@@ -51,7 +51,7 @@ def _tune(output: Path, seconds: float = 1e6) -> tuple[list[tune.Found], list[st
 
 
 def test_the_fastest_becomes_a_row_and_other_rows_stay(tmp_path: Path) -> None:
-    write(tmp_path / "own.json", (OTHER,))
+    tune.write(tmp_path / "own.json", (OTHER,))
     found, lines, _ = _tune(tmp_path / "own.json")
     table = read(tmp_path / "own.json")
     assert table[0] == OTHER

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import efcn_sparse as es
+from efcn_sparse.measure.tune import write
 from efcn_sparse.ops.backends.triton import plan, spmm_kernel, tiles, tuning
 from efcn_sparse.ops.backends.triton.device import Device
 from efcn_sparse.ops.backends.triton.launch import input_precision
 from efcn_sparse.ops.backends.triton.plan import Problem, configure, stretches
 from efcn_sparse.ops.backends.triton.tiles import OPERATIONS, RULES, Case, Config, best_members, by_rule
-from efcn_sparse.ops.backends.triton.tuning import Row, choose, read, write
+from efcn_sparse.ops.backends.triton.tuning import Row, choose, read
 from tests.table import GPU, needs_triton, pattern
 
 H100 = Device("sm90", 132, 227 << 10, "H100")

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,17 +115,6 @@ def read(path: Path) -> tuple[Row, ...]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     return tuple(found)
-
-
-def write(path: Path, table: tuple[Row, ...]) -> None:
-    """A file that :func:`read` reads, put in the place of the old one at once."""
-    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in table]
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write('{"rows": [\n  ' + ",\n  ".join(lines) + "\n]}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _made(kind: type[Any], given: dict[str, Any]) -> Any:
