@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.extension import extension_status
+from efcn_sparse.ops.checks import DTYPES
 from efcn_sparse.pattern import Structure
 
 NAME = "cpu"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
@@ -19,7 +19,7 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     kind = torch.device(device).type
     if kind != "cpu":
         return f"its kernels run on CPU tensors, not {kind}"
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         return f"it has no kernels for {dtype}"
     status = extension_status()
     return None if status.available else f"the compiled extension is missing: {status.reason}"

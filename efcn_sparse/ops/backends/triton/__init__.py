@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from efcn_sparse.ops.backends.triton import device as devices
+from efcn_sparse.ops.checks import DTYPES
 from efcn_sparse.pattern import BlockPattern, Structure
 
 NAME = "triton"
 ONLY_BY_NAME = ("cpu",)  # interpreting is right, and very slow
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LEAST_CAPABILITY = (8, 0)
 
 
@@ -26,7 +26,7 @@ def why_not(device: torch.device | str, dtype: torch.dtype) -> str | None:
     device = torch.device(device)
     if device.type not in ("cuda", "cpu"):
         return f"its kernels run on CUDA and ROCm GPUs, not {device.type}"
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         return f"it has no kernels for {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install efcn-sparse[triton]"
