@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from efcn_sparse.activation import MaxPool2d, ReLU
 from efcn_sparse.embedding import EmbeddedConv
+from efcn_sparse.embedding.refusals import CONVOLUTIONS
 from efcn_sparse.linear import SparseLinear
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # what works on each channel by itself, as modules and as names of functions and methods
 _ELEMENTWISE = (
     nn.ReLU, ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Hardswish,
@@ -117,7 +117,7 @@ def _is_map(module: nn.Module | None) -> bool:
     """Whether the weights of a module have one number for each pair of channels that it reads and writes."""
     if isinstance(module, EmbeddedConv):
         return module.geometry.groups == 1 and not module.geometry.transposed
-    return type(module) is nn.Linear or (isinstance(module, _CONVOLUTIONS) and module.groups == 1)
+    return type(module) is nn.Linear or (isinstance(module, CONVOLUTIONS) and module.groups == 1)
 
 
 def _out_channels(module: Any) -> int:
