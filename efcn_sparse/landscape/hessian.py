@@ -178,13 +178,13 @@ class Hessian:
 
         def multiply(vector: np.ndarray) -> np.ndarray:
             direction = self._split(torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype)))
-            return self._array(self._product(direction, part, gradient), dtype)
+            return self._joined(self._product(direction, part, gradient)).numpy()
 
         generator = torch.Generator().manual_seed(seed)
         start = self._split(torch.randn(self.size, generator=generator, dtype=torch.float64))
         if part is not None:
             start = self._within(start, part)
-        first = self._array(start, dtype)
+        first = self._joined(start).numpy()
         if not first.any():  # nothing is stored in this part
             return [0.0] * k
         operator = LinearOperator((self.size, self.size), matvec=multiply, dtype=dtype)
@@ -247,11 +247,9 @@ class Hessian:
         }
 
     def _joined(self, vector: dict[str, Tensor]) -> Tensor:
-        return torch.cat([vector[name].reshape(-1) for name in self.parameters])
-
-    def _array(self, vector: dict[str, Tensor], dtype: type) -> np.ndarray:
-        joined = self._joined(vector)
-        return joined.to(torch.float64 if dtype is np.float64 else torch.float32).cpu().numpy()
+        """One vector, as scipy takes it."""
+        joined = torch.cat([vector[name].reshape(-1) for name in self.parameters])
+        return joined.to("cpu", torch.float64 if self._dtype == torch.float64 else torch.float32)
 
     def _within(self, vector: dict[str, Tensor], part: str) -> dict[str, Tensor]:
         check_part(part)
