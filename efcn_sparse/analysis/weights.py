@@ -166,9 +166,7 @@ def _layer_weights(layer: EmbeddedConv, name: str, channels: dict[str, int]) -> 
     geometry = layer.geometry
     pixel = tuple(size // 2 for size in geometry.output_size)
     channels_out = geometry.out_channels
-    flat = 0
-    for coordinate, size in zip(pixel, geometry.output_size, strict=True):
-        flat = flat * size + coordinate
+    flat = int(np.ravel_multi_index(pixel, geometry.output_size))
     if name not in channels:
         norms = [incoming(layer, flat * channels_out + c).norm() for c in range(channels_out)]
         channels[name] = int(torch.stack(norms).argmax())
