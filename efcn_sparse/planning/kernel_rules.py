@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from efcn_sparse.extension import extension_status
+from efcn_sparse.extension import compiled, extension_status
 
 
 def spmm_copy(x: Tensor, in_side: int, out_side: int) -> int:
@@ -39,7 +38,7 @@ def sddmm_copy(b: Tensor, in_side: int, out_side: int, *, adds: bool) -> int:
 
 def _rules() -> Any:
     """The extension; None without it, where the reference backend copies its operands into tiles."""
-    return importlib.import_module("efcn_sparse._C") if extension_status().available else None
+    return compiled() if extension_status().available else None
 
 
 def _gathered(rules: Any, in_side: int, out_side: int) -> bool:
