@@ -55,10 +55,9 @@ def held(path: Path, config: RelaxConfig) -> Iterator[None]:
         ValueError: ``path`` holds something else, or a run with another configuration; the fields are named.
         BlockingIOError: another process is at work in it.
     """
-    refuse_other(path, config)
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / _LOCK, f"run_dir {path} is in use by another process"):
-        refuse_other(path, config)  # again: somebody may have begun a run before we had the lock
+        refuse_other(path, config)  # now that nobody else begins a run
         for folder in (path, own_folder(path / "checkpoints"), own_folder(path / STAGES)):
             for torn in folder.glob("*" + SUFFIX):
                 torn.unlink()
