@@ -151,10 +151,7 @@ def _made(args: argparse.Namespace) -> tuple[nn.Module, Example]:
 
     factory = factory_of(args.model)
     with torch.device("meta"):
-        try:
-            made = factory()
-        except TypeError as error:
-            raise ValueError(f"MODEL must be callable without arguments, got {args.model!r}: {error}") from error
+        made = factory()
         if not isinstance(made, tuple) or len(made) not in (2, 3):
             size = input_size(args.input or INPUTS.get(args.model)) if isinstance(made, nn.Module) else []
             made = made, torch.empty(1, *size)

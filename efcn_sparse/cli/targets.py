@@ -47,8 +47,8 @@ def factory_of(name: str, argument: str = "MODEL") -> Callable[[], Any]:
     def make() -> Any:
         try:
             return found()
-        except TypeError:  # told by those who call this without arguments
-            raise
+        except TypeError as error:
+            raise ValueError(f"{argument} must be callable without arguments, got {name!r}: {error}") from error
         except Exception as error:
             kind = type(error).__name__
             raise ValueError(

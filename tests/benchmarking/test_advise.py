@@ -114,3 +114,5 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
     for option in (["--measure"], ["--leave-uncalled"], ["--support", "foo"]):
         assert main(["doctor", "--sparsify", "mymlp:net", "--batch", "4", *option]) == 2
         assert f"{option[0]} must be left out with --sparsify" in capsys.readouterr().err
+    assert main(["doctor", "--sparsify", "json:dumps", "--batch", "4"]) == 2
+    assert "MODEL must be callable without arguments, got 'json:dumps'" in capsys.readouterr().err
