@@ -138,7 +138,7 @@ def run_relax(
                 if state.is_unfinished(stage) or remade:
                     jobs.append(Job(source, config, path, stage, columns, False, remade, threads, checkpoint_seconds))
             if executor is not None:  # what others wait for, and what takes longest, first
-                jobs.sort(key=lambda job: [CNN, FCN].index(job.stage.arm) if job.stage.arm in (CNN, FCN) else 2)
+                jobs.sort(key=lambda job: {CNN: 0, FCN: 1}.get(job.stage.arm, 2))
             watch = Watch(path, columns, state.diverged, callbacks, progress)
             train_all(jobs, executor or Here(data_by_seed, watch), watch, finish)
             names = [stage.name for stage in plan]

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class Watch:
     ) -> None:
         self._run_dir, self._columns, self._callbacks, self._progress = run_dir, columns, tuple(callbacks), progress
         self.diverged = diverged
-        self._places: dict[str, int] = {}  # how far each file was read
+        self._places = Counter[str]()  # how far each file was read
         self._epochs: dict[str, int] = {}
         self._started: set[str] = set()
 
@@ -69,14 +70,14 @@ class Watch:
         """Tell the rows that a stage has written since it was last looked at."""
         try:
             with part_path(self._run_dir, stage.name, "metrics.csv").open("rb") as file:
-                if self._places.get(stage.name, 0) > file.seek(0, 2):  # begun anew, by another worker
+                if self._places[stage.name] > file.seek(0, 2):  # begun anew, by another worker
                     self._places[stage.name] = 0
-                file.seek(self._places.get(stage.name, 0))
+                file.seek(self._places[stage.name])
                 text = file.read()
         except FileNotFoundError:
             return
         whole = text[: text.rfind(b"\n") + 1]
-        self._places[stage.name] = self._places.get(stage.name, 0) + len(whole)
+        self._places[stage.name] += len(whole)
         for cells in csv.reader(whole.decode().splitlines()):
             if cells[0] != KEYS[0]:
                 self._row(stage, dict(zip(self._columns, cells, strict=True)))
