@@ -61,7 +61,7 @@ def autocast_is_on(tensor: Tensor) -> bool:
     return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
-def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
+def check_apart(out: Tensor, name: str, other: Tensor) -> None:
     """``out`` must not lie where ``other`` is still to be read."""
     if torch.compiler.is_compiling() or out.is_meta or 0 in (out.numel(), other.numel()):
         return
@@ -69,7 +69,7 @@ def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
         return
     (first, last), (other_first, other_last) = _span(out), _span(other)
     if first <= other_last and other_first <= last:
-        raise ValueError(f"{name} must not share memory with {other_name}")
+        raise ValueError(f"out must not share memory with {name}")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def check_out(
     given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
     for name, tensor in given.items():
         check_alike("out", out, name, tensor, may_cast=False, may_be_fp32=may_be_fp32)
-        check_apart("out", out, name, tensor)
+        check_apart(out, name, tensor)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (out, *given.values())):
         raise RuntimeError("out is written in place without gradient: call under torch.no_grad()")
 
