@@ -49,18 +49,20 @@ def settle() -> int:
     return peak_bytes()
 
 
+def with_this_package() -> dict[str, str]:
+    """The environment of a process that imports the package that runs here."""
+    root = str(Path(efcn_sparse.__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def apart(module: str, *arguments: str, environment: Mapping[str, str] = _OWN_PAGES) -> list[int]:
     """The whole numbers that a module prints when a process of its own runs it, with more in its environment.
 
     Raises:
         RuntimeError: the process failed; with what it wrote to stderr.
     """
-    root = str(Path(efcn_sparse.__file__).resolve().parents[1])
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment, "PYTHONPATH": paths}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**with_this_package(), **environment})
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
     return [int(number) for number in done.stdout.split()]

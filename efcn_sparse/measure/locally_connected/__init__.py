@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import efcn_sparse
+from efcn_sparse.measure.memory import with_this_package
 from efcn_sparse.measure.timing import OURS, in_turn, median_ratio
 from efcn_sparse.sizes import size_text
 
@@ -52,13 +51,11 @@ class Process:
     """
 
     def __init__(self, python: str, rival: str, layer: Layer, batch: int, threads: int) -> None:
-        root = str(Path(efcn_sparse.__file__).resolve().parents[1])
-        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         given = json.dumps({**asdict(layer), "rival": rival, "batch": batch, "threads": threads})
         self._process = subprocess.Popen(
             [python, str(_WORKER), given],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=with_this_package(),
         )  # fmt: skip
         self.ready = json.loads(self._answer())
 
