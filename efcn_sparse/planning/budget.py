@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -145,7 +145,7 @@ class StepPlanner:
         """
         local = self._peak(step, Local())
         if local > budget:
-            needed = f"{Step(Local(), step.batch, step.optimizer, step.fused)}, {size_text(local)}"
+            needed = f"{replace(step, support=Local())}, {size_text(local)}"
             raise ValueError(f"budget must hold {needed}, got {size_text(budget)}; {self._nearest(step, budget)}")
         has_own_supports = any(choice is not None for choice in (self._layers or {}).values())
 
@@ -163,7 +163,7 @@ class StepPlanner:
         return Example(meta_copy(self._example.args), meta_copy(dict(self._example.kwargs))).of_batch(batch)
 
     def _peak(self, step: Step, support: Support) -> int:
-        return self.predict(Step(support, step.batch, step.optimizer, step.fused)).peak
+        return self.predict(replace(step, support=support)).peak
 
     def _nearest(self, step: Step, budget: int) -> str:
         """In words: the first that fits of fused updates, a smaller batch with them, and plain SGD as well."""

@@ -154,8 +154,6 @@ def structure_bytes(planned: EmbeddingPlan) -> int:
     """About what patterns and ties take beside the values: arrays per block, and maps and counts per kernel entry."""
     total = 0
     for layer in planned.layers:
-        geometry = layer.geometry
-        kernel = geometry.out_channels * geometry.in_channels // geometry.groups * math.prod(geometry.kernel_size)
         total += _BYTES_PER_BLOCK * layer.stored_blocks
-        total += _BYTES_PER_KERNEL_ENTRY * kernel + 4 * math.prod(layer.block_shape)
+        total += _BYTES_PER_KERNEL_ENTRY * math.prod(layer.geometry.kernel_shape) + 4 * math.prod(layer.block_shape)
     return total
