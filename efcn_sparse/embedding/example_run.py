@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding.geometry import ConvGeometry
@@ -68,32 +68,22 @@ class Example:
         """The first side of the first tensor; None without one."""
         return next((len(x) for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor) and x.dim()), None)
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Example:
+        """The same with ``change(x)`` in the place of each tensor x."""
+        return Example(*tree_map_only(Tensor, change, (self.args, dict(self.kwargs))))
+
     def of_batch(self, batch: int) -> Example:
         """The same with the rows of the batch repeated or cut off: of all tensors whose first side is the batch's."""
         own = self.batch
-
-        def resized(x: Any) -> Any:
-            if not isinstance(x, Tensor) or not x.dim() or len(x) != own:
-                return x
-            return x[torch.arange(batch, device=x.device) % own]
-
-        return Example(tree_map(resized, self.args), tree_map(resized, dict(self.kwargs)))
+        return self.changed(lambda x: x[torch.arange(batch, device=x.device) % own] if x.dim() and len(x) == own else x)
 
     def with_other_numbers(self, scale: float) -> Example:
         """The same with other numbers in all floating-point tensors, larger or smaller."""
-
-        def changed(x: Any) -> Any:
-            return scale * (x + torch.randn_like(x)) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-        return Example(tree_map(changed, self.args), tree_map(changed, dict(self.kwargs)))
+        return self.changed(lambda x: scale * (x + torch.randn_like(x)) if x.is_floating_point() else x)
 
     def to(self, *target: Any) -> Example:
         """The same with all floating-point tensors on a device or of a dtype."""
-
-        def moved(x: Any) -> Any:
-            return x.to(*target) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-        return Example(tree_map(moved, self.args), tree_map(moved, dict(self.kwargs)))
+        return self.changed(lambda x: x.to(*target) if x.is_floating_point() else x)
 
 
 @dataclass(frozen=True)

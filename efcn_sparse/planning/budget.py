@@ -160,7 +160,7 @@ class StepPlanner:
         return Fit(budget, peaks, None if radius < 0 else radius, self.reach)
 
     def _inputs(self, batch: int) -> Example:
-        return Example(meta_copy(self._example.args), meta_copy(dict(self._example.kwargs))).of_batch(batch)
+        return self._example.changed(meta_copy).of_batch(batch)
 
     def _peak(self, step: Step, support: Support) -> int:
         return self.predict(replace(step, support=support)).peak

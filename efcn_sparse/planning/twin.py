@@ -145,7 +145,7 @@ def meta_twin(model: nn.Module, planned: EmbeddingPlan, example: Example) -> tup
         memo[id(buffer)] = meta_copy(buffer)
     twin = copy_of(model, memo)
     exchange(twin, model, IN_LESS_MEMORY)
-    example = Example(meta_copy(example.args), meta_copy(dict(example.kwargs)))
+    example = example.changed(meta_copy)
     run_embedded(twin, PlannedConv, [(example, False)])
     return twin, example
 
