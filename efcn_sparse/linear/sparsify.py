@@ -68,8 +68,7 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], *,
     for name, layer in by_name.items():
         if not name:
             return layer
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        model.set_submodule(name, layer)
     return model
 
 
