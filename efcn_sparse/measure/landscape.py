@@ -66,7 +66,7 @@ def path_peak(pixels: int) -> tuple[int, int]:
         parameter.mul_(1.01)
     reset_peak()
     path(net, other, lambda at: float(at(x).square().mean()), points=3, batches=[x])
-    return sum(one.numel() * one.element_size() for one in net.parameters()), peak_bytes() - before
+    return sum(one.nbytes for one in net.parameters()), peak_bytes() - before
 
 
 if __name__ == "__main__":

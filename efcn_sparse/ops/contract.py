@@ -99,14 +99,8 @@ def _(a, b, structure, shape, block_shape, backend) -> Tensor:
     return a.new_empty((structure[1].shape[0], *block_shape))
 
 
-@torch.library.register_fake("efcn_sparse::spmm_", lib=_LIBRARY)
-def _(y, x, values, bias, structure, shape, transpose, alpha, beta, backend) -> None:
-    return None
-
-
-@torch.library.register_fake("efcn_sparse::sddmm_", lib=_LIBRARY)
-def _(values, a, b, structure, shape, alpha, beta, backend) -> None:
-    return None
+for _name in ("spmm_", "sddmm_"):
+    torch.library.register_fake(f"efcn_sparse::{_name}", lambda *_: None, lib=_LIBRARY)
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def explain(
         blocks_per_column=_spread(pattern.ccol_indices.diff()),
         mean_run_length=_mean_run_length(pattern),
         values_bytes=stored * dtype.itemsize,
-        index_bytes=sum(tensor.numel() * tensor.element_size() for tensor in pattern.structure),
+        index_bytes=sum(tensor.nbytes for tensor in pattern.structure),
         flops_per_sample=2 * stored,
         tiles=choices(pattern, TILES_AT, dtype, where) if choices and pattern.nnz_blocks else {},
     )
