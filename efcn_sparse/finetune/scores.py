@@ -48,19 +48,17 @@ def gradient_scores(
     def watch(name: str) -> Callable[..., Tensor]:
         def after_forward(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> Tensor:
             x = (args or tuple(kwargs.values()))[0].detach()
-            if not y.requires_grad:  # all before it is frozen
-                y = y.detach().requires_grad_()
-            roots.append(y)
-            y.register_hook(lambda dy: factors[name].append(_factors(dy, x)))
-            return y
+            root = y if y.requires_grad else y.detach().requires_grad_()  # all before it may be frozen
+            roots.append(root)
+            root.register_hook(lambda dy: factors[name].append(_factors(dy, x)))
+            return root.clone()  # a function in place would make it another tensor, whose gradient is not this one
 
         return after_forward
 
     kept = [
-        (module._buffers, name, buffer, buffer.clone())
+        (module._buffers, name, buffer, _copied(buffer))
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
     ]
     handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, (layer, _) in layers.items()]
     number = 0
@@ -84,13 +82,20 @@ def gradient_scores(
             handle.remove()
         with torch.no_grad():
             for held, name, buffer, before in kept:
-                held[name] = buffer.copy_(before)
+                held[name] = buffer
+                if buffer is not None and before is not None and not torch.equal(buffer, before):
+                    buffer.copy_(before)
     if not number:
         raise ValueError("batches must hold at least one batch, got none")
     unused = [name for name, count in used.items() if not count]
     if unused:
         raise ValueError(f"batches must use every layer that gets a delta, got no gradient in {', '.join(unused)}")
     return {name: score.view(empty[name].grid) for name, score in scores.items()}
+
+
+def _copied(buffer: Tensor | None) -> Tensor | None:
+    """What a pass may change; versions do not tell, since batch norm writes its statistics without counting."""
+    return None if buffer is None or buffer.is_inference() or buffer.layout is not torch.strided else buffer.clone()
 
 
 def _factors(dy: Tensor, x: Tensor) -> Factors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,14 @@ from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.dense_weight import as_dense_weight
 from efcn_sparse.linear.refusals import chosen_linears, weight_of
 from efcn_sparse.pattern import BlockPattern
+
+
+class _Merged(NamedTuple):
+    """Blocks of the weight around ``merge()``, and where they lie: the delta's may move meanwhile."""
+
+    pattern: BlockPattern
+    before: Tensor
+    after: Tensor
 
 
 class SparseDelta(nn.Module):
@@ -35,7 +43,7 @@ class SparseDelta(nn.Module):
     Law: right after it is made, and after ``merge()`` and ``unmerge()``, all outputs are what they were.
 
     Raises:
-        ValueError: the pattern is not of the shape of ``linear.weight``.
+        ValueError: the pattern is not of the shape of ``linear.weight``, or that is no parameter.
 
     Example:
         >>> linear = nn.Linear(64, 32)
@@ -45,8 +53,7 @@ class SparseDelta(nn.Module):
         (True, ['delta.values'])
     """
 
-    _before: Tensor | None
-    _after: Tensor | None
+    _merged: _Merged | None
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class SparseDelta(nn.Module):
     ) -> None:
         super().__init__()
         weight = weight_of(linear)
+        if "weight" not in linear._parameters:
+            raise ValueError("linear.weight must be a parameter, got one that is computed (a parametrization)")
         rows, cols = weight.shape
         delta = SparseLinear(
             cols, rows, pattern, bias=False, device=weight.device, dtype=weight.dtype, density=density,
@@ -65,14 +74,12 @@ class SparseDelta(nn.Module):
         )  # fmt: skip
         self.linear, self.delta = linear.requires_grad_(False), delta
         nn.init.zeros_(self.delta.values)
-        self._merged_pattern: BlockPattern | None = None  # blocks may move while merged
-        for name in ("_before", "_after"):  # the blocks of the weight around merge(); they go where the weight goes
-            self.register_buffer(name, None, persistent=False)
+        self._merged = None
 
     @property
     def merged(self) -> bool:
         """Whether Δ is in ``linear.weight`` at present."""
-        return self._merged_pattern is not None
+        return self._merged is not None
 
     @property
     def weight(self) -> Tensor:
@@ -88,9 +95,9 @@ class SparseDelta(nn.Module):
         """The frozen bias."""
         return self.linear._parameters["bias"]
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        return y if self.merged else y + self.delta(x)
+    def forward(self, input: Tensor) -> Tensor:
+        y = self.linear(input)
+        return y if self.merged else y + self.delta(input)
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
@@ -99,11 +106,11 @@ class SparseDelta(nn.Module):
         The blocks of the weight that change are kept, so that :meth:`unmerge` brings them back bit for bit. To leave it
         at that, for a state dict or an export, put the linear layer in the place of this one.
         """
-        if not self.merged:
+        if self._merged is None:
             pattern, weight = self.delta.pattern, weight_of(self.linear)
-            self._before = pattern.gather(weight)
-            _write(weight, pattern, self._before + self.delta.values)
-            self._after, self._merged_pattern = pattern.gather(weight), pattern
+            before = pattern.gather(weight)
+            _write(weight, pattern, before + self.delta.values)
+            self._merged = _Merged(pattern, before, pattern.gather(weight))
         return self.linear
 
     @torch.no_grad()
@@ -113,17 +120,21 @@ class SparseDelta(nn.Module):
         Raises:
             RuntimeError: those blocks of ``linear.weight`` have changed since; nothing is changed then.
         """
-        if self._merged_pattern is not None:
-            assert self._before is not None
-            assert self._after is not None
-            weight, pattern = weight_of(self.linear), self._merged_pattern.to(self._before.device)
-            if not torch.allclose(pattern.gather(weight), self._after, rtol=0, atol=0, equal_nan=True):
-                raise RuntimeError(
-                    "linear.weight must be as merge() left it, got other numbers; where several deltas are merged into "
-                    "one layer, the last one is unmerged first"
-                )
-            _write(weight, pattern, self._before)
-            self._before = self._after = self._merged_pattern = None
+        self._unmerge(is_checked=True)
+
+    @torch.no_grad()
+    def _unmerge(self, *, is_checked: bool) -> None:
+        if self._merged is None:
+            return
+        weight, (pattern, before, after) = weight_of(self.linear), self._merged
+        pattern = pattern.to(before.device)
+        if is_checked and not torch.allclose(pattern.gather(weight), after, rtol=0, atol=0, equal_nan=True):
+            raise RuntimeError(
+                "linear.weight must be as merge() left it, got other numbers; where several deltas are merged into one "
+                "layer, the last one is unmerged first"
+            )
+        _write(weight, pattern, before)
+        self._merged = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module, while not merged."""
@@ -136,8 +147,15 @@ class SparseDelta(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if any(key.startswith(prefix) for key in state_dict):
-            self.unmerge()
+            loaded, weight = state_dict.get(f"{prefix}linear.weight"), self.linear.get_parameter("weight")
+            self._unmerge(is_checked=getattr(loaded, "shape", None) != weight.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseDelta:
+        super()._apply(fn, recurse)
+        if self._merged is not None:  # no buffers, which averages and DDP would count
+            self._merged = self._merged._replace(before=fn(self._merged.before), after=fn(self._merged.after))
+        return self
 
     @staticmethod
     def add(

@@ -279,8 +279,9 @@ class SparseLinear(nn.Module):
         :class:`torch.nn.TransformerEncoderLayer` do.
         """
         weight = self.pattern.to_dense(self.values)
-        for told in self._on_weight if weight.requires_grad else ():
-            told(weight)
+        if weight.requires_grad and not torch.compiler.is_compiling():
+            for told in self._on_weight:
+                told(weight)
         return as_dense_weight(weight)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -220,9 +220,7 @@ class Pruner:
             RuntimeError: the score needs gradients, and a layer has none.
             ValueError: a layer was replaced, a score is not finite, or the optimizer has state that cannot be masked.
         """
-        unwatched = [layer for layer in self._layers.values() if layer.watch()]
-        if unwatched:
-            self._apply({name: layer.kept for name, layer in self._layers.items()})
+        self._watch()
         if not self.finished and self.steps < self._schedule.end:
             self._check_layers()
             if self._score == "gradient" and not self._gather_saliency():
@@ -247,6 +245,7 @@ class Pruner:
         """
         if not self.finished:
             self._check_layers()
+            self._watch()
             patterns = {name: layer.pattern() for name, layer in self._layers.items()}
             shrink(self._model, patterns, self._optimizer)
             for name, layer in self._layers.items():
@@ -259,6 +258,13 @@ class Pruner:
             found = self._model.get_submodule(name)
             if found is not layer.linear:
                 raise ValueError(f"model must hold {name!r} as the Pruner was given it, got a {type(found).__name__}")
+
+    @torch.no_grad()
+    def _watch(self) -> None:
+        """Hook weights that were not, and set to zero what they have in blocks that are gone."""
+        unwatched = [layer for layer in self._layers.values() if layer.watch()]
+        if unwatched:
+            self._apply({name: layer.kept for name, layer in self._layers.items()})
 
     def _gather_saliency(self) -> bool:
         """Add to the scores of all layers; False, and nothing is added, if it is a gradient that is not finite."""
@@ -324,6 +330,7 @@ class Pruner:
         """What a checkpoint needs beside the state dicts of model and optimizer."""
         return {
             "steps": self.steps,
+            "skipped": self.skipped,
             "finished": self.finished,
             "kept": {name: layer.kept.clone() for name, layer in self._layers.items()},
             "saliency": {name: layer.saliency.clone() for name, layer in self._layers.items()},
@@ -353,6 +360,6 @@ class Pruner:
             self._apply(kept)
         for name, layer in self._layers.items():
             layer.saliency.copy_(state_dict["saliency"][name])
-        self.steps = int(state_dict["steps"])
+        self.steps, self.skipped = int(state_dict["steps"]), int(state_dict.get("skipped", 0))
         if state_dict["finished"]:
             self.finish()

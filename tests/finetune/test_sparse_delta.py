@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import efcn_sparse as es
 from efcn_sparse.checkpoint import load_sharded, save_sharded
@@ -286,30 +287,62 @@ def test_of_several_deltas_of_one_layer_the_last_is_unmerged_first():
     assert torch.equal(first.linear.weight, both)
     second.unmerge(), first.unmerge()
     assert torch.equal(first.linear.weight, before)
+    pair = nn.ModuleList([first, second])
+    state = copy.deepcopy(pair.state_dict())
+    first.merge(), second.merge()
+    pair.load_state_dict(state)
+    assert (first.merged, second.merged) == (False, False)
+    assert torch.equal(first.linear.weight, before)
+
+
+def test_a_merged_delta_goes_where_the_weight_goes_and_averages_do_not_see_it():
+    layer = filled(PATTERNS["ragged"]())
+    average = AveragedModel(layer, use_buffers=True)
+    layer.merge()
+    average.update_parameters(layer)
+    assert not [name for name, _ in layer.named_buffers() if "delta" not in name]
+    layer.to(torch.bfloat16)
+    before = layer._merged.before
+    assert before.dtype == torch.bfloat16
+    layer.double().unmerge()
+    assert torch.equal(layer.delta.pattern.gather(layer.linear.weight), before.double())
+
+
+def test_a_weight_that_is_computed_is_refused():
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match=r"linear\.weight must be a parameter, got one that is computed"):
+        es.SparseDelta(linear, density=0.5, block_shape=(4, 4))
 
 
 class ByName(nn.Module):
-    """Calls its layer by keyword, and has buffers that a pass changes."""
+    """Calls its layer by keyword, has buffers that a pass changes, one that nobody can write into, and one to come."""
 
     def __init__(self):
         super().__init__()
         self.linear, self.norm, self.idle = nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mask", torch.ones(1).expand(8))
+        self.register_buffer("last", None)
 
     def forward(self, x):
-        self.calls = self.calls + 1
-        return self.norm(self.linear(input=x))
+        self.calls, self.last = self.calls + 1, x
+        return self.norm(nn.functional.relu(self.linear(input=x), inplace=True)) * self.mask
 
 
-def test_placing_deltas_changes_no_buffer():
-    net, x = ByName(), torch.randn(6, 10)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_placing_deltas_changes_no_buffer(frozen):
+    net, x = ByName().requires_grad_(not frozen), torch.randn(6, 10)
     net(x)
-    before = copy.deepcopy(net.state_dict())
+    net.last = None
+    before, y = copy.deepcopy(dict(net.named_buffers())), net.eval()(x)
+    net.train().last, net.calls = None, before["calls"]
     rules = {"linear": dict(density=0.5, block_shape=(4, 5))}
     made = es.SparseDelta.add(net, rules, lambda net, x: net(x)[0].sum(), [x])
     assert list(made) == ["linear"]
-    after = net.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in ("calls", *[n for n in before if "norm" in n]))
+    after = dict(net.named_buffers())
+    assert net.last is None
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(net.eval()(x), y)
 
 
 def test_a_layer_that_no_batch_uses_is_named():

@@ -277,3 +277,12 @@ def test_layers_called_by_name_and_read_through_their_weight(make) -> None:
             assert torch.allclose(layer.pattern.gather(gradient), layer.values.grad)
             assert leak.layers[name].outside == pytest.approx(float(gradient[~inside].norm()), rel=1e-9)
     assert all(not layer._on_weight for layer in model.modules() if isinstance(layer, es.SparseLinear))
+
+
+def test_what_was_compiled_before_does_not_see_a_recording() -> None:
+    layer = ByNameAndWeight().second
+    read = torch.compile(lambda x: nn.functional.linear(x, layer.weight), backend="eager", fullgraph=True)
+    read(X).sum().backward()
+    with es.record_factors(layer) as factors:
+        read(X).sum().backward()
+    assert not factors
