@@ -113,14 +113,17 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"--dtype must be a floating-point dtype of torch, got {args.dtype!r}")
     model, example = _made(args)
     example = example.to(dtype)
-    try:
-        run_example(model.to(dtype), example, training=False)
-    except Exception as error:  # whatever a model raises that gets other inputs than it takes
-        raise ValueError(
-            f"{args.model} must run on {_told(example)}, got {type(error).__name__}: {error}; for other inputs let it "
-            "return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or (model, tuple, "
-            "dict)"
-        ) from error
+    runs = [(example, False)] if batch is None else [(example, False), (example.of_batch(batch), True)]
+    for inputs, training in runs:
+        try:
+            run_example(model.to(dtype), inputs, training)
+        except Exception as error:  # whatever a model raises that gets other inputs than it takes
+            mode = " in training mode" if training else ""
+            raise ValueError(
+                f"{args.model} must run on {_told(inputs)}{mode}, got {type(error).__name__}: {error}; for other "
+                "inputs let it return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or "
+                "(model, tuple, dict)"
+            ) from error
     planner = StepPlanner(
         model, layers=dict.fromkeys(args.skip), leave_uncalled=args.leave_uncalled,
         example_inputs=example.args, example_kwargs=example.kwargs,

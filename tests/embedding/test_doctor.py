@@ -188,6 +188,17 @@ def normalized() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.BatchNorm2d(2))
 
 
+class FailsInTraining(torch.nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("no loss without targets")
+        return super().forward(x)
+
+
+def fails_in_training() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), FailsInTraining(4, 2, 3))
+
+
 OWN_REFUSED = {
     "alone": (
         ["--input", "3,8,8", "--leave-uncalled"],
@@ -260,6 +271,9 @@ REFUSED = {
     "value error of a model": (
         ["tests.embedding.test_doctor:normalized", "--input", "1,10"],
         "tests.embedding.test_doctor:normalized must run on an input of [1, 1, 10], got ValueError: expected 4D input"),
+    "training": (
+        ["tests.embedding.test_doctor:fails_in_training", "--input", "3,8,8", "--skip", "1", "--batch", "4"],
+        "tests.embedding.test_doctor:fails_in_training must run on an input of [4, 3, 8, 8] in training mode, got Ru"),
     "dtype": (["vanilla", "--dtype", "int8"], "--dtype must be a floating-point dtype of torch, got 'int8'"),
     "skip": (["vanilla", "--skip", "9"], "--skip must name convolutions of the model, ['0', '3', '6'], got ['9']"),
     "import": (
