@@ -120,8 +120,8 @@ def _run(args: argparse.Namespace) -> int:
         except Exception as error:  # whatever a model raises that gets other inputs than it takes
             mode = " in training mode" if training else ""
             raise ValueError(
-                f"{args.model} must run on {_told(inputs)}{mode}, got {type(error).__name__}: {error}; for other "
-                "inputs let it return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or "
+                f"{args.model} must run on {_told(inputs)}{mode}, got {type(error).__name__}: {error}; for other inputs"
+                " let it return (model, inputs), with inputs a tensor, a tuple, or a dict of keyword arguments, or "
                 "(model, tuple, dict)"
             ) from error
     planner = StepPlanner(
