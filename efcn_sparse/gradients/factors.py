@@ -126,7 +126,9 @@ def record_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
 
     Forward and backward must both run inside. Works with any optimizer, :class:`FusedOptimizer` included. A layer that
     is used several times, or in several backward passes, has the factors of its whole gradient, one use below the
-    other. The factors are held until they are dropped: about as much memory as the layers' inputs and outputs.
+    other. The factors are held until they are dropped: about as much memory as the layers' inputs and outputs. Where
+    ``layer.weight`` was read, as :class:`torch.nn.MultiheadAttention` does, they are the identity and the gradient of
+    the matrix, ``[out_features, out_features]`` and ``[out_features, in_features]``.
 
     Args:
         model: any module; modules that ``torch.compile`` has traced before do not see the recording.
