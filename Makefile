@@ -37,7 +37,7 @@ demo:
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
 # One process a core, each with one thread. Bytecode is written whatever the environment says: many tests start processes that
-# import torch._dynamo, which takes 7 seconds without it and 3 with it.
+# import torch._dynamo, which takes twice as long without it.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 ## make test      lint, type check, doctests and tests; stops at the first step that fails

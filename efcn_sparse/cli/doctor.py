@@ -112,11 +112,11 @@ def _run(args: argparse.Namespace) -> int:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"--dtype must be a floating-point dtype of torch, got {args.dtype!r}")
     model, example = _made(args)
-    example = example.to(dtype)
+    model, example = model.to(dtype), example.to(dtype)
     runs = [(example, False)] if batch is None else [(example, False), (example.of_batch(batch), True)]
     for inputs, training in runs:
         try:
-            run_example(model.to(dtype), inputs, training)
+            run_example(model, inputs, training)
         except Exception as error:  # whatever a model raises that gets other inputs than it takes
             mode = " in training mode" if training else ""
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from efcn_sparse.linear.refusals import chosen_linears, out_by_in, weight_of
 from efcn_sparse.linear.select_blocks import highest_blocks, sums_of_blocks
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.checks import check_has_numbers, checked_pair
+from efcn_sparse.pattern.structure import grid_of
 from efcn_sparse.pruning.budget import BUDGETS, CubicSchedule, LayerSize, counts_by_layer, final_densities
 from efcn_sparse.pruning.penalty import group_lasso
 from efcn_sparse.pruning.shrink import shrink, state_like_weight
@@ -27,12 +29,9 @@ class _Masked:
 
     def __init__(self, linear: nn.Module, block_shape: tuple[int, int]) -> None:
         self.linear, self.block_shape = linear, block_shape
-        rows, cols = (
-            -(-side // block) for side, block in zip(self.by_rows(self.weight).shape, block_shape, strict=True)
-        )
-        device = self.weight.device
-        self.kept = torch.ones((rows, cols), dtype=torch.bool, device=device)
-        self.saliency = torch.zeros((rows, cols), dtype=torch.float64, device=device)
+        grid, device = grid_of(weight_of(linear).shape, block_shape), self.weight.device
+        self.kept = torch.ones(grid, dtype=torch.bool, device=device)
+        self.saliency = torch.zeros(grid, dtype=torch.float64, device=device)
         self.gone: Tensor | None = None  # bool, as weight: the entries of the blocks that are not kept
         self.watched: nn.Parameter | None = None
         self.watch()
@@ -186,10 +185,9 @@ class Pruner:
             if any(isinstance(getattr(hook, "__self__", None), _Masked) for hook in hooks):
                 raise ValueError(f"{name!r} cannot be pruned: another Pruner does; a deep copy of the model can")
             state_like_weight(optimizer, name, weight)
-            height, width = blocks[name]
             rows, cols = weight_of(linear).shape
-            grid, shape = (-(-rows // height), -(-cols // width)), (rows, cols)
-            self._sizes[name] = LayerSize(shape, grid, height * width, float(rule["density"]))
+            grid, area = grid_of((rows, cols), blocks[name]), math.prod(blocks[name])
+            self._sizes[name] = LayerSize((rows, cols), grid, area, float(rule["density"]))
         self._layers = {name: _Masked(linear, blocks[name]) for name, (linear, _) in chosen.items()}
         self._final = final_densities(budget, self._sizes)
         self._model, self._schedule, self._optimizer = model, schedule, optimizer
