@@ -173,6 +173,10 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count() -> None:
             passes += 1
         assert pruner.skipped == passes - 8
         assert (pruner.skipped > 1) == enabled
+        again = copy.deepcopy((model, optimizer, pruner))[2]
+        again.skipped = 0
+        again.load_state_dict(pruner.state_dict())
+        assert (again.steps, again.skipped) == (pruner.steps, pruner.skipped)
         kept.append(pruner.state_dict()["kept"])
     assert all(torch.equal(kept[1][name], blocks) for name, blocks in kept[0].items())
 
