@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from efcn_sparse.finetune.scores import gradient_scores
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.dense_weight import as_dense_weight
 from efcn_sparse.linear.refusals import chosen_linears, weight_of
+from efcn_sparse.linear.sparsify import as_dense
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -112,6 +114,15 @@ class SparseDelta(nn.Module):
             _write(weight, pattern, before + self.delta.values)
             self._merged = _Merged(pattern, before, pattern.gather(weight))
         return self.linear
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Module:
+        """A copy of ``linear`` with Δ in its weight."""
+        linear = copy.deepcopy(self.linear)
+        if not self.merged:
+            weight, pattern = weight_of(linear), self.delta.pattern
+            _write(weight, pattern, pattern.gather(weight) + self.delta.values)
+        return linear
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -217,6 +228,11 @@ class SparseDelta(nn.Module):
 
     def extra_repr(self) -> str:
         return f"merged={self.merged}"
+
+
+@as_dense.register
+def _(module: SparseDelta) -> nn.Module:
+    return module.to_linear()
 
 
 def _write(weight: Tensor, pattern: BlockPattern, values: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import singledispatch
 from typing import Any
 
 from torch import nn
@@ -76,7 +77,8 @@ def densify(model: nn.Module) -> nn.Module:
     """A copy of ``model`` whose sparse layers are :class:`torch.nn.Linear` with zeros off the support.
 
     For what knows no block-sparse operations: ONNX, quantization, pruning tools. What was one layer under several
-    names stays one. An embedded convolution keeps its shape and has a Linear inside, and can no longer be measured.
+    names stays one. An embedded convolution keeps its shape and has a Linear inside, and can no longer be measured. A
+    :class:`SparseDelta` becomes its linear layer with Δ in the weight.
 
     Law: ``densify(model)(x) == model(x)``, up to the order of sums.
 
@@ -98,9 +100,21 @@ def densify(model: nn.Module) -> nn.Module:
                 f"{name or type(module).__name__}: must have no low-rank part, which is a product beside the blocks "
                 "and no nn.Linear; torch.export takes the model as it is, and unembed(model) gives the nearest CNN"
             )
-        if isinstance(module, SparseLinear):
-            memo[id(module)] = module.to_linear()
+        dense = as_dense(module)
+        if dense is not None:
+            memo[id(module)] = dense
     return copy_of(model, memo)
+
+
+@singledispatch
+def as_dense(module: nn.Module) -> nn.Module | None:
+    """The dense layer that computes the same as this sparse one; None for all others."""
+    return None
+
+
+@as_dense.register
+def _(module: SparseLinear) -> nn.Module:
+    return module.to_linear()
 
 
 def _warn(

@@ -67,3 +67,23 @@ def test_a_low_rank_part_is_refused() -> None:
     net = es.embed(nn.Sequential(nn.Conv2d(2, 2, 3)), torch.zeros(1, 2, 5, 5), support=es.LowRank(1))
     with pytest.raises(NotImplementedError, match=r"^0: must have no low-rank part.* torch\.export takes .* unembed"):
         es.densify(net)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_delta_is_in_the_weight(merged: bool) -> None:
+    """Linears of fine-tuned models, whose inner ``delta`` is a sparse layer as well."""
+    torch.manual_seed(0)
+    p = pattern("masked-ragged")
+    layer = es.SparseDelta(nn.Linear(p.shape[1], p.shape[0]).double(), p)
+    nn.init.normal_(layer.delta.values)
+    net, x = nn.Sequential(layer, nn.Tanh()), torch.randn(3, p.shape[1], dtype=torch.float64)
+    y, weight = net(x), layer.weight.detach().clone()
+    if merged:
+        layer.merge()
+    dense = es.densify(net)
+    assert type(dense[0]) is nn.Linear
+    torch.testing.assert_close(dense[0].weight, weight)
+    torch.testing.assert_close(dense(x), y)
+    assert layer.merged is merged
+    layer.unmerge()
+    torch.testing.assert_close(net(x), y)

@@ -358,13 +358,18 @@ def test_what_cannot_follow_is_refused_before_anything_changes() -> None:
     assert pruner.steps == 1
 
 
-def test_a_layer_has_one_pruner_and_stays_in_its_place() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_has_one_pruner_and_stays_in_its_place(frozen: bool) -> None:
     model = net()
+    model.second.weight.requires_grad_(not frozen)  # may be trained later
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner = es.Pruner(model, {"second": RULES["*"]}, es.CubicSchedule(begin=1, end=1), optimizer)
     with pytest.raises(ValueError, match="'second' cannot be pruned: another Pruner does"):
         es.Pruner(model, RULES, SCHEDULE, optimizer)
     es.Pruner(model, {"first": RULES["*"]}, SCHEDULE, optimizer)
+    twin = copy.deepcopy((model, optimizer, pruner))[0]
+    with pytest.raises(ValueError, match="'second' cannot be pruned: another Pruner does"):
+        es.Pruner(twin, RULES, SCHEDULE, torch.optim.SGD(twin.parameters(), lr=0.1))
     twin = copy.deepcopy(model)
     es.Pruner(twin, RULES, SCHEDULE, torch.optim.SGD(twin.parameters(), lr=0.1))
     second = model.second
