@@ -327,16 +327,18 @@ def test_a_convolution_whose_blocks_have_moved() -> None:
     assert es.deviation(fresh).delta == es.deviation(net).delta
 
 
-@pytest.mark.parametrize("decay", [0.9, 0.99])
-def test_an_average_that_cut_indices_off_is_no_pattern(decay: float) -> None:
+@pytest.mark.parametrize(("decay", "in_features", "lost"), [(0.9, 24, 1), (0.99, 24, 0), (0.9999, 20_000, 3)])
+def test_an_average_that_cut_indices_off_is_no_pattern(decay: float, in_features: int, lost: int) -> None:
     """0.9 · 3 + 0.1 · 3 is 2 as an integer: such arrays may make a pattern, of other places than the values'."""
     generator = torch.Generator().manual_seed(0)
-    layer = es.SparseLinear(24, 40, BlockPattern.random((40, 24), (8, 8), 0.5, generator))
+    pattern = BlockPattern.random((40, in_features), (8, 1), 0.5, generator)
+    layer = es.SparseLinear(in_features, 40, pattern)
     average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    for _ in range(3):
+    for _ in range(4):
         average.update_parameters(layer)
-    x = torch.randn(3, 24)
-    if decay == 0.9:
+    assert lost == max(int((own - its).max()) for own, its in zip(layer.buffers(), average.module.buffers(), strict=True))
+    x = torch.randn(3, in_features)
+    if lost:
         state = average.module.state_dict()
         for use in (
             lambda: average(x),
