@@ -336,7 +336,8 @@ def test_an_average_that_cut_indices_off_is_no_pattern(decay: float, in_features
     average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     for _ in range(4):
         average.update_parameters(layer)
-    assert lost == max(int((own - its).max()) for own, its in zip(layer.buffers(), average.module.buffers(), strict=True))
+    pairs = zip(layer.buffers(), average.module.buffers(), strict=True)
+    assert max(int((own - averaged).max()) for own, averaged in pairs) == lost
     x = torch.randn(3, in_features)
     if lost:
         state = average.module.state_dict()
