@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.copying import made_again
 from efcn_sparse.fused.changed_gradients import ChangedGradients
 from efcn_sparse.fused.elementwise import check_elementwise
@@ -279,6 +280,7 @@ class FusedOptimizer(Optimizer):
             self._name(update)
         if self._rest is not None:
             self._rest.step()
+            weights_were_written()
         self._end_step()
         return loss
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.copying import copy_of
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
@@ -76,6 +77,7 @@ class Between(nn.Module):
                 if norm > 0:
                     mean *= ((1 - position) * a.norm() + position * b.norm()) / norm
             tensor.copy_(mean)
+        weights_were_written()
         for layer in self.combined:
             layer.move(position, keep_norms)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.copying import copy_of
 from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.modes import batch_norms, recompute_statistics
@@ -86,6 +87,7 @@ def string(
                     pull = (2 * parameter.detach() - before.detach() - after.detach()).mul_(stiffness)
                     parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
                 stepper.step()
+                weights_were_written()
                 stepper.zero_grad()
     for net in nets[1:-1]:
         recompute_statistics(net, given if batch_norms(net) else [], loss)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.fused import FusedOptimizer
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.refusals import chosen_linears, out_by_in, weight_of
@@ -329,6 +330,7 @@ class Pruner:
             layer.kept, layer.gone = kept, gone
             for tensor in tensors:
                 tensor.masked_fill_(gone, 0)
+        weights_were_written()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the state dicts of model and optimizer."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.copying import made_again
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.training.optim.shares import Part, Parts, Shares
@@ -132,6 +133,7 @@ class SelectiveSGD(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step(parameter, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
+        weights_were_written()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is that of the model's copy: copy both at once."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.fused import updating
 from efcn_sparse.growth import Growth
 from efcn_sparse.landscape.modes import evaluation_mode
@@ -103,6 +104,7 @@ def train_epoch(
             loss.backward()
         with task.blaming("optimizer"):
             optimizer.step()
+        weights_were_written()
         if scheduler is not None:
             with task.blaming("schedule"):
                 scheduler.step()
