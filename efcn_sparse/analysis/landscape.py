@@ -224,7 +224,7 @@ def _measure(
     parts = [slice(at, at + 500) for at in range(0, len(limited.train), 500)]
     along = path(
         net(CNN, first), net(item.arm, last), lambda at: {**measure(at, limited), "loss": 0.0},
-        points=settings.points, kind=item.kind, batches=[x for x, _ in limited.train.batches(parts, 0)],
+        points=settings.points, kind=item.kind, batches=[x for x, _ in limited.train.same_batches(parts, 0)],
     )  # fmt: skip
     names = [name for name in along.metrics[0] if name != "loss"]
     return {"positions": list(along.positions)} | {name: [at[name] for at in along.metrics] for name in names}
@@ -235,7 +235,7 @@ def _curvature(
 ) -> dict[str, Any]:
     start, end = on_common_support(start, end)
     at = start if item.what == "start" else end
-    batches = list(task_data.train.batches([slice(0, settings.curvature_images)], 0))
+    batches = list(task_data.train.same_batches([slice(0, settings.curvature_images)], 0))
     curved = hessian(at, lambda net, batch: task_data.loss(net, *batch), batches)
     others = dict(start.named_parameters())
     way = {name: (there - others[name]).detach() for name, there in end.named_parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ class EmbeddedConv(nn.Module):
     low_rank: LowRankPart | None
     contiguous_output: bool = False
     original: nn.Module | None = None
+    stands_for_convolution: ClassVar[bool] = True  # which unembed makes of it again
 
     def __init__(
         self,

@@ -116,7 +116,8 @@ def unembed(model: nn.Module) -> nn.Module:
     """The nearest CNN: a copy of ``model`` in which every embedded convolution is a convolution again.
 
     Each kernel entry is the mean over its stored copies and each bias the mean over positions, which is the nearest
-    point in the L2 norm; off-local weights are dropped. ``model`` is not changed.
+    point in the L2 norm; off-local weights are dropped. ``model`` is not changed. :class:`LocallyConnected2d` layers of
+    one's own stay; ``layer.to_conv()`` gives the nearest convolution of one.
 
     Law: ``unembed(embed(cnn, x))`` has exactly the parameters of ``cnn``, save for weights that ``cnn`` computes.
 
@@ -134,7 +135,9 @@ def unembed(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     convolutions: dict[int, Any] = {
-        id(module): module.to_conv() for module in model.modules() if isinstance(module, EmbeddedConv)
+        id(module): module.to_conv()
+        for module in model.modules()
+        if isinstance(module, EmbeddedConv) and module.stands_for_convolution
     }
     if not convolutions:
         raise ValueError(f"model must hold an embedded convolution, got {type(model).__name__} without one")

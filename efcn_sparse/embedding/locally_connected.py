@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
+from efcn_sparse.linear.dense_weight import as_dense_weight
 
 _CHUNKS, _CHUNK_ELEMENTS = 256, (1 << 14, 1 << 22)  # indices take twenty times the memory of the weights
 Sizes = int | Sequence[int]
@@ -19,6 +20,7 @@ Padding = Sizes | Sequence[tuple[int, int]] | str
 
 class _LocallyConnected(EmbeddedConv):
     dims: ClassVar[int]
+    stands_for_convolution = False
 
     def __init__(
         self,
@@ -82,15 +84,15 @@ class _LocallyConnected(EmbeddedConv):
     def weight(self) -> Tensor:  # type: ignore[override]  # numbers, where an embedded convolution has facts only
         """``[*output_size, out_channels, in_channels / groups, *kernel_size]``: each position's kernel, a copy.
 
-        Zero where a kernel entry meets padding. No gradient flows through it, and writing to it changes nothing: train
-        ``linear.values``, set numbers by :meth:`load_weight`.
+        Zero where a kernel entry meets padding. No gradient flows through it, and writing to it raises
+        ``RuntimeError``: train ``linear.values``, set numbers by :meth:`load_weight`.
         """
         values = self.linear.values.detach()
         weight = values.new_zeros((*self.geometry.output_size, *self.geometry.kernel_shape))
         kernels = weight.flatten(0, -len(self.geometry.kernel_shape) - 1)
         for chunk, stored, positions, place in self._places():
             kernels[positions].view(-1)[place] = values[chunk][stored]
-        return weight
+        return as_dense_weight(weight)
 
     @torch.no_grad()
     def load_weight(self, weight: Tensor, bias: Tensor | None = None) -> None:

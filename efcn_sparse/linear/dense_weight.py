@@ -1,4 +1,4 @@
-"""W as a dense matrix that can be read and not written."""
+"""Weights as a dense tensor that can be read and not written."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class DenseWeight(Tensor):
             out = kwargs.get("out")
             if isinstance(out, cls) or (_writes(func) and any(isinstance(one, cls) for one in _targets(args, kwargs))):
                 raise RuntimeError(
-                    f"layer.weight of a SparseLinear or SparseDelta is made anew at each reading, so {func.__name__} "
-                    "would change nothing; write into layer.values, as in "
-                    "layer.values.data.copy_(layer.pattern.gather(weight)), or initialize with efcn_sparse.init"
+                    f"layer.weight of a sparse layer is made anew at each reading, so {func.__name__} would change "
+                    "nothing; write into layer.values, as in layer.values.data.copy_(layer.pattern.gather(weight)), or "
+                    "initialize with efcn_sparse.init; a LocallyConnected layer has load_weight"
                 )
             result = func(*args, **kwargs)
             shares = isinstance(result, Tensor) and any(_share(result, one) for one in args if isinstance(one, cls))

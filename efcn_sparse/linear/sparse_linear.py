@@ -48,7 +48,7 @@ class SparseLinear(nn.Module):
     has masks), so they travel in state dicts and through whatever fills modules. ``load_state_dict`` refuses another
     pattern. Where something writes one into the buffers (a loader of another library, a copy or an average of state
     dicts), the layer refuses to compute, until :func:`efcn_sparse.adopt_patterns` takes it over; a layer that was
-    made on the meta device and has no numbers yet takes it over by itself.
+    made on the meta device and has no numbers yet takes what is written over by itself.
 
     Initialize with :mod:`efcn_sparse.init`: ``torch.nn.init.kaiming_*`` and ``xavier_*`` take ``values`` for a
     convolution's kernels and read a wrong fan-in. :class:`torch.optim.Muon` refuses parameters of three dimensions:

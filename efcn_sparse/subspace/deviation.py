@@ -81,7 +81,8 @@ def deviation(model: nn.Module, *, backend: str = "auto") -> Deviation:
     not depend on the number of threads.
 
     Args:
-        model: any module that holds embedded convolutions; it is not changed. A shared one counts once.
+        model: any module that holds embedded convolutions; it is not changed. A shared one counts once. Layers such as
+            :class:`LocallyConnected2d` count as well: their kernels are untied from the start.
         backend: ``"auto"``, or the name of a backend, which is then used or refused.
 
     Returns:

@@ -19,7 +19,8 @@ def project(model: nn.Module, onto: str, *, backend: str = "auto") -> nn.Module:
     """Move every embedded convolution to the nearest point of a subspace, in place.
 
     Args:
-        model: any module that holds embedded convolutions; nothing else in it is changed, and no optimizer's state.
+        model: any module that holds embedded convolutions, or layers such as :class:`LocallyConnected2d`; nothing else
+            in it is changed, and no optimizer's state.
         onto: ``"lcn"``: off-local weights become zero, those of a low-rank part by its U; ``"cnn"``: local weights
             become the mean of their kernel entry's copies too, and biases their mean over positions, per channel.
         backend: ``"auto"``, or the name of a backend, which is then used or refused.

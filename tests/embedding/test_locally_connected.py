@@ -109,6 +109,29 @@ def test_initial_weights_follow_the_fan_in_of_each_unit():
     assert float(layer.linear.bias.detach().abs().max()) <= 1 / math.sqrt(32 * 4)
 
 
+def test_a_layer_of_ones_own_is_no_embedded_convolution():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), es.LocallyConnected2d(4, 4, 8, 3, padding=1), nn.Conv2d(4, 2, 3))
+    back = es.unembed(es.embed(net, x))
+    assert [type(module) for module in back] == [type(module) for module in net]
+    for mine, its in zip(back.parameters(), net.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    with pytest.raises(ValueError, match="must hold an embedded convolution"):
+        es.unembed(net[1])
+
+
+@pytest.mark.parametrize(
+    "write", [nn.init.zeros_, lambda w: w.copy_(w), lambda w: w.data.zero_(), lambda w: w[0].zero_()]
+)
+def test_writing_into_the_kernels_is_refused(write):
+    layer = es.LocallyConnected2d(3, 4, 5, 3)
+    with pytest.raises(RuntimeError, match="LocallyConnected layer has load_weight"):
+        write(layer.weight)
+    layer.load_weight(layer.weight.clone().mul_(0))
+    assert not layer.linear.values.any()
+
+
 def test_biases_are_loaded_by_position():
     layer = es.LocallyConnected2d(1, 2, 3, 1)
     bias = torch.randn(3, 3, 2)

@@ -20,7 +20,7 @@ PARTS = ("tied", "untied", "off_local")
 def config():
     return training.RelaxConfig.from_preset(
         "digits", seeds=(0,), arms=("cnn", "elcn", "efcn-grown1.5"), cnn_epochs=1, relax_epochs=1, relax_times=(1,),
-        train_limit=60, test_limit=60, growth_every=1,
+        train_limit=60, test_limit=60, batch_size=20, growth_every=1,
     )  # fmt: skip
 
 

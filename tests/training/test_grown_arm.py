@@ -42,6 +42,22 @@ def test_blocks_move_and_their_number_stays(run_dir):
     torch.testing.assert_close(es.deviation(nets[-1]).delta, float(grown[-1]["delta"]), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(("every", "moves"), [(8, True), (9, False)])
+def test_a_run_too_short_for_a_move_is_refused(config, tmp_path, every, moves):
+    """Four epochs of three steps, of which blocks may move in the first three quarters."""
+    config = dataclasses.replace(config, growth_every=every, arms=("cnn", ARM))
+    if moves:
+        training.run_relax(config, tmp_path / "run", quiet=True)
+        nets = [training.load_arm(tmp_path / "run", ARM, 0, 1, epoch) for epoch in (1, 5)]
+        before, after = ({n: m.linear.pattern for n, m in net.named_modules() if hasattr(m, "ties")} for net in nets)
+        assert all(after[name] != pattern for name, pattern in before.items())
+        return
+    told = r"growth_every must be less than 9, three quarters of the 12 steps that efcn-grown1.5 takes, .* got 9"
+    with pytest.raises(ValueError, match=told):
+        training.run_relax(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("rows", [2, 3, 4, 5])
 def test_an_interruption_loses_nothing(config, run_dir, tmp_path, rows):
     cut_short(rows, config, tmp_path / "run", arm=ARM, checkpoint_seconds=0.0 if rows % 2 else 1e9)

@@ -50,6 +50,8 @@ def test_leaves_the_receptive_fields(run_dir):
     assert float(mine[0]["delta"]) == 0.0
     assert float(mine[-1]["delta"]) > 0
     torch.testing.assert_close(es.deviation(nets[-1]).delta, float(mine[-1]["delta"]), rtol=1e-6, atol=0)
+    assert {row[name] for row in (*mine, *layers) for name in ("leak", "captured")} == {""}  # U and V follow what leaks
+    assert float(local[-1]["leak"]) > 0
 
 
 def test_an_interruption_loses_nothing(config, run_dir, tmp_path):

@@ -74,9 +74,14 @@ class Examples:
         """All of a pair; of a data set so many examples, spread evenly, drawn from generators that are the same."""
         if self.pair is not None:
             return list(self.pair)
-        torch.manual_seed(0)
         chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).long().unique()
-        return [tensor for batch in self.batches([chosen], 0) for tensor in batch]
+        return [tensor for batch in self.same_batches([chosen], 0) for tensor in batch]
+
+    def same_batches(self, chunks: Sequence[Chunk], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """:meth:`batches` whose draws follow from ``seed`` alone: a data set also draws from torch's generator."""
+        if self.pair is None:
+            torch.manual_seed(seed)
+        return self.batches(chunks, seed)
 
     def batches(self, chunks: Sequence[Chunk], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A batch ``(x, y)`` on the device for each of ``chunks``; images in channels-last memory.

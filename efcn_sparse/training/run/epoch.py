@@ -146,7 +146,7 @@ def evaluate(model: nn.Module, task_data: TaskData, field: str, most: int | None
     chunks = [slice(at, min(at + EVALUATION_BATCH, count)) for at in range(0, count, EVALUATION_BATCH)]
     sums: dict[str, Tensor] = {}
     with evaluation_mode(model):
-        for x, y in examples.batches(chunks, derived_seed("evaluate")):
+        for x, y in examples.same_batches(chunks, derived_seed("evaluate")):
             with task.blaming("build"):
                 output = model(x)
             if task.loss is functional.cross_entropy:

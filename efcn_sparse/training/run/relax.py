@@ -18,6 +18,7 @@ from efcn_sparse.training.run.run_directory import held, note_environment, refus
 from efcn_sparse.training.run.schedule import Here, train_all
 from efcn_sparse.training.run.source import DataBySeed, Source
 from efcn_sparse.training.run.stage import Job, settled
+from efcn_sparse.training.run.start import check_growth
 from efcn_sparse.training.run.state import State
 from efcn_sparse.training.run.trial import FILE as TASK
 from efcn_sparse.training.run.trial import recognize, try_out
@@ -102,6 +103,7 @@ def run_relax(
         return path
     check_device(config.device)
     task_data = data_by_seed.of_seed(plan[0].seed)  # missing data are told before the folder is made
+    check_growth(config, plan, task_data.steps(config.batch_size))
     columns: tuple[str, ...] = METRICS
     if not loaded.preset:
         with settled(config.device, config.threads):

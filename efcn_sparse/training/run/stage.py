@@ -168,8 +168,11 @@ def _evaluate(
     row: dict[str, Any] = {**where, "lr": lr, **measure(model, task_data)}
     of_layers: list[Row] = []
     if stage.arm.embedded:
+        embedded = embedded_layers(model)
+        if any(layer.low_rank is not None for layer in embedded.values()):
+            gradient = None  # off-local weights follow it though none is in the support: U and V train
         whole, layers = deviation(model), gradient.layers if gradient else {}
-        stored = {name: _stored(layer) for name, layer in embedded_layers(model).items()}
+        stored = {name: _stored(layer) for name, layer in embedded.items()}
         local = _locality(model)
         row |= _parts(whole, sum(stored.values()), gradient.total if gradient else None)
         of_layers = [

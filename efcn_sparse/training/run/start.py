@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -70,11 +71,26 @@ def begin_low_rank(model: nn.Module, task_data: TaskData, *, batch_size: int, se
     if not any(isinstance(module, LowRankPart) for module in model.modules()):
         return
     chosen = order_of_epoch(seed, epoch, len(task_data.train))[:batch_size]
-    ((x, y),) = task_data.train.batches([chosen], derived_seed("loader", seed, epoch))
+    ((x, y),) = task_data.train.same_batches([chosen], derived_seed("loader", seed, epoch))
     with evaluation_mode(model), torch.enable_grad(), record_factors(model) as factors:
         task_data.loss(model, x, y).backward()
     model.zero_grad(set_to_none=True)
     start_low_rank(model, factors)
+
+
+def check_growth(config: RelaxConfig, plan: Sequence[Stage], per_epoch: int) -> None:
+    """Raise ``ValueError`` where the training of an arm whose blocks move ends before the first move."""
+    for stage in plan:
+        steps, until = per_epoch * (stage.last - stage.first), _last_growth(stage, per_epoch)
+        if stage.arm.moves_blocks and steps and config.growth_every >= until:
+            raise ValueError(
+                f"growth_every must be less than {until}, three quarters of the {steps} steps that {stage.arm} takes, "
+                f"or no block ever moves, got {config.growth_every}"
+            )
+
+
+def _last_growth(stage: Stage, per_epoch: int) -> int:
+    return max(1, int(_GROWTH_ENDS * per_epoch * (stage.last - stage.first)))
 
 
 def make_growth(
@@ -87,7 +103,7 @@ def make_growth(
     """
     if not stage.arm.moves_blocks:
         return None
-    until = max(1, int(_GROWTH_ENDS * per_epoch * (stage.last - stage.first)))
+    until = _last_growth(stage, per_epoch)
     growth = Growth(model, optimizer, every=config.growth_every, exchange=config.growth_exchange, until=until)
     steps = per_epoch * (epoch - stage.first)
     growth.load_state_dict({"steps": steps, "placed": min(steps, until - 1) >= config.growth_every})
