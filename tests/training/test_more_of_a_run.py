@@ -16,6 +16,7 @@ from tests.training.runs import checkpoints, cut_short, rows
 SMALL = training.RelaxConfig.from_preset(
     "digits", seeds=(0,), arms=("cnn", "elcn"), cnn_epochs=3, relax_epochs=1, relax_times=(1,), fcn_epochs=1,
     momentum=0.9, lr=0.02, carry_momentum=True, batch_size=20, train_limit=60, test_limit=20, threads=1,
+    growth_every=1,
 )  # fmt: skip
 LARGE = dataclasses.replace(SMALL, seeds=(1, 0), arms=("cnn", "fcn", "elcn", "efcn-grown1.5"), relax_times=(1, 2, 4),
                             cnn_epochs=4)  # fmt: skip
