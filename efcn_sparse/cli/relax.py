@@ -167,8 +167,9 @@ def outcome(run_dir: Path) -> str:
         last.setdefault((str(one.arm), one.relax_epoch), {})[one.seed] = accuracy
     arms = list(dict.fromkeys(arm for arm, time in last))
     times = sorted({time for arm, time in last if time is not None})
-    header = ["test accuracy, %", "no embedding", *(f"t_w={time}" for time in times)]
-    return aligned([header] + [[arm, *(_spread(last.get((arm, time))) for time in (None, *times))] for arm in arms])
+    rows = [[arm, *(_spread(last.get((arm, time))) for time in (None, *times))] for arm in arms]
+    spread = " ± standard deviation" if "±" in str(rows) else ""
+    return aligned([[f"test accuracy, %{spread}", "no embedding", *(f"t_w={time}" for time in times)], *rows])
 
 
 def _spread(accuracies: dict[int, float] | None) -> str:
