@@ -150,6 +150,19 @@ def test_the_page_is_made_for_dark_and_narrow_screens(whole):
     assert len(re.findall('<img class="keeps"', text)) == 2  # heat maps, whose lightness means something
 
 
+def test_a_task_of_ones_own_is_no_preset_and_its_optimizer_has_no_settings_here(small, whole, tmp_path, config):
+    run = tmp_path / "run"
+    shutil.copytree(small, run)
+    (run / "config.json").write_text(dataclasses.replace(config, preset="", momentum=0.0).to_json())
+    for optimizer, told in (("optimizer", "momentumas the task's own optimizer has it"), ("none", "momentum0.0")):
+        (run / "task.json").write_text(json.dumps({"optimizer": optimizer}))
+        write_report(run)
+        text = _page(run).text
+        assert "28 training runs of a task of one's own, not complete" in text
+        assert told in text
+    assert "28 training runs of the preset digits, all complete" in _page(whole).text
+
+
 def test_links_in_a_prepared_folder_are_not_followed(small, tmp_path):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     shutil.copytree(small, run)
