@@ -281,7 +281,7 @@ def test_the_command_refuses_what_is_no_run_in_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"efcn-sparse: error: run_dir must be a run directory with a config.json, got {tmp_path}\n"
+    assert captured.err == f"efcn-sparse: error: RUN_DIR must be a run directory with a config.json, got {tmp_path}\n"
 
 
 def test_without_matplotlib_the_message_names_the_extra(small):

@@ -18,7 +18,8 @@ TINY = [
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["relax", "--preset", "digits", "--lr", "-1"], "error: --lr must be positive, got -1.0"),
+        (["relax", "--preset", "digits", "--lr", "-1"], "error: --lr must be a positive finite number, got -1.0"),
+        (["relax", "--preset", "digits", "--lr", "inf"], "error: --lr must be a positive finite number, got inf"),
         *(
             (
                 ["relax", "--preset", "digits", "--seeds", given],

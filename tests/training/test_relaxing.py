@@ -208,8 +208,8 @@ def test_the_command_line_gives_the_configuration(tmp_path):
         (["--part", "conv9/tied:rate=0"], "--part must name convolutions of the net, conv1, conv2, conv3"),
         (["--copies", "some"], "argument --copies: invalid choice: 'some'"),
         (["--relaxing", "all"], "argument --relaxing: invalid choice: 'all'"),
-        (["--copies", "sum", "--fused"], "--fused must be False with relaxing, parts or copies"),
-        (["--carry-momentum"], "--carry-momentum must be False without momentum"),
+        (["--copies", "sum", "--fused"], "--fused must be left out beside relaxing, parts or copies"),
+        (["--carry-momentum"], "--carry-momentum must come with momentum, got momentum 0"),
     ],
 )
 def test_bad_options_are_one_line_and_nothing_is_written(tmp_path, capsys, options, told):
