@@ -206,7 +206,7 @@ def test_the_same_numbers_give_the_same_figures(small, tmp_path, config):
         assert path.read_bytes() == (again / "figures" / path.name).read_bytes()
 
 
-def test_a_partial_run_says_what_is_missing(tmp_path, config):
+def test_a_partial_run_says_what_is_missing(tmp_path, config, caplog):
     def last(stage):
         if stage.seed == 1 or stage.relax_epoch == 12:
             return -1
@@ -222,6 +222,8 @@ def test_a_partial_run_says_what_is_missing(tmp_path, config):
     assert "environment.json is missing." in text
     assert "Checkpoints of eFCN full that could not be read: 1. The first is t_w = 1, epoch 4 (midway): " in text
     assert "No checkpoint of eFCN full, t_w = 4, epoch 10 (end)." in text
+    (told,) = (record.getMessage() for record in caplog.records)  # on stderr, of what is there and cannot be read
+    assert told.startswith("Checkpoints of eFCN full that could not be read: 1. The first is t_w = 1, epoch 4 (midway)")
     assert (run / "figures" / "weights-efcn-full.png").is_file()
 
 
