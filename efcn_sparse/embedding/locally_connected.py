@@ -46,8 +46,8 @@ class _LocallyConnected(EmbeddedConv):
             if not isinstance(given, Integral):
                 raise ValueError(f"{name} must be an integer, got {given!r}")
         geometry = ConvGeometry(
-            int(in_channels), int(out_channels), int(groups), sizes["input_size"], sizes["kernel_size"], sizes["stride"],
-            _padding(padding, sizes), sizes["dilation"],
+            int(in_channels), int(out_channels), int(groups), sizes["input_size"], sizes["kernel_size"],
+            sizes["stride"], _padding(padding, sizes), sizes["dilation"],
         )  # fmt: skip
         super().__init__(geometry, bias=bias, device=device, dtype=dtype)
         self.linear.pattern_owner = type(self).__name__
