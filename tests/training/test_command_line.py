@@ -1,5 +1,6 @@
 """Exit statuses of ``efcn-sparse``, and that what the user got wrong is told in one line."""
 
+import importlib
 import subprocess
 import sys
 
@@ -66,6 +67,36 @@ def test_bad_input_is_one_clear_line_and_exit_2(arguments, told, capsys):
     assert err.startswith("efcn-sparse: error: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "told"),
+    [
+        (TINY, "dask must be an address", "--dask must be an address"),
+        (TINY, "each of parts must be short, got 'run_dir/x'", "each of --part must be short, got 'run_dir/x'"),
+        (TINY, "cnn_epochs (30) and train data: lr is low", "--epochs (30) and train data: lr is low"),
+        (["report", "x"], "run_dir x is in use", "RUN_DIR x is in use"),
+        (
+            ["landscape", "x"],
+            "data must be at my.curvature_images, got task",
+            "--data must be at my.curvature_images, got task",
+        ),
+        (
+            ["doctor", "x"],
+            "cannot embed 'a': layers={'a': None} leaves it, and leave_uncalled=True more",
+            "cannot embed 'a': --skip 'a' leaves it, and --leave-uncalled more",
+        ),
+        (["tune", "x"], "batch must be small", "--batch must be small"),
+    ],
+)
+def test_every_command_calls_arguments_by_its_options(command, message, told, monkeypatch, capsys):
+    def fails(args):
+        raise ValueError(message)
+
+    importlib.import_module(f"efcn_sparse.cli.{command[0]}")
+    monkeypatch.setattr(f"efcn_sparse.cli.{command[0]}.run", fails)
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"efcn-sparse: error: {told}\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
