@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efcn_sparse.analysis.run_data import Run
+from efcn_sparse.analysis.sentences import count, some
 from efcn_sparse.analysis.statistics import Final, Spread, finals, spread
 from efcn_sparse.training.arms import ELCN, FCN, FULL, Arm
 
@@ -105,14 +106,15 @@ def _beats(what: str, differences: Sequence[Spread], done: Sequence[Final], *, e
         paper = "At some relax time the eFCN ends above the CNN."
         verdict = AGREES if any(wins) else DISAGREES if all(losses) else OPEN
     best, at = max(compared, key=lambda pair: pair[0].mean)
-    seeds = best.n
-    interval = f" ± {100 * best.half_width:.1f}" if seeds > 1 else ""
+    interval = f" ± {100 * best.half_width:.1f}" if best.n > 1 else ""
+    seeds = count(best.n, "seed") + (", ±: 95% interval of the mean" if interval else "")
+    several = any(one.n > 1 for one, _ in compared)
+    clearly = f", clearly at {some(sum(wins))} of them, and clearly below at {some(sum(losses))} of them"
     told = (
-        f"{what} at {sum(above)} of {len(compared)} relax times, clearly at {sum(wins)}, and clearly below at "
-        f"{sum(losses)}; at best by {100 * best.mean:+.1f}{interval} points (t_w = {at.relax_epoch}, {seeds} "
-        f"seed{'' if seeds == 1 else 's'})."
+        f"{what} at {some(sum(above))} of {count(len(compared), 'relax time')}{clearly if several else ''}; at best by "
+        f"{100 * best.mean:+.1f}{interval} points (t_w = {at.relax_epoch}, {seeds})."
     )
-    return Claim(paper, verdict, told)
+    return Claim(paper, verdict, told if several else f"{told} With one seed nothing is clear.")
 
 
 def is_clear(difference: Spread) -> bool:

@@ -139,7 +139,10 @@ def measure_landscape(
     with held(Path(run_dir), config):
         there, found = _read(file)
         if settings is not None and there is not None and settings != there:
-            raise ValueError(f"settings must be those of {file} (or remove it), which are {there}, got {settings}")
+            before, now = (dataclasses.asdict(one) for one in (there, settings))
+            names = [name for name in before if before[name] != now[name]]
+            told = (", ".join(f"{name}={one[name]}" for name in names) for one in (before, now))
+            raise ValueError(f"settings must be those of {file} (or remove it), {', got '.join(told)}")
         settings = settings or there or LandscapeSettings()
         items, missing = _items(run_dir, config, kinds)
         for sentence in missing:

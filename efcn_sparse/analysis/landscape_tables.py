@@ -64,7 +64,8 @@ def tables(found: Sequence[Found]) -> str:
             at_start = [curvature(found, arm, "start", time, part, measured) for measured in _MEASURED]
             if at_start[0].n:
                 curvatures.append([name, part, *map(_text, at_start)])
-    return "\n\n".join(aligned(rows) for rows in (barriers, curvatures) if len(rows) > 1)
+    text = "\n\n".join(aligned(rows) for rows in (barriers, curvatures) if len(rows) > 1)
+    return text + ("\n\n±: 95% interval of the mean over seeds" if "±" in text else "")
 
 
 def _text(found: Spread) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 
 from efcn_sparse.analysis.claims import answer, claims
 from efcn_sparse.analysis.run_data import Run
-from efcn_sparse.analysis.sentences import divergences, findings, headline, progress, totals
+from efcn_sparse.analysis.sentences import count, divergences, findings, headline, progress, totals
 from efcn_sparse.analysis.statistics import finals
+from efcn_sparse.checkpoint.atomic import read_json
 from efcn_sparse.training.arms import ELCN, FCN, FULL
 from efcn_sparse.training.presets import PRESETS
+from efcn_sparse.training.run.trial import FILE as TASK
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(
         name=run.path.resolve().name,
-        preset=run.config.preset or "a task of its own",
+        task=f"the preset {run.config.preset}" if preset else "a task of one's own",
         data=preset.data if preset else "the data of the task",
         net=preset.net if preset else "the CNN of the task",
         limits=_limits(run),
@@ -85,9 +87,9 @@ def render_page(run: Run, sections: Sequence[Section]) -> str:
         rows=_final_rows(run),
         supports=_support_rows(run),
         sections=sections,
-        config=_table(dataclasses.asdict(run.config)),
+        config=_table(_settings(run)),
         environment=_table(run.environment),
-        training_runs=len(run.plan),
+        training_runs=count(len(run.plan), "training run"),
         duration=_duration(sum(totals(trace) for trace in run.traces)),
     )
 
@@ -144,6 +146,15 @@ def _points(mean: float, std: float) -> str:
     return signed + (f" ± {100 * std:.1f}" if math.isfinite(std) else "")
 
 
+def _settings(run: Run) -> dict[str, Any]:
+    """The configuration, without the numbers of SGD where the task has an optimizer of its own."""
+    settings = dataclasses.asdict(run.config)
+    task = read_json(run.path / TASK) if (run.path / TASK).is_file() else {}
+    if task.get("optimizer", "none") != "none":
+        settings |= dict.fromkeys(("momentum", "weight_decay"), "as the task's own optimizer has it")
+    return settings
+
+
 def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), _text(value)) for name, value in content.items()]
 
@@ -153,7 +164,7 @@ def _text(value: Any) -> str:
         return ", ".join(_text(one) for one in value) or "–"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
-    return "–" if value is None else str(value)
+    return "–" if value in (None, "") else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ def headline(run: Run) -> str:
         best = max(_complete(efcn), key=lambda final: final.test_accuracy.mean)
         name = best.arm.label
         parts.append(f"best eFCN ({name}, t_w = {best.relax_epoch}) {best.test_accuracy.text()}")
-    return f"Final test accuracy: {', '.join(parts)}." if parts else ""
+    return f"Final test accuracy{_labelled(', '.join(parts))}." if parts else ""
 
 
 def findings(run: Run) -> list[str]:
@@ -58,7 +58,7 @@ def progress(run: Run) -> list[str]:
     done = len(run.plan) - waiting - len(unfinished)
     if done == len(run.plan):
         return []
-    began = f"The run is not complete: {done} of {_count(len(run.plan), 'training run')} are finished, "
+    began = f"The run is not complete: {done} of {count(len(run.plan), 'training run')} are finished, "
     more = [f"{len(unfinished) - SHOWN} more have begun."] if len(unfinished) > SHOWN else []
     return [f"{began}{waiting} have not begun.", *unfinished[:SHOWN], *more]
 
@@ -76,13 +76,19 @@ def divergences(run: Run) -> list[str]:
     return [f"Diverged, and left out of all means: {', '.join(names)}{more}."]
 
 
+def count(n: int, what: str) -> str:
+    """``n`` of ``what``, which is a plural unless ``n`` is 1."""
+    return f"{n} {what}" + ("" if n == 1 else "s")
+
+
+def some(n: int) -> str:
+    """``n``, or none: "at 0" would read as a relax time."""
+    return str(n or "none")
+
+
 def totals(trace: Trace) -> float:
     """Seconds that a training run took; 0 where none were noted."""
     return float(sum(value for value in trace.columns["seconds"] if math.isfinite(value)))
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def _complete(last: list[Final]) -> list[Final]:
@@ -94,16 +100,21 @@ def _scratch(last: list[Final]) -> str:
     parts = []
     for final in last:
         if final.relax_epoch is None:
-            name, seeds = final.arm.label, _count(final.test_accuracy.n, "seed")
+            name, seeds = final.arm.label, count(final.test_accuracy.n, "seed")
             parts.append(f"{name} {final.test_accuracy.text()} (epoch {final.epochs[1]}, {seeds})")
-    return f"Final test accuracy, trained from scratch: {'; '.join(parts)}."
+    return f"Final test accuracy, trained from scratch{_labelled('; '.join(parts))}."
+
+
+def _labelled(numbers: str) -> str:
+    """A colon and ``numbers``, and before them what their ± is."""
+    return (" (± one standard deviation)" if "±" in numbers else "") + f": {numbers}"
 
 
 def _best(of_arm: list[Final]) -> str:
     best = max(of_arm, key=lambda final: final.test_accuracy.mean)
     name = best.arm.label
     of = f", the best of {len(of_arm)} relax times by test accuracy" if len(of_arm) > 1 else ""
-    seeds = _count(best.test_accuracy.n, "seed")
+    seeds = count(best.test_accuracy.n, "seed")
     text = f"{name} at t_w = {best.relax_epoch}{of}: {best.test_accuracy.text()} ({seeds})"
     if best.against_cnn.n:
         difference = 100 * best.against_cnn.mean
@@ -114,16 +125,17 @@ def _best(of_arm: list[Final]) -> str:
 
 
 def _against_references(of_arm: list[Final], last: list[Final]) -> str:
-    parts = []
+    parts, times = [], count(len(of_arm), "relax time")
     fcn = next((final.test_accuracy for final in last if final.arm == FCN), None)
     if fcn is not None:
-        parts.append(f"above the FCN at {sum(f.test_accuracy.mean > fcn.mean for f in of_arm)}")
+        parts.append(f"above the FCN at {some(sum(f.test_accuracy.mean > fcn.mean for f in of_arm))} of {times}")
     compared = [final for final in of_arm if final.against_cnn.n]
     if compared:
-        parts.append(f"above the CNN at the same epoch at {sum(f.against_cnn.mean > 0 for f in compared)}")
+        above = some(sum(f.against_cnn.mean > 0 for f in compared))
+        parts.append(f"above the CNN of the same epoch at {above} of {count(len(compared), 'relax time')}")
     if not parts or len(of_arm) < 2:
         return ""
-    text = f"It ends {' and '.join(parts)} of {len(of_arm)} relax times"
+    text = f"It ends {' and '.join(parts)}"
     rank = rank_correlation([f.relax_epoch or 0 for f in of_arm], [f.test_accuracy.mean for f in of_arm])
     return text + (f"; rank correlation of its accuracy with t_w {rank:+.2f}." if math.isfinite(rank) else ".")
 

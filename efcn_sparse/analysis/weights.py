@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.task import Task
 
+_log = logging.getLogger("efcn_sparse.analysis")
 AT_MOST = 3  # relax times that are shown
 
 
@@ -68,7 +70,8 @@ class Weights:
 def read_weights(run: Run, task: Task | None = None) -> Weights:
     """Read the eFCN checkpoints of the first seed that has any, at the first, the middle and the last relax time.
 
-    One checkpoint is in memory at a time. What is missing or cannot be read becomes an entry of ``gaps``.
+    One checkpoint is in memory at a time. What is missing or cannot be read becomes an entry of ``gaps``; of what
+    cannot be read a warning tells, too.
     """
     planned = [stage for stage in run.plan if stage.arm.embedded and stage.arm != ELCN]
     if not planned:
@@ -85,12 +88,15 @@ def read_weights(run: Run, task: Task | None = None) -> Weights:
     try:
         net = _Net(run, task_of_run(run.config, task))
     except ValueError as error:
-        return Weights(seed, (), (), (f"No weights are shown: {error}.",))
+        gaps.append(f"No weights are shown: {error}.")
+        _log.warning(gaps[-1])
+        return Weights(seed, (), (), tuple(gaps))
     # The last relax time first: the best trained kernel chooses the channel that all moments then show.
     for stage in sorted((s for s in planned if s.relax_epoch in times), key=lambda s: (s.arm.order, -s.first)):
         moments += _moments(run, net, stage, channels, gaps, unreadable)
     for arm, errors in unreadable.items():
         gaps.append(f"Checkpoints of {arm} that could not be read: {len(errors)}. The first is {errors[0]}")
+        _log.warning(gaps[-1])
     return Weights(seed, times, tuple(moments), tuple(gaps))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from efcn_sparse.cli import doctor_sparsify
@@ -46,7 +45,12 @@ def set_up(parser: argparse.ArgumentParser) -> None:
         "--supports", nargs="+", default=[], metavar="SUPPORT", help="also what each layer would store in each of these"
     )
     parser.add_argument(
-        "--skip", action="append", default=[], metavar="PATTERN", help="leave these convolutions as they are"
+        "--skip",
+        action="append",
+        default=[],
+        dest="layers",
+        metavar="PATTERN",
+        help="leave these convolutions as they are",
     )
     parser.add_argument(
         "--leave-uncalled", action="store_true", help="leave convolutions as they are that the model does not call"
@@ -80,22 +84,6 @@ def set_up(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan the embedding and print it."""
-    try:
-        return _run(args)
-    except ValueError as error:
-        raise ValueError(_in_options(str(error))) from error
-
-
-def _in_options(message: str) -> str:
-    """What the library says about its arguments, about those of the command line."""
-    message = re.sub(r"^(support|optimizer|budget) must", r"--\1 must", message)
-    message = re.sub(r"^layers must name", "--skip must name", message)
-    message = re.sub(r"^model must", "MODEL must", message)
-    message = re.sub(r"layers=\{('[^']*'): None\}", r"--skip \1", message)
-    return message.replace("leave_uncalled=True", "--leave-uncalled")
-
-
-def _run(args: argparse.Namespace) -> int:
     import torch
 
     from efcn_sparse.embedding.example_run import run as run_example
@@ -125,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
                 "(model, tuple, dict)"
             ) from error
     planner = StepPlanner(
-        model, layers=dict.fromkeys(args.skip), leave_uncalled=args.leave_uncalled,
+        model, layers=dict.fromkeys(args.layers), leave_uncalled=args.leave_uncalled,
         example_inputs=example.args, example_kwargs=example.kwargs,
     )  # fmt: skip
     planned = planner.plan(support)

@@ -23,10 +23,10 @@ def run(args: argparse.Namespace) -> int:
     from efcn_sparse.measure.machine import describe
 
     others = (
-        "input", "optimizer", "budget", "support", "supports", "skip", "leave_uncalled", "fused", "measure",
+        "input", "optimizer", "budget", "support", "supports", "layers", "leave_uncalled", "fused", "measure",
     )  # fmt: skip
     for name in [name for name in others if getattr(args, name)]:
-        raise ValueError(f"--{name.replace('_', '-')} must be left out with --sparsify, which embeds nothing")
+        raise ValueError(f"{args.spelt[name]} must be left out with --sparsify, which embeds nothing")
     if args.batch is None or not (args.batch.isascii() and args.batch.isdigit() and int(args.batch) >= 1):
         raise ValueError(f"--batch must be an integer of at least 1, the rows of each layer's input, got {args.batch}")
     picture = picture_path("--plot", args.picture)

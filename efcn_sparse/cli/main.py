@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 COMMANDS = {
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.func(parsed))
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"efcn-sparse: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"efcn-sparse: error: {' '.join(_in_options(str(error), parsed.spelt).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("efcn-sparse: interrupted", file=sys.stderr)
@@ -61,7 +62,25 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(command, help=summary)
         if command == named:
             importlib.import_module(f"efcn_sparse.cli.{command}").set_up(subparser)
+            subparser.set_defaults(
+                spelt={one.dest: (*one.option_strings, one.metavar)[0] for one in subparser._actions}
+            )
     return parser
+
+
+def _in_options(message: str, spelt: Mapping[str, str]) -> str:
+    """What the library says of its arguments, with the names that these have on the command line.
+
+    A name of one word is known as such where the message begins with it, one of several words by its underscores.
+    """
+    at_start = re.match("(each of )?([a-z_]+) (?=must|is|[(/])", message)
+    if at_start and at_start[2] in spelt:
+        message = (at_start[1] or "") + spelt[at_start[2]] + message[at_start.end(2) :]
+    message = re.sub(
+        r"(?<![\w/.])([a-z]+_[a-z_]+)(=True)?(?![\w/.])",
+        lambda found: spelt[found[1]] if found[1] in spelt else found[0], message,
+    )  # fmt: skip
+    return re.sub(r"layers=\{('[^']*'): None\}", rf"{spelt['layers']} \1", message) if "layers" in spelt else message
 
 
 def _version() -> str:

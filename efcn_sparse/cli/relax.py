@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import re
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -31,10 +30,6 @@ from efcn_sparse.training.run.workers import Processes, dask_workers
 
 _MOST_SEEDS = 1000
 _MOST_WORKERS = 999
-_OPTIONS = {  # as the command line calls the fields of RelaxConfig
-    **{field.name: "--" + field.name.replace("_", "-") for field in dataclasses.fields(RelaxConfig)},
-    "cnn_epochs": "--epochs", "parts": "--part", "run_dir": "--run-dir",
-}  # fmt: skip
 
 
 def set_up(parser: argparse.ArgumentParser) -> None:
@@ -102,23 +97,20 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name in fields and value is not None}
     if (args.task is None) == (args.preset is None):
         raise ValueError("TASK or --preset must be given, and not both")
-    try:
-        config = RelaxConfig.from_preset(args.preset, **given) if args.preset else RelaxConfig(**given)
-        source = Source(target=args.task or "", download=args.download)
-        task = source.load(config)
-        run_dir = Path("runs") / (args.preset or "task") if args.run_dir is None else args.run_dir
-        refuse_other(run_dir, config)
-        idle = not args.repair and not unfinished(config, run_dir, task)
-        if idle:
-            run_relax(args.task or args.preset, config, run_dir)  # refuses another task
-        else:
-            with _executor(args) as executor, _tensorboard(args, run_dir) as callbacks:
-                run_relax(
-                    args.task or args.preset, config, run_dir, executor=executor, callbacks=callbacks,
-                    download=args.download, repair=args.repair,
-                )  # fmt: skip
-    except ValueError as error:
-        raise ValueError(_in_options(str(error))) from error
+    config = RelaxConfig.from_preset(args.preset, **given) if args.preset else RelaxConfig(**given)
+    source = Source(target=args.task or "", download=args.download)
+    task = source.load(config)
+    run_dir = Path("runs") / (args.preset or "task") if args.run_dir is None else args.run_dir
+    refuse_other(run_dir, config)
+    idle = not args.repair and not unfinished(config, run_dir, task)
+    if idle:
+        run_relax(args.task or args.preset, config, run_dir)  # refuses another task
+    else:
+        with _executor(args) as executor, _tensorboard(args, run_dir) as callbacks:
+            run_relax(
+                args.task or args.preset, config, run_dir, executor=executor, callbacks=callbacks,
+                download=args.download, repair=args.repair,
+            )  # fmt: skip
     print(outcome(run_dir))
     for claim in claims(read_run(run_dir)):
         print(f"{claim.paper} This run: {claim.verdict}. {claim.told}")
@@ -167,8 +159,9 @@ def outcome(run_dir: Path) -> str:
         last.setdefault((str(one.arm), one.relax_epoch), {})[one.seed] = accuracy
     arms = list(dict.fromkeys(arm for arm, time in last))
     times = sorted({time for arm, time in last if time is not None})
-    header = ["test accuracy, %", "no embedding", *(f"t_w={time}" for time in times)]
-    return aligned([header] + [[arm, *(_spread(last.get((arm, time))) for time in (None, *times))] for arm in arms])
+    rows = [[arm, *(_spread(last.get((arm, time))) for time in (None, *times))] for arm in arms]
+    spread = " ± standard deviation" if "±" in str(rows) else ""
+    return aligned([[f"test accuracy, %{spread}", "no embedding", *(f"t_w={time}" for time in times)], *rows])
 
 
 def _spread(accuracies: dict[int, float] | None) -> str:
@@ -197,14 +190,6 @@ def _report(run_dir: Path, task: Task) -> None:
     from efcn_sparse.analysis import write_report
 
     print(f"report: {write_report(run_dir, task)}")
-
-
-def _in_options(message: str) -> str:
-    """The message with the names of options in the place of those of fields."""
-    at_start = re.match("(each of )?([a-z_]+) (?=must|is|[(/])", message)
-    if at_start and at_start[2] in _OPTIONS:
-        message = (at_start[1] or "") + _OPTIONS[at_start[2]] + message[at_start.end(2) :]
-    return re.sub(r"(?<![\w/.])[a-z]+_[a-z_]+(?![\w/.])", lambda found: _OPTIONS.get(found[0], found[0]), message)
 
 
 def _count(text: str) -> int:

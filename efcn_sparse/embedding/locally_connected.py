@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -42,9 +43,13 @@ class _LocallyConnected(EmbeddedConv):
                 input_size=input_size, kernel_size=kernel_size, stride=stride, dilation=dilation
             ).items()
         }  # in this order for _padding
+        counts: dict[str, Any] = dict(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        for name, given in counts.items():
+            if not isinstance(given, Integral):
+                raise ValueError(f"{name} must be an integer, got {given!r}")
         geometry = ConvGeometry(
-            in_channels, out_channels, groups, sizes["input_size"], sizes["kernel_size"], sizes["stride"],
-            _padding(padding, sizes), sizes["dilation"],
+            int(in_channels), int(out_channels), int(groups), sizes["input_size"], sizes["kernel_size"],
+            sizes["stride"], _padding(padding, sizes), sizes["dilation"],
         )  # fmt: skip
         super().__init__(geometry, bias=bias, device=device, dtype=dtype)
         self.linear.pattern_owner = type(self).__name__
@@ -103,8 +108,13 @@ class _LocallyConnected(EmbeddedConv):
             bias: ``[*output_size, out_channels]``; None leaves the biases as they are.
 
         Raises:
+            TypeError: one of them is no tensor.
             ValueError: a shape does not fit, or the layer has no bias.
         """
+        tensors: dict[str, Any] = dict(weight=weight, bias=weight if bias is None else bias)
+        for name, given in tensors.items():
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
         expected = [*self.geometry.output_size, *self.geometry.kernel_shape]
         if list(weight.shape) != expected:
             raise ValueError(f"weight must be {expected}, got {list(weight.shape)}")
@@ -214,10 +224,10 @@ class LocallyConnected3d(_LocallyConnected):
 
 def each(name: str, given: Sizes, dims: int) -> tuple[int, ...]:
     """One integer per dimension."""
-    sizes = (given,) * dims if isinstance(given, int) else tuple(given)
-    if len(sizes) != dims or not all(isinstance(size, int) for size in sizes):
+    sizes = tuple(given) if isinstance(given, Sequence) else (given,) * dims
+    if len(sizes) != dims or not all(isinstance(size, Integral) for size in sizes):
         raise ValueError(f"{name} must be an integer or {dims} of them, got {given!r}")
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _padding(given: Padding, sizes: dict[str, tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
@@ -232,8 +242,9 @@ def _padding(given: Padding, sizes: dict[str, tuple[int, ...]]) -> tuple[tuple[i
         return tuple(pairs)
     if isinstance(given, str):
         raise ValueError(f"padding must be 'same', 'valid' or numbers, got {given!r}")
-    sides: Sequence[Any] = (given,) * dims if isinstance(given, int) else tuple(given)
-    both = [(side, side) if isinstance(side, int) else tuple(side) for side in sides]
-    if len(both) != dims or any(len(pair) != 2 for pair in both):
+    sides: Sequence[Any] = tuple(given) if isinstance(given, Sequence) else (given,) * dims
+    both = [tuple(side) if isinstance(side, Sequence) else (side, side) for side in sides]
+    integers = all(isinstance(side, Integral) for pair in both for side in pair)
+    if len(both) != dims or any(len(pair) != 2 for pair in both) or not integers:
         raise ValueError(f"padding must be an integer, {dims} of them, or {dims} pairs (before, after), got {given!r}")
-    return tuple(both)
+    return tuple((int(low), int(high)) for low, high in both)

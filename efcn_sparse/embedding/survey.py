@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -121,6 +122,10 @@ def _nothing_to_embed(model: nn.Module, kept: list[str]) -> str:
     what, kind = "model must hold a convolution to embed", type(model).__name__
     if kept:
         return f"{what}, got {kind} with {kept} left as is"
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        where = f" with {scripted[0]!r} scripted" if scripted[0] else ""
+        return f"model must be embedded before torch.jit scripts or traces it, got {kind}{where}"
     more = (
         "; sparsify makes linear layers block-sparse" if any(isinstance(m, nn.Linear) for m in model.modules()) else ""
     )

@@ -15,6 +15,7 @@ from efcn_sparse.extension import compiled, extension_status
 from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.landscape.parts import check_part, dimension_of, layers_with_weights, part_of
 from efcn_sparse.landscape.products import dot
+from efcn_sparse.landscape.string import scalar_of
 
 
 class Trace(NamedTuple):
@@ -228,7 +229,7 @@ class Hessian:
     def _gradient(self, batch: Any) -> dict[str, Tensor]:
         """The gradient of one batch's loss, to be differentiated, not read; the model's training flags are restored."""
         with evaluation_mode(self._model), torch.enable_grad():
-            loss = self._loss(self._model, batch)
+            loss = scalar_of(self._loss(self._model, batch))
             with _unread_gradients():
                 gradient = torch.autograd.grad(
                     loss, list(self.parameters.values()), create_graph=True, materialize_grads=True

@@ -163,7 +163,10 @@ def evaluated(evaluate: Evaluate, net: nn.Module) -> dict[str, float]:
     metrics = dict(given) if isinstance(given, Mapping) else {"loss": given}
     if "loss" not in metrics:
         raise ValueError(f"evaluate must give a number, or a mapping with 'loss', got the names {sorted(metrics)}")
-    return {name: float(value) for name, value in metrics.items()}
+    try:
+        return {name: float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"evaluate must give a number, or a mapping with 'loss' to numbers, got {given!r}") from None
 
 
 def _run(net: nn.Module, batch: Any) -> None:

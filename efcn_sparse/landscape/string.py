@@ -82,7 +82,7 @@ def string(
         for batch in given:
             for number, stepper in enumerate(steppers, 1):
                 stepper.zero_grad()
-                loss(nets[number], batch).backward()
+                scalar_of(loss(nets[number], batch)).backward()
                 for parameter, before, after in zip(free[number], free[number - 1], free[number + 1], strict=True):
                     pull = (2 * parameter.detach() - before.detach() - after.detach()).mul_(stiffness)
                     parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
@@ -92,6 +92,16 @@ def string(
     for net in nets[1:-1]:
         recompute_statistics(net, given if batch_norms(net) else [], loss)
     return [net.eval() for net in nets]
+
+
+def scalar_of(given: Any) -> Tensor:
+    """What a loss gave, checked."""
+    if not isinstance(given, Tensor) or given.numel() != 1:
+        got = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"loss must give a scalar tensor, got {got}")
+    if not given.requires_grad:
+        raise ValueError("loss must depend on the parameters of the net, got a tensor without a gradient")
+    return given
 
 
 @torch.no_grad()

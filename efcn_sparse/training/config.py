@@ -86,7 +86,7 @@ class RelaxConfig:
         (0, 1, 2)
         >>> RelaxConfig(preset="digits", lr=-1)
         Traceback (most recent call last):
-        ValueError: lr must be positive, got -1
+        ValueError: lr must be a positive finite number, got -1
     """
 
     preset: str = ""
@@ -159,8 +159,8 @@ class RelaxConfig:
         self._set("parts", tuple(str(PartEntry.parse(text)) for text in _sequence("parts", self.parts)))
         if self.fused and self.selective:
             raise ValueError(
-                "fused must be False with relaxing, parts or copies, got True: the tied part of a step needs the "
-                "gradients of all copies, and a fused update sees those of a few block rows at a time"
+                "fused must be left out beside relaxing, parts or copies: the tied part of a step needs the gradients "
+                "of all copies, and a fused update sees those of a few block rows at a time"
             )
 
     def _check_arms(self) -> None:
@@ -186,7 +186,7 @@ class RelaxConfig:
                     "SelectiveSGD"
                 )
         elif self.carry_momentum and not self.momentum:
-            raise ValueError("carry_momentum must be False without momentum, got True")
+            raise ValueError("carry_momentum must come with momentum, got momentum 0")
         parts = parts_of_layers(convolutions, self.relaxing, self.parts, self.weight_decay)
         arms = map(Arm.parse, self.arms)
         low_rank = [arm for arm in arms if arm.support is not None and arm.support.low_rank]
@@ -289,9 +289,9 @@ _COUNTS = {
     "train_limit": (1, 2**31 - 1), "test_limit": (1, 2**31 - 1), "threads": (1, 4096),
 }  # fmt: skip
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    **dict.fromkeys(("lr", "relaxed_lr", "fcn_lr"), ("be positive", lambda rate: rate > 0)),
+    **dict.fromkeys(("lr", "relaxed_lr", "fcn_lr"), ("be a positive finite number", lambda rate: rate > 0)),
     "momentum": ("lie in [0, 1)", lambda momentum: 0 <= momentum < 1),
-    "weight_decay": ("not be negative", lambda decay: decay >= 0),
+    "weight_decay": ("be a finite number of at least 0", lambda decay: decay >= 0),
     "growth_exchange": ("lie in (0, 1]", lambda share: 0 < share <= 1),
 }
 _OPTIONAL = ("train_limit", "test_limit", "threads")

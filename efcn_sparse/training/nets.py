@@ -102,7 +102,7 @@ def task_of_run(config: RelaxConfig, task: Task | None) -> Task:
     if config.preset:
         return preset_task(config)
     if task is None:
-        raise ValueError("task must be given for a run of a task of one's own, got None")
+        raise ValueError("task must be given for a run of a task of one's own, got none")
     return task
 
 

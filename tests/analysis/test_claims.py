@@ -62,6 +62,35 @@ def test_one_seed_decides_nothing(run):
     )  # fmt: skip
     assert [claim.verdict for claim in claims(one)] == [OPEN, OPEN, AGREES]
     assert not is_clear(spread([0.9]))
+    for claim in claims(one)[:2]:
+        assert re.search(
+            r" at (none|1|2) of 2 relax times; at best by .*, 1 seed\)\. With one seed nothing is clear\.$", claim.told
+        )
+        assert "clearly" not in claim.told
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "told"),
+    [
+        (
+            (0.75, 0.93, 0.65),
+            (0.82, 0.87, 0.72),
+            "1 of 2 relax times, clearly at none of them, and clearly below at none",
+        ),
+        ((0.70, 0.80, 0.60), (0.82, 0.921, 0.72), "1 of 2 relax times, clearly at 1 of them, and clearly below at 1"),
+        (
+            (0.70, 0.80, 0.60),
+            (0.75, 0.851, 0.65),
+            "none of 2 relax times, clearly at none of them, and clearly below at 2",
+        ),
+    ],
+)
+def test_a_count_of_relax_times_does_not_read_as_one_of_them(run, early, late, told):
+    ends = {("cnn", None): CNN, ("fcn", None): FCN, ("efcn-full", 0): early, ("efcn-full", 4): late}
+    assert (
+        f"eFCN full ends above the CNN of the same epoch at {told} of them; at best by "
+        in claims(shifted(run, ends))[1].told
+    )
 
 
 def test_the_largest_support_stands_in_for_the_full_one(run):
@@ -81,9 +110,10 @@ def test_nets_that_diverged_are_told_and_decide_nothing(run):
     spoilt = dataclasses.replace(run, traces=tuple(map(lost, run.traces)))
     found = claims(spoilt)
     assert [claim.verdict for claim in found[:2]] == [OPEN, OPEN]
-    assert found[0].told.endswith("1 seed). 4 of its training runs diverged.")
+    assert found[0].told.endswith("1 seed). With one seed nothing is clear. 4 of its training runs diverged.")
     assert "±" not in found[0].told
-    assert re.search(r"at best by [+-]\d+\.\d ± \d+\.\d points \(t_w = \d+, 3 seeds\)", claims(run)[0].told)
+    best = r"at best by [+-]\d+\.\d ± \d+\.\d points \(t_w = \d+, 3 seeds, ±: 95% interval of the mean\)"
+    assert re.search(best, claims(run)[0].told)
     assert progress(spoilt) == []
     (told,) = divergences(spoilt)
     assert told.startswith("Diverged, and left out of all means: eFCN full (seed 0, t_w = 0, epoch 6, learning rate")

@@ -11,8 +11,14 @@ import torch
 from torch import nn
 
 from efcn_sparse import deviation
-from efcn_sparse.analysis.layer_weights import axis_distances, distance_profile, receptive_field
+from efcn_sparse.analysis.figures.canvas import drawing_style
+from efcn_sparse.analysis.figures.weights import draw_distance
+from efcn_sparse.analysis.layer_weights import DistanceProfile, axis_distances, distance_profile, receptive_field
+from efcn_sparse.analysis.run_data import read_run
+from efcn_sparse.analysis.weights import LayerWeights, Moment, Weights
 from efcn_sparse.embedding import ConvGeometry, Dilated, EmbeddedConv, Full, Local, LowRank
+from efcn_sparse.training.arms import FULL
+from tests.analysis.synthetic import write_run
 
 LAYERS = {
     "plain": (nn.Conv2d(2, 4, 3, padding=1), (5, 6), None),
@@ -128,3 +134,17 @@ def test_distances_of_a_transposed_convolution(conv):
     for number, pixel in enumerate(itertools.product(*(range(n) for n in geometry.output_size))):
         seen = (distance[number] == 0).view(4, 3).nonzero()
         assert receptive_field(geometry, pixel) == list(zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True))
+
+
+def test_all_distances_are_on_an_axis_whose_ticks_are_whole_pixels(tmp_path, config):
+    run = read_run(write_run(tmp_path / "run", config, checkpoints=False))
+    layers = {}
+    for name, squares in {"only 0": [1.0], "from 0": [1.0, 1.0, 1.0], "from 1": [0.0, 1.0, 1.0]}.items():
+        there = np.array(squares)
+        layers[name] = LayerWeights(np.ones((1, 1)), ((0, 0), (0, 0)), (0, 0), DistanceProfile(there, there, 1.0, 1))
+    with drawing_style():
+        figures = draw_distance(run, Weights(0, (4,), (Moment(FULL, 4, "end", 10, layers),), ()))
+    for drawing, firsts in zip(figures, ((0, 0, 1), (0, 0, 0)), strict=True):  # inside the field rms has a diamond
+        for axes, first, last in zip(drawing.figure.axes, firsts, (1, 2, 2), strict=True):
+            low, high = axes.get_xlim()
+            assert [tick for tick in axes.get_xticks() if low <= tick <= high] == list(range(first, last + 1))

@@ -150,6 +150,19 @@ def test_the_page_is_made_for_dark_and_narrow_screens(whole):
     assert len(re.findall('<img class="keeps"', text)) == 2  # heat maps, whose lightness means something
 
 
+def test_a_task_of_ones_own_is_no_preset_and_its_optimizer_has_no_settings_here(small, whole, tmp_path, config):
+    run = tmp_path / "run"
+    shutil.copytree(small, run)
+    (run / "config.json").write_text(dataclasses.replace(config, preset="", momentum=0.0).to_json())
+    for optimizer, told in (("optimizer", "momentumas the task's own optimizer has it"), ("none", "momentum0.0")):
+        (run / "task.json").write_text(json.dumps({"optimizer": optimizer}))
+        write_report(run)
+        text = _page(run).text
+        assert "28 training runs of a task of one's own, not complete" in text
+        assert told in text
+    assert "28 training runs of the preset digits, all complete" in _page(whole).text
+
+
 def test_links_in_a_prepared_folder_are_not_followed(small, tmp_path):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     shutil.copytree(small, run)
@@ -180,7 +193,10 @@ def test_a_complete_run_has_no_gaps(whole):
     page = _page(whole)
     assert "all complete" in page.text
     assert not re.search("not complete|missing|No checkpoint|could not be read", page.text)
-    assert re.search(r"Final test accuracy: FCN 0\.6\d\d ± 0\.\d{3}, CNN 0\.9\d\d ± 0\.\d{3}, best eFCN", page.text)
+    headline = (
+        r"Final test accuracy \(± one standard deviation\): FCN 0\.6\d\d ± 0\.\d{3}, CNN 0\.9\d\d ± 0\.\d{3}, best"
+    )
+    assert re.search(headline, page.text)
 
 
 def test_the_same_numbers_give_the_same_figures(small, tmp_path, config):
@@ -190,7 +206,7 @@ def test_the_same_numbers_give_the_same_figures(small, tmp_path, config):
         assert path.read_bytes() == (again / "figures" / path.name).read_bytes()
 
 
-def test_a_partial_run_says_what_is_missing(tmp_path, config):
+def test_a_partial_run_says_what_is_missing(tmp_path, config, caplog):
     def last(stage):
         if stage.seed == 1 or stage.relax_epoch == 12:
             return -1
@@ -206,6 +222,8 @@ def test_a_partial_run_says_what_is_missing(tmp_path, config):
     assert "environment.json is missing." in text
     assert "Checkpoints of eFCN full that could not be read: 1. The first is t_w = 1, epoch 4 (midway): " in text
     assert "No checkpoint of eFCN full, t_w = 4, epoch 10 (end)." in text
+    (told,) = (record.getMessage() for record in caplog.records)  # on stderr, of what is there and cannot be read
+    assert told.startswith("Checkpoints of eFCN full that could not be read: 1. The first is t_w = 1, epoch 4 (midway)")
     assert (run / "figures" / "weights-efcn-full.png").is_file()
 
 
@@ -265,7 +283,7 @@ def test_the_command_refuses_what_is_no_run_in_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"efcn-sparse: error: run_dir must be a run directory with a config.json, got {tmp_path}\n"
+    assert captured.err == f"efcn-sparse: error: RUN_DIR must be a run directory with a config.json, got {tmp_path}\n"
 
 
 def test_without_matplotlib_the_message_names_the_extra(small):

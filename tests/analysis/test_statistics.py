@@ -93,17 +93,18 @@ def test_finals_are_means_over_seeds_at_the_last_epoch(tmp_path):
 def test_the_sentences_say_what_was_measured(tmp_path):
     run = _run(tmp_path, EVALUATIONS)
     assert headline(run) == (
-        "Final test accuracy: FCN 0.450 ± 0.071, CNN 0.850 ± 0.071, best eFCN (eFCN full, t_w = 2) 0.950 ± 0.071."
+        "Final test accuracy (± one standard deviation): FCN 0.450 ± 0.071, CNN 0.850 ± 0.071, "
+        "best eFCN (eFCN full, t_w = 2) 0.950 ± 0.071."
     )
     scratch, full = findings(run)
     assert scratch == (
-        "Final test accuracy, trained from scratch: CNN 0.850 ± 0.071 (epoch 4, 2 seeds); "
+        "Final test accuracy, trained from scratch (± one standard deviation): CNN 0.850 ± 0.071 (epoch 4, 2 seeds); "
         "FCN 0.450 ± 0.071 (epoch 2, 2 seeds)."
     )
     assert full == (
         "eFCN full at t_w = 2, the best of 2 relax times by test accuracy: 0.950 ± 0.071 (2 seeds), 10.0 ± 0.0 points "
-        "above the CNN of the same seeds at the same epoch. It ends above the FCN at 2 and above the CNN at the same "
-        "epoch at 1 of 2 relax times. It ends at δ between 0.200 (t_w = 2) and 0.500 (t_w = 0)."
+        "above the CNN of the same seeds at the same epoch. It ends above the FCN at 2 of 2 relax times and above the "
+        "CNN of the same epoch at 1 of 2 relax times. It ends at δ between 0.200 (t_w = 2) and 0.500 (t_w = 0)."
     )
     assert progress(run) == []
 
@@ -114,7 +115,8 @@ def test_an_unfinished_arm_is_told_and_is_not_the_best(tmp_path):
     run = _run(tmp_path, evaluations)
     assert [final.complete for final in finals(run)] == [True, True, False, False]
     assert headline(run) == (
-        "Final test accuracy: FCN 0.400, CNN 0.850 ± 0.071, best eFCN (eFCN full, t_w = 0) 0.600 ± 0.000."
+        "Final test accuracy (± one standard deviation): FCN 0.400, CNN 0.850 ± 0.071, "
+        "best eFCN (eFCN full, t_w = 0) 0.600 ± 0.000."
     )
     assert progress(run) == [
         "The run is not complete: 6 of 8 training runs are finished, 1 have not begun.",

@@ -3,7 +3,9 @@
 import copy
 import itertools
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -160,6 +162,23 @@ def test_it_trains_is_copied_and_comes_back_from_a_state_dict():
         (lambda: es.LocallyConnected2d(3, 4, 2, 3), "must fit into the padded input_size"),
         (lambda: es.LocallyConnected1d(3, 4, 5, 3, padding="full"), "padding must be 'same', 'valid' or numbers"),
         (lambda: es.LocallyConnected2d(3, 4, 5, 3, padding=(1, 2, 3)), "padding must be an integer, 2 of them"),
+        (lambda: es.LocallyConnected2d(3, 4, 5, 3.5), "^kernel_size must be an integer or 2 of them, got 3.5$"),
+        (
+            lambda: es.LocallyConnected2d(3, 4, 5, torch.tensor(3)),
+            "^kernel_size must be an integer or 2 of them, got t",
+        ),
+        (lambda: es.LocallyConnected2d(3, 4, 5, 3, stride=None), "^stride must be an integer or 2 of them, got None$"),
+        (lambda: es.LocallyConnected2d(3, 4, None, 3), "^input_size must be an integer or 2 of them, got None$"),
+        *(
+            (
+                lambda padding=padding: es.LocallyConnected2d(3, 4, 5, 3, padding=padding),
+                re.escape(f"padding must be an integer, 2 of them, or 2 pairs (before, after), got {padding!r}"),
+            )
+            for padding in (1.5, None, (1, 1.5), ((1, 2), (1, "a")))
+        ),
+        (lambda: es.LocallyConnected2d(3.0, 4, 5, 3), r"^in_channels must be an integer, got 3\.0$"),
+        (lambda: es.LocallyConnected2d(3, None, 5, 3), "^out_channels must be an integer, got None$"),
+        (lambda: es.LocallyConnected2d(3, 4, 5, 3, groups=1.0), r"^groups must be an integer, got 1\.0$"),
         (lambda: es.LocallyConnected2d(3, 4, 5, 3)(torch.zeros(1, 3, 6, 5)), r"input must be \[N, 3, 5, 5\]"),
         (lambda: es.LocallyConnected2d(3, 4, 5, 3).load_weight(torch.zeros(2)), r"weight must be \[3, 3, 4, 3, 3, 3\]"),
         (
@@ -173,6 +192,18 @@ def test_it_trains_is_copied_and_comes_back_from_a_state_dict():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_numbers_of_numpy_are_integers():
+    one = es.LocallyConnected2d(np.int64(1), 2, np.int64(5), (np.int64(3), 3), padding=np.int64(1))
+    assert one.geometry == es.LocallyConnected2d(1, 2, 5, 3, padding=1).geometry
+
+
+@pytest.mark.parametrize(("name", "weight", "bias"), [("weight", 5, None), ("weight", [1.0], None), ("bias", None, 5)])
+def test_what_is_loaded_is_a_tensor(name, weight, bias):
+    layer = es.LocallyConnected2d(1, 2, 3, 1)
+    with pytest.raises(TypeError, match=f"^{name} must be a tensor, got {'list' if weight == [1.0] else 'int'}$"):
+        layer.load_weight(layer.weight if weight is None else weight, bias)
 
 
 def test_another_kind_of_convolution_is_refused():

@@ -372,6 +372,13 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no convolution": (lambda: es.embed(nn.Linear(2, 2), _X), ValueError,
                        "model must hold a convolution to embed such as an nn.Conv2d, got Linear "
                        "without one; sparsify makes linear layers block-sparse"),
+    "scripted": (lambda: es.embed(torch.jit.script(_NET), _X), ValueError,
+                 "model must be embedded before torch.jit scripts or traces it, got RecursiveScriptModule"),
+    "traced": (lambda: es.embed(torch.jit.trace(_NET, _X), _X), ValueError,
+               "model must be embedded before torch.jit scripts or traces it, got TopLevelTracedModule"),
+    "scripted in part": (lambda: es.embed(nn.Sequential(torch.jit.script(_NET)), _X), ValueError,
+                         "model must be embedded before torch.jit scripts or traces it, got Sequential with '0' "
+                         "scripted"),
     "lazy": (lambda: es.embed(nn.Sequential(_NET, nn.LazyLinear(3)), _X), ValueError,
              "model must have run once, got a LazyLinear without numbers at '1'"),
     "all left": (lambda: es.embed(_NET, _X, layers={"*": None}), ValueError,

@@ -9,6 +9,7 @@ from torch import nn
 
 import efcn_sparse as es
 from tests.landscape.nets import batch, efcn, loss
+from tests.landscape.test_string import WRONG_LOSSES
 
 PARTS = (None, "tied", "untied", "off_local")
 
@@ -178,6 +179,13 @@ def test_a_loss_that_is_linear_in_the_weights_has_no_curvature():
     [
         (lambda net: es.landscape.hessian(net, loss, []), "data must hold"),
         (lambda net: es.landscape.hessian(net.requires_grad_(False), loss, [1]), "must have a trainable parameter"),
+        *(
+            (
+                lambda net, wrong=wrong: es.landscape.hessian(net, wrong, [batch()]).trace(1),
+                f"^loss must {told}$",
+            )
+            for wrong, told in WRONG_LOSSES
+        ),
         (lambda net: es.landscape.hessian(net, loss, [batch()]).top(10**9), r"k must lie in \[1, "),
         (lambda net: es.landscape.hessian(net, loss, [batch()]).trace(2, part="local"), "part must be one of"),
         (lambda net: es.landscape.hessian(efcn(es.LowRank(1)), loss, [batch()]).trace(2, part="tied"), "a product"),

@@ -1,6 +1,7 @@
 """Nets between two nets against dense interpolation of their weights."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -145,6 +146,13 @@ def counting(count):
 def test_nets_that_do_not_match_are_refused_by_name(a, b, message):
     with pytest.raises(ValueError, match=message):
         es.landscape.path(a, b, lambda net: 0.0)
+
+
+@pytest.mark.parametrize("given", ["a", None, {"loss": 1.0, "accuracy": None}, torch.zeros(3)])
+def test_what_evaluate_gives_is_numbers(given):
+    told = re.escape(f"evaluate must give a number, or a mapping with 'loss' to numbers, got {given!r}")
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        es.landscape.path(cnn(0), cnn(1), lambda net: given, kind="output")
 
 
 def test_a_layer_with_a_product_has_no_norms():

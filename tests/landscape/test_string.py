@@ -9,6 +9,21 @@ from efcn_sparse.landscape.common_support import on_common_support
 from tests.landscape.nets import batch, cnn, efcn, loss
 from tests.landscape.test_path import ENDS
 
+WRONG_LOSSES = [
+    (lambda net, given: net(given[0]), r"give a scalar tensor, got \[10, 3\]"),
+    (lambda net, given: 5.0, "give a scalar tensor, got float"),
+    (
+        lambda net, given: net(given[0]).sum().detach(),
+        "depend on the parameters of the net, got a tensor without a gradient",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG_LOSSES)
+def test_a_loss_is_a_scalar(wrong, told):
+    with pytest.raises(ValueError, match=f"^loss must {told}$"):
+        es.landscape.string(cnn(0), cnn(1), wrong, [batch()], points=3, epochs=1)
+
 
 @pytest.mark.parametrize("ends", ENDS)
 def test_on_a_common_support_both_nets_compute_what_they_did(ends):

@@ -1,5 +1,6 @@
 """Exit statuses of ``efcn-sparse``, and that what the user got wrong is told in one line."""
 
+import importlib
 import subprocess
 import sys
 
@@ -18,7 +19,8 @@ TINY = [
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["relax", "--preset", "digits", "--lr", "-1"], "error: --lr must be positive, got -1.0"),
+        (["relax", "--preset", "digits", "--lr", "-1"], "error: --lr must be a positive finite number, got -1.0"),
+        (["relax", "--preset", "digits", "--lr", "inf"], "error: --lr must be a positive finite number, got inf"),
         *(
             (
                 ["relax", "--preset", "digits", "--seeds", given],
@@ -65,6 +67,36 @@ def test_bad_input_is_one_clear_line_and_exit_2(arguments, told, capsys):
     assert err.startswith("efcn-sparse: error: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "told"),
+    [
+        (TINY, "dask must be an address", "--dask must be an address"),
+        (TINY, "each of parts must be short, got 'run_dir/x'", "each of --part must be short, got 'run_dir/x'"),
+        (TINY, "cnn_epochs (30) and train data: lr is low", "--epochs (30) and train data: lr is low"),
+        (["report", "x"], "run_dir x is in use", "RUN_DIR x is in use"),
+        (
+            ["landscape", "x"],
+            "data must be at my.curvature_images, got task",
+            "--data must be at my.curvature_images, got task",
+        ),
+        (
+            ["doctor", "x"],
+            "cannot embed 'a': layers={'a': None} leaves it, and leave_uncalled=True more",
+            "cannot embed 'a': --skip 'a' leaves it, and --leave-uncalled more",
+        ),
+        (["tune", "x"], "batch must be small", "--batch must be small"),
+    ],
+)
+def test_every_command_calls_arguments_by_its_options(command, message, told, monkeypatch, capsys):
+    def fails(args):
+        raise ValueError(message)
+
+    importlib.import_module(f"efcn_sparse.cli.{command[0]}")
+    monkeypatch.setattr(f"efcn_sparse.cli.{command[0]}.run", fails)
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"efcn-sparse: error: {told}\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -123,7 +155,7 @@ def test_the_outcome_is_the_last_accuracy_with_its_spread(tmp_path):
     ]  # fmt: skip
     (tmp_path / "metrics.csv").write_text("\n".join([",".join(METRICS), *rows]) + "\n")
     table = [line.split() for line in outcome(tmp_path).splitlines()]
-    assert table[0][-2:] == ["t_w=9", "t_w=10"]
+    assert table[0][3:] == ["±", "standard", "deviation", "no", "embedding", "t_w=9", "t_w=10"]
     assert table[1] == ["cnn", "85.0", "±7.1", "-", "-"]
     assert table[2] == ["elcn", "-", "12.5", "25.0"]
 

@@ -49,7 +49,7 @@ def test_the_arguments_of_a_task_count(own, whole):
     assert "train of seed 0" in (whole / "task.json").read_text()
     model = training.load_arm(whole, "elcn", 0, 1, 3, task=own)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    with pytest.raises(ValueError, match="task must be given for a run of a task of one's own, got None"):
+    with pytest.raises(ValueError, match="task must be given for a run of a task of one's own, got none"):
         training.load_arm(whole, "elcn", 0, 1, 3)
     assert plain.convolutions == own.convolutions
 
@@ -203,6 +203,7 @@ def test_what_cannot_be_resumed_exactly_is_told(own, tmp_path, caplog):
     assert [text.split()[0] for text in told] == ["train", "a"]
 
 
+OTHER = dataclasses.replace(imported(EXAMPLE, "task"), optimizer=None)
 X, Y = torch.randn(40, 1, 8, 8), torch.arange(40) % 10
 
 
@@ -251,9 +252,9 @@ def test_what_does_not_fit_is_refused_by_its_field_before_anything_is_written(ow
     [
         (dict(momentum=0.9), torch.optim.AdamW, "momentum must be 0 beside the task's own optimizer, got 0.9"),
         (dict(copies="sum"), torch.optim.AdamW, "relaxing, parts and copies must be left out beside the task's"),
-        (dict(carry_momentum=True), torch.optim.Adagrad, "carry_momentum must be False with this optimizer: cnn"),
-        (dict(carry_momentum=True), None, "carry_momentum must be False without momentum, got True"),
-        (dict(fused=True), torch.optim.Adafactor, "fused must be False with this optimizer: "),
+        (dict(carry_momentum=True), torch.optim.Adagrad, "carry_momentum must be left out beside this optimizer: cnn"),
+        (dict(carry_momentum=True), None, "carry_momentum must come with momentum, got momentum 0"),
+        (dict(fused=True), torch.optim.Adafactor, "fused must be left out beside this optimizer: "),
         (dict(data="here"), None, "data must be left out beside a task, which has its own, got 'here'"),
     ],
 )  # fmt: skip
@@ -272,9 +273,12 @@ def test_fused_updates_and_carried_moments_go_with_an_optimizer_of_ones_own(own,
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (dict(train=lambda seed: (X, Y)), "train of seed 0 must be what run_dir"),
-        (dict(test=lambda seed: (X, Y)), "test of seed 0 must be what run_dir"),
-        (dict(optimizer=None), "optimizer must be what run_dir"),
+        (
+            dict(train=lambda seed: (X, Y)),
+            "task must have the train of seed 0 that run_dir .* was begun with, '.*', got '",
+        ),
+        (dict(test=lambda seed: (X, Y)), "task must have the test of seed 0 that run_dir "),
+        (dict(optimizer=None), "task must have the optimizer that run_dir .* was begun with, 'adamw', got none"),
     ],
 )
 def test_another_task_is_refused_and_nothing_is_lost(own, whole, tmp_path, changes, told):
@@ -287,6 +291,29 @@ def test_another_task_is_refused_and_nothing_is_lost(own, whole, tmp_path, chang
     with pytest.raises(ValueError, match=told):
         measure_landscape(run_dir, task=other)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_the_commands_call_arguments_as_their_users_do(own, whole, capsys):
+    path = str(whole)
+    other = f"{__name__}:OTHER"
+    for command, told in (
+        (["landscape", path], "--task must be given for a run of a task of one's own, got none"),
+        (
+            ["landscape", path, "--task", other],
+            f"--task must have the optimizer that RUN_DIR {path} was begun with, 'adamw', got none",
+        ),
+        (["landscape", path, "--task", EXAMPLE, "--points", "1"], "--points must be at least 2, got 1"),
+        (["landscape", path, "--curvature-images", "0"], "--curvature-images must be at least 1, got 0"),
+        (["landscape", "/nowhere"], "RUN_DIR must be a run directory with a config.json, got /nowhere"),
+        (["report", "/nowhere"], "RUN_DIR must be a run directory with a config.json, got /nowhere"),
+        (["report", path, "--task", "own"], "--task must be package.module:name or file.py:name, got 'own'"),
+        (
+            ["relax", EXAMPLE, "--run-dir", "/proc/run"],
+            "--run-dir must be a folder that can be made, got /proc/run: No such file or directory",
+        ),
+    ):
+        assert main(command) == 2
+        assert capsys.readouterr().err == f"efcn-sparse: error: {told}\n"
 
 
 def test_a_schedule_cannot_be_lengthened(own, whole):
@@ -310,7 +337,7 @@ def test_the_command_takes_a_file(tmp_path, whole, capsys):
     assert main(["relax"]) == main(["relax", "nowhere.py:task"]) == main(["relax", f"{EXAMPLE[:-5]}:build"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "efcn-sparse: error: TASK or --preset must be given, and not both"
-    assert "task must name something that can be imported, got 'nowhere.py:task': there is no file" in told[1]
+    assert "TASK must name something that can be imported, got 'nowhere.py:task': there is no file" in told[1]
     assert "own_net.py:build', a function" in told[2]
 
 

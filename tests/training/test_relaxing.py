@@ -33,11 +33,11 @@ def tiny(**changes):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("tied", "each setting must be one of rate, weight-decay, l1, beta, once, got ''"),
+        ("tied", "each setting must be one of rate, weight-decay, l1, beta, got ''"),
         ("all:rate=1", "what to set must be one of tied, untied, off-local, with LAYER/ before it or nothing"),
         ("/tied:rate=1", "what to set must be one of tied, untied, off-local, with LAYER/ before it or nothing"),
-        ("tied:speed=1", "each setting must be one of rate, weight-decay, l1, beta, once, got 'speed'"),
-        ("tied:rate=1,rate=2", "each setting must be one of rate, weight-decay, l1, beta, once, got 'rate'"),
+        ("tied:speed=1", "each setting must be one of rate, weight-decay, l1, beta, got 'speed'"),
+        ("tied:rate=1,rate=2", "each setting must be given once, got 'rate' again"),
         ("tied:rate=fast", "rate must be a number, got 'fast'"),
         ("tied:rate", "rate must be a number, got ''"),
         ("off-local:l1=-1", "l1 must be a finite number of at least 0, got '-1'"),
@@ -208,8 +208,8 @@ def test_the_command_line_gives_the_configuration(tmp_path):
         (["--part", "conv9/tied:rate=0"], "--part must name convolutions of the net, conv1, conv2, conv3"),
         (["--copies", "some"], "argument --copies: invalid choice: 'some'"),
         (["--relaxing", "all"], "argument --relaxing: invalid choice: 'all'"),
-        (["--copies", "sum", "--fused"], "--fused must be False with relaxing, parts or copies"),
-        (["--carry-momentum"], "--carry-momentum must be False without momentum"),
+        (["--copies", "sum", "--fused"], "--fused must be left out beside relaxing, parts or copies"),
+        (["--carry-momentum"], "--carry-momentum must come with momentum, got momentum 0"),
     ],
 )
 def test_bad_options_are_one_line_and_nothing_is_written(tmp_path, capsys, options, told):

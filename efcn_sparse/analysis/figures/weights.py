@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from efcn_sparse.analysis.figures.canvas import T_W, WIDTH, Drawing, new_figure, plain_log_labels
+from efcn_sparse.analysis.layer_weights import DistanceProfile
 from efcn_sparse.analysis.looks import Look
 from efcn_sparse.analysis.run_data import Run
 from efcn_sparse.analysis.weights import LayerWeights, Moment, Weights
@@ -175,9 +176,10 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
                     if moment is not None:
                         _distance_curve(axes, moment, layer, quantity, run.looks[arm])
             axes.set_yscale("log")
-            axes.set_xlim(left=-0.3 if quantity == "rms" else 0.7)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         row[0].set_ylabel(f"{T_W} = {time}\n" + ("norm" if quantity == "norm" else "rms weight"))
+    for axes, layer in zip(grid[0], layers, strict=True):
+        axes.set_xlim(*_distances(weights, layer, quantity))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     for axes in grid.flat:  # after all curves are there: labels depend on the limits
         plain_log_labels(axes)
     for axes, layer in zip(grid[0], layers, strict=True):
@@ -197,10 +199,22 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
     return Drawing(f"distance-{quantity}", figure, alt, caption)
 
 
+def _distances(weights: Weights, layer: str, quantity: str) -> tuple[float, float]:
+    """Limits around the distances of what is drawn, and around two of them at least, since ticks are whole pixels."""
+    lines = [_line(moment.layers[layer].profile, quantity) for moment in weights.moments]
+    at = np.concatenate([np.flatnonzero(np.isfinite(line)) for line in lines])
+    first = 0 if quantity == "rms" else int(at.min(initial=1))
+    return first - 0.3, int(at.max(initial=first + 1)) + 0.3
+
+
+def _line(profile: DistanceProfile, quantity: str) -> np.ndarray:
+    line = profile.norm if quantity == "norm" else profile.rms
+    return np.where(line > 0, line, np.nan)
+
+
 def _distance_curve(axes: Axes, moment: Moment, layer: str, quantity: str, look: Look) -> None:
     profile = moment.layers[layer].profile
-    line = profile.norm if quantity == "norm" else profile.rms
-    line = np.where(line > 0, line, np.nan)
+    line = _line(profile, quantity)
     at = np.flatnonzero(np.isfinite(line))
     axes.plot(
         at, line[at], ls=_STYLES[moment.when], color=look.color, lw=1.4, marker=look.marker, ms=3.5,

@@ -54,8 +54,10 @@ class PartEntry(NamedTuple):
         for item in settings.split(","):
             name, _, number = item.partition("=")
             name = name.strip().replace("_", "-")
-            if name not in _SETTINGS or _SETTINGS[name] in found:
-                raise _wrong(text, f"each setting must be one of {', '.join(_SETTINGS)}, once, got {name!r}")
+            if name not in _SETTINGS:
+                raise _wrong(text, f"each setting must be one of {', '.join(_SETTINGS)}, got {name!r}")
+            if _SETTINGS[name] in found:
+                raise _wrong(text, f"each setting must be given once, got {name!r} again")
             found[_SETTINGS[name]] = _number(text, name, number)
         return cls(layers or "*", _PARTS[part], tuple(found.items()))
 

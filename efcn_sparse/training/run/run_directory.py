@@ -52,10 +52,16 @@ def held(path: Path, config: RelaxConfig) -> Iterator[None]:
             seeds, arms and relax times.
 
     Raises:
-        ValueError: ``path`` holds something else, or a run with another configuration; the fields are named.
+        ValueError: ``path`` holds something else, or a run with another configuration; the fields are named. Or it
+            cannot be made or written to.
         BlockingIOError: another process is at work in it.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run_dir must be a folder that can be made, got {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"run_dir must be a folder that can be written to, got {path}")
     with locked(path / _LOCK, f"run_dir {path} is in use by another process"):
         refuse_other(path, config)  # now that nobody else begins a run
         for folder in (path, own_folder(path / "checkpoints"), own_folder(path / STAGES)):

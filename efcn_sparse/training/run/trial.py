@@ -80,13 +80,13 @@ def _check_optimizer(config: RelaxConfig, task: Task) -> None:
         try:
             optimizer_of(config, task, CNN, config.lr, layer)
         except ValueError as error:
-            raise ValueError(f"fused must be False with this optimizer: {error}") from None
+            raise ValueError(f"fused must be left out beside this optimizer: {error}") from None
     if config.carry_momentum:
         optimizer = optimizer_of(replace(config, fused=False), task, CNN, config.lr, task.fresh(0))
         try:
             check_optimizers(optimizer, optimizer)
         except TypeError as error:
-            raise ValueError(f"carry_momentum must be False with this optimizer: {error}") from None
+            raise ValueError(f"carry_momentum must be left out beside this optimizer: {error}") from None
 
 
 def _hidden_states(config: RelaxConfig, few: TaskData) -> Iterator[str]:
@@ -154,7 +154,8 @@ def recognize(run_dir: Path, config: RelaxConfig, task_data: TaskData, seed: int
     there = read_json(path) if path.is_file() else {}
     for field, text in here.items():
         if field in there and there[field] != text:
-            raise ValueError(f"{field} must be what run_dir {run_dir} was begun with, {there[field]}, got {text}")
+            before, now = (one if one == "none" else repr(one) for one in (there[field], text))
+            raise ValueError(f"task must have the {field} that run_dir {run_dir} was begun with, {before}, got {now}")
     if task_data.task.schedule is not None and (run_dir / "config.json").is_file():
         before = {stage.name: stage.last for stage in stages(read_config(run_dir))}
         for stage in stages(config):
