@@ -237,7 +237,7 @@ def _padding(given: Padding, sizes: dict[str, tuple[int, ...]]) -> tuple[tuple[i
     if given == "same":
         pairs = []
         for size, kernel, stride, dilation in zip(*sizes.values(), strict=True):
-            total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
+            total = max(0, (-(-size // max(1, stride)) - 1) * stride + dilation * (kernel - 1) + 1 - size)
             pairs.append((total // 2, total - total // 2))
         return tuple(pairs)
     if isinstance(given, str):

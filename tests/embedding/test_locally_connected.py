@@ -158,6 +158,7 @@ def test_it_trains_is_copied_and_comes_back_from_a_state_dict():
     ("call", "message"),
     [
         (lambda: es.LocallyConnected2d(3, 4, (5, 5, 5), 3), "input_size must be an integer or 2 of them"),
+        (lambda: es.LocallyConnected2d(3, 4, 5, 3, 0, "same"), "stride must be 2 integers of at least 1"),
         (lambda: es.LocallyConnected2d(3, 4, 5, 3, groups=2), "groups must divide the channels 3 and 4, got 2"),
         (lambda: es.LocallyConnected2d(3, 4, 2, 3), "must fit into the padded input_size"),
         (lambda: es.LocallyConnected1d(3, 4, 5, 3, padding="full"), "padding must be 'same', 'valid' or numbers"),
