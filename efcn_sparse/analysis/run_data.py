@@ -163,4 +163,7 @@ def _trace(key: tuple[Arm, int, int | None, str], evaluations: list[Evaluation],
         lost = ~np.isfinite(named["train_loss"])
         for name in ("train_accuracy", "test_accuracy", "test_loss"):
             named[name][lost] = np.nan
+    support = key[0].support
+    if support is not None and support.low_rank:  # older versions took for ignored what U and V follow
+        named |= {name: np.full(len(evaluations), np.nan) for name in ("leak", "captured") if name in named}
     return Trace(*key, epochs=np.array([one.epoch for one in evaluations], dtype=np.int64), columns=named)

@@ -71,8 +71,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _in_options(message: str, spelt: Mapping[str, str]) -> str:
     """What the library says of its arguments, with the names that these have on the command line.
 
-    A name of one word is known as such where the message begins with it, one of several words by its underscores.
+    A name of one word is known as such where the message begins with it, one of several words by its underscores. What
+    came, and what a function of the user's raised, stays as it is.
     """
+    if "layers" in spelt:
+        message = re.sub(r"layers=\{('[^']*'): None\}", rf"{spelt['layers']} \1", message)
+    own = re.search(" got | raised ", message)
+    message, rest = (message[: own.start()], message[own.start() :]) if own else (message, "")
     at_start = re.match("(each of )?([a-z_]+) (?=must|is|[(/])", message)
     if at_start and at_start[2] in spelt:
         message = (at_start[1] or "") + spelt[at_start[2]] + message[at_start.end(2) :]
@@ -80,7 +85,7 @@ def _in_options(message: str, spelt: Mapping[str, str]) -> str:
         r"(?<![\w/.])([a-z]+_[a-z_]+)(=True)?(?![\w/.])",
         lambda found: spelt[found[1]] if found[1] in spelt else found[0], message,
     )  # fmt: skip
-    return re.sub(r"layers=\{('[^']*'): None\}", rf"{spelt['layers']} \1", message) if "layers" in spelt else message
+    return message + rest
 
 
 def _version() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.gradients.factors import Factors
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.ops import sddmm, spmm
@@ -68,6 +69,7 @@ class LowRankPart(nn.Module):
         self.left.zero_()
         drawn = torch.randn(self.right.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         self.right.copy_(drawn.div_(max(1, self.right.shape[0]) ** 0.5))
+        weights_were_written()
 
     def forward(self, x: Tensor, linear: SparseLinear) -> Tensor:
         """``[N, in_features]`` to ``[N, out_features]``."""
@@ -122,6 +124,7 @@ def start_low_rank(model: nn.Module, factors: Mapping[str, Factors]) -> None:
         found.append((layer.low_rank.right, _directions(factors[linear], layer.linear, layer.low_rank.right.shape[1])))
     for right, directions in found:
         right[:, : directions.shape[1]] = directions
+    weights_were_written()
 
 
 def _directions(factors: Factors, linear: SparseLinear, rank: int) -> Tensor:

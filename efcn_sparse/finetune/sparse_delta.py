@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.finetune.scores import gradient_scores
 from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.dense_weight import as_dense_weight
@@ -243,3 +244,4 @@ def _write(weight: Tensor, pattern: BlockPattern, values: Tensor) -> None:
         part = weight[row * height : (row + 1) * height, col * width : (col + 1) * width]
         new = values[number, : part.shape[0], : part.shape[1]]
         part.copy_(new if support is None else new.where(support[number, : part.shape[0], : part.shape[1]], part))
+    weights_were_written()

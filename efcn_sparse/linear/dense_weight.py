@@ -34,7 +34,8 @@ class DenseWeight(Tensor):
                 raise RuntimeError(
                     f"layer.weight of a sparse layer is made anew at each reading, so {func.__name__} would change "
                     "nothing; write into layer.values, as in layer.values.data.copy_(layer.pattern.gather(weight)), or "
-                    "initialize with efcn_sparse.init; a LocallyConnected layer has load_weight"
+                    "initialize with efcn_sparse.init; a LocallyConnected layer has load_weight; write into "
+                    "layer.weight.clone() for a tensor beside it"
                 )
             result = func(*args, **kwargs)
             shares = isinstance(result, Tensor) and any(_share(result, one) for one in args if isinstance(one, cls))

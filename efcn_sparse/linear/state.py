@@ -190,7 +190,7 @@ def were_cut_off(state: Mapping[str, Any], prefix: str, pattern: BlockPattern) -
         after.append(own.cpu())
     was = torch.cat(before)
     lost = was - torch.cat(after)
-    if not bool(lost.any()) or bool(((lost < 0) | (lost > 1 + was // 100)).any()):
+    if not bool(lost.any()) or bool(((lost < 0) | (lost > 1 + was // 512)).any()):
         return False
     return torch.stack([was, lost]).unique(dim=1).shape[1] == was.unique().numel()
 

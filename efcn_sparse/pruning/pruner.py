@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.refusals import chosen_linears, out_by_in, weight_of
 from efcn_sparse.linear.select_blocks import highest_blocks, sums_of_blocks
 from efcn_sparse.pattern import BlockPattern
@@ -25,7 +24,7 @@ from efcn_sparse.pruning.penalty import group_lasso
 from efcn_sparse.pruning.shrink import shrink, state_like_weight
 
 SCORES = ("magnitude", "gradient")
-_PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # the Linears that a Pruner masks
+_MASKED: weakref.WeakSet[_Masked] = weakref.WeakSet()  # those of all Pruners, also of frozen weights without a hook
 
 
 class _Masked:
@@ -39,7 +38,7 @@ class _Masked:
         self.gone: Tensor | None = None  # bool, as weight: the entries of the blocks that are not kept
         self.watched: nn.Parameter | None = None
         self.watch()
-        _PRUNED.add(linear)
+        _MASKED.add(self)
 
     def watch(self) -> bool:
         """Hook the weight, unless it is; whether it was not, as one that was frozen, or put in by ``assign=True``."""
@@ -53,7 +52,6 @@ class _Masked:
         """Let the dense layer go."""
         if self.watched is not None:
             self.handle.remove()
-        _PRUNED.discard(self.linear)
         self.linear, self.watched, self.handle, self.gone = sparse, None, None, None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,8 +60,7 @@ class _Masked:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self.watch()  # copies of parameters, and those from a file, have no hooks
-        if not isinstance(self.linear, SparseLinear):
-            _PRUNED.add(self.linear)
+        _MASKED.add(self)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -189,7 +186,7 @@ class Pruner:
             check_has_numbers(f"{name}.weight", weight)
             if type(weight.detach()) is not Tensor:
                 raise ValueError(f"{name}.weight must be a plain tensor, got {type(weight.detach()).__name__}")
-            if linear in _PRUNED:
+            if any(masked.linear is linear for masked in _MASKED):
                 raise ValueError(f"{name!r} cannot be pruned: another Pruner does; a deep copy of the model can")
             state_like_weight(optimizer, name, weight)
             rows, cols = weight_of(linear).shape

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.training.arms import FCN, Arm
@@ -49,6 +50,7 @@ def build_like(arm: Arm, task: Task, seed: int, block_shapes: BlockShapes | None
                     module.linear.reset_parameters()
                 elif isinstance(module, nn.Linear):
                     module.reset_parameters()
+        weights_were_written()
     return model
 
 

@@ -367,11 +367,22 @@ def test_a_layer_has_one_pruner_and_stays_in_its_place(frozen: bool) -> None:
     with pytest.raises(ValueError, match="'second' cannot be pruned: another Pruner does"):
         es.Pruner(model, RULES, SCHEDULE, optimizer)
     es.Pruner(model, {"first": RULES["*"]}, SCHEDULE, optimizer)
-    twin = copy.deepcopy((model, optimizer, pruner))[0]
+    copies = copy.deepcopy((model, optimizer, pruner))
+    twin = copies[0]
     with pytest.raises(ValueError, match="'second' cannot be pruned: another Pruner does"):
         es.Pruner(twin, RULES, SCHEDULE, torch.optim.SGD(twin.parameters(), lr=0.1))
     twin = copy.deepcopy(model)
     es.Pruner(twin, RULES, SCHEDULE, torch.optim.SGD(twin.parameters(), lr=0.1))
+    alone = copy.deepcopy(twin)
+    for assigned in (False, True):  # a Pruner that is gone keeps the mask of its hook alone
+        alone.second.weight.requires_grad_(assigned)
+        others = torch.optim.SGD(alone.parameters(), lr=0.1)
+        gone = es.Pruner(alone, {"second": RULES["*"]}, SCHEDULE, others)
+        if assigned:
+            alone.load_state_dict(twin.state_dict(), assign=True)
+        del gone, others
+        gc.collect()
+    es.Pruner(alone, {"second": RULES["*"]}, SCHEDULE, torch.optim.SGD(alone.parameters(), lr=0.1))
     second = model.second
     before = second.weight.detach().clone()
     es.sparsify(model, {"second": RULES["*"]})

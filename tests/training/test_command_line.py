@@ -76,6 +76,8 @@ def test_bad_input_is_one_clear_line_and_exit_2(arguments, told, capsys):
         (TINY, "each of parts must be short, got 'run_dir/x'", "each of --part must be short, got 'run_dir/x'"),
         (TINY, "cnn_epochs (30) and train data: lr is low", "--epochs (30) and train data: lr is low"),
         (["report", "x"], "run_dir x is in use", "RUN_DIR x is in use"),
+        (TINY, "train raised KeyError: my train_limit", "train raised KeyError: my train_limit"),
+        (TINY, "data must be a path, got run_dir", "--data must be a path, got run_dir"),
         (
             ["landscape", "x"],
             "data must be at my.curvature_images, got task",

@@ -56,6 +56,9 @@ def test_a_run_too_short_for_a_move_is_refused(config, tmp_path, every, moves):
     with pytest.raises(ValueError, match=told):
         training.run_relax(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())  # begun by a version that did not refuse
+    training.run_relax(config, tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 5])

@@ -106,7 +106,7 @@ class Examples:
         generator = torch.Generator("cpu").manual_seed(seed)
         loader = DataLoader(
             self._source, batch_sampler=indices, num_workers=self._workers, collate_fn=self._collate,
-            generator=generator,
+            generator=generator, multiprocessing_context="fork" if self._workers else None,
         )  # fmt: skip
         with blaming(self.field):
             batches = iter(loader)

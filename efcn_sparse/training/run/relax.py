@@ -103,7 +103,8 @@ def run_relax(
         return path
     check_device(config.device)
     task_data = data_by_seed.of_seed(plan[0].seed)  # missing data are told before the folder is made
-    check_growth(config, plan, task_data.steps(config.batch_size))
+    if not (path / "config.json").is_file():  # one that was begun by an older version can still go on
+        check_growth(config, plan, task_data.steps(config.batch_size))
     columns: tuple[str, ...] = METRICS
     if not loaded.preset:
         with settled(config.device, config.threads):
