@@ -134,6 +134,29 @@ def test_an_error_in_a_worker_is_the_callers(tmp_path):
         training.run_relax(f"{tmp_path / 'broken.py'}:task", config, tmp_path / "run", quiet=True, executor=workers)
 
 
+LOADED = """
+import dataclasses, torch
+from efcn_sparse.importing import imported
+
+class Noise(torch.utils.data.Dataset):
+    def __len__(self):
+        return 32
+    def __getitem__(self, index):
+        return torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(index)), index % 10
+
+task = dataclasses.replace(imported({example!r}, "task"), train=Noise(), augment=None, schedule=None, workers=1)
+"""
+
+
+def test_a_data_set_of_a_file_is_loaded_by_workers_of_a_worker(tmp_path):
+    (tmp_path / "mine.py").write_text(LOADED.format(example=EXAMPLE))
+    target = f"{tmp_path / 'mine.py'}:task"
+    config = dataclasses.replace(CONFIG, arms=("cnn",), seeds=(0,), cnn_epochs=1, relax_times=(0,), relax_epochs=0)
+    with Processes(1) as workers:
+        training.run_relax(target, config, tmp_path / "run", quiet=True, executor=workers)
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["0", "1"]
+
+
 def test_a_task_that_cannot_be_sent_is_told(tmp_path):
     task = dataclasses.replace(imported(EXAMPLE, "task"), loss=lambda output, y: output.sum())
     with (
