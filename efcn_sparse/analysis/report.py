@@ -93,7 +93,7 @@ def _no_leak(run: Run) -> str:
     if any(np.isfinite(trace.columns["leak"]).any() for trace in run.traces):
         return "No gradient fell outside a support."
     if all(arm.support is not None and arm.support.low_rank for arm in run.embedded_arms):
-        return "Low-rank arms leave out no gradient that could be told: their product follows what is outside."
+        return "Low-rank arms have no such share: their product follows the gradient outside of the stored blocks."
     return (
         "No gradient was read: no embedded net has taken a step yet, or the run is of a version that did not read it."
     )
