@@ -141,8 +141,9 @@ def measure_landscape(
         if settings is not None and there is not None and settings != there:
             before, now = (dataclasses.asdict(one) for one in (there, settings))
             names = [name for name in before if before[name] != now[name]]
-            told = (", ".join(f"{name}={one[name]}" for name in names) for one in (before, now))
-            raise ValueError(f"settings must be those of {file} (or remove it), {', got '.join(told)}")
+            wanted = ", ".join(f"{name} {before[name]}" for name in names)
+            got = ", ".join(str(now[name]) for name in names)
+            raise ValueError(f"settings must be those of {file} (or remove it), {wanted}, got {got}")
         settings = settings or there or LandscapeSettings()
         items, missing = _items(run_dir, config, kinds)
         for sentence in missing:
