@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.checkpoint.shard_file import NAME_OF_DTYPE, Entry, read_tensor
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.growth.exchange import is_growable
@@ -136,6 +137,7 @@ def fill(targets: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> None:
         _read(entry, target)
         if not target.is_inference():
             torch.autograd.graph.increment_version(target)
+    weights_were_written()
 
 
 def _read(entry: Entry, target: Tensor) -> None:

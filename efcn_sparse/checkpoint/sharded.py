@@ -15,7 +15,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.checkpoint.atomic import SUFFIX, read_json, replace_atomically, write_text_atomically
 from efcn_sparse.checkpoint.fill import adopt, fill, place, targets_in, tensors_of
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
@@ -154,7 +153,6 @@ def load_sharded(model: nn.Module | Mapping[str, Tensor], folder: str | Path) ->
     targets = targets_in(model, entries, f"the checkpoint in {folder}")
     adopt(model, entries)
     fill(targets, entries)
-    weights_were_written()
 
 
 def _entries(folder: Path) -> dict[str, Entry]:

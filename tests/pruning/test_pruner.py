@@ -1,13 +1,11 @@
-"""Pruning while training: what is zero, what is chosen, that shrinking changes nothing, and that resuming is exact."""
+"""Pruning while training: what is zero, what is chosen, and that shrinking changes nothing."""
 
 import copy
 import doctest
 import gc
 import itertools
 import math
-import pickle
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,54 +14,7 @@ from torch import Tensor, nn
 
 import efcn_sparse as es
 from efcn_sparse.pruning import group_lasso
-
-RULES = {"head": None, "*": dict(density=0.25, block_shape=(8, 4))}
-SCHEDULE = es.CubicSchedule(begin=2, end=9, every=3)
-OPTIMIZERS: dict[str, Callable] = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
-    "adamw": lambda p: torch.optim.AdamW([{"params": list(p)}], lr=1e-2, amsgrad=True),
-}
-
-
-class Net(nn.Module):
-    """Ragged sides, a layer that is used twice under two names, one without a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(30, 44, bias=False), nn.Linear(44, 44)
-        self.again, self.head = self.second, nn.Linear(44, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.again(self.second(self.first(x).tanh()).tanh()).tanh())
-
-
-def net() -> Net:
-    torch.manual_seed(3)
-    return Net().double()
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, pruner: es.Pruner | None, steps: range) -> None:
-    for step in steps:
-        x = torch.randn(16, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), torch.arange(16) % 5).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.2)
-        optimizer.step()
-        if pruner is not None:
-            pruner.step()
-
-
-def blocks_of(matrix: Tensor, block_shape: tuple[int, int]) -> list[list[Tensor]]:
-    """The oracle's view: slices, one by one."""
-    height, width = block_shape
-    return [
-        [matrix[i : i + height, j : j + width] for j in range(0, matrix.shape[1], width)]
-        for i in range(0, matrix.shape[0], height)
-    ]
-
-
-def zeros(matrix: Tensor) -> Tensor:
-    return torch.tensor([[bool((block == 0).all()) for block in row] for row in blocks_of(matrix, (8, 4))])
+from tests.pruning.nets import OPTIMIZERS, RULES, SCHEDULE, blocks_of, net, train, zeros
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -241,61 +192,6 @@ def test_erk_keeps_the_total_and_spares_the_small() -> None:
     raw = [(layer.in_features + layer.out_features) / layer.weight.numel() for layer in model]
     for a, b in itertools.pairwise(range(3)):
         assert densities[a] / densities[b] == pytest.approx(raw[a] / raw[b], rel=0.02)
-
-
-@pytest.mark.parametrize("stop", [4, 10])
-def test_resume_is_exact(stop: int) -> None:
-    """Interrupted with masks, and after storage has shrunk."""
-
-    def made() -> tuple:
-        model = net()
-        optimizer = OPTIMIZERS["adamw"](model.parameters())
-        return model, optimizer, es.Pruner(model, RULES, SCHEDULE, optimizer, score="gradient", finish_at_end=True)
-
-    whole = made()
-    train(*whole, range(stop))
-    saved = copy.deepcopy([part.state_dict() for part in whole])
-    train(*whole, range(stop, 14))
-    model, optimizer, pruner = again = made()
-    pruner.load_state_dict(saved[2])
-    model.load_state_dict(saved[0])
-    optimizer.load_state_dict(saved[1])
-    assert pruner.finished == (stop == 10)
-    train(*again, range(stop, 14))
-    assert pruner.finished
-    for key, tensor in whole[0].state_dict().items():
-        assert torch.equal(model.state_dict()[key], tensor), key
-    assert pruner.steps == 14
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
-@pytest.mark.parametrize("stop", [6, 12])
-def test_a_copy_goes_on_as_the_original_does(copied: Callable, stop: int) -> None:
-    model = net()
-    optimizer = OPTIMIZERS["adamw"](model.parameters())
-    made = (model, optimizer, es.Pruner(model, RULES, SCHEDULE, optimizer))
-    train(*made, range(stop))
-    twin, twins, other = copied(made)
-    train(*made, range(stop, 15))
-    train(twin, twins, other, range(stop, 15))
-    assert 0.7 < zeros(twin.first.weight).double().mean() < 0.8
-    assert made[2].finish() is model
-    assert other.finish() is twin
-    for key, tensor in model.state_dict().items():
-        assert torch.equal(twin.state_dict()[key], tensor), key
-
-
-def test_a_copy_of_the_model_alone_is_not_pruned() -> None:
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    pruner = es.Pruner(model, RULES, es.CubicSchedule(begin=1, end=1), optimizer)
-    train(model, optimizer, pruner, range(2))
-    average = copy.deepcopy(model)
-    assert torch.equal(zeros(average.first.weight), zeros(model.first.weight))
-    kept = model.first.weight.detach().clone()
-    train(average, torch.optim.SGD(average.parameters(), lr=0.05), None, range(1))
-    assert not zeros(average.first.weight).any()
-    assert torch.equal(model.first.weight, kept)
 
 
 def test_a_weight_that_was_frozen_or_put_in_is_masked_from_the_next_step_on() -> None:

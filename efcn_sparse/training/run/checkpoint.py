@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.checkpoint.atomic import parse_json, replace_atomically
 from efcn_sparse.checkpoint.fill import adopt, fill, read_entry, targets_in, tensors_of
 from efcn_sparse.checkpoint.shard_file import Entry, read_header, write_file
@@ -90,7 +89,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer | None = 
     for place, state in room.items():
         targets |= {f"{_OPTIMIZER}{place}/{key}": tensor for key, tensor in state.items()}
     fill(targets, entries)
-    weights_were_written()
     if optimizer is not None and _PLAIN in entries:
         text = bytes(read_entry(entries[_PLAIN]).tolist())
         restore_plain_state(model, optimizer, parse_json(text, f"{_PLAIN} of checkpoint {path}"))

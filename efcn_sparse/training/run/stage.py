@@ -169,11 +169,12 @@ def _evaluate(
     of_layers: list[Row] = []
     if stage.arm.embedded:
         embedded = embedded_layers(model)
-        if any(layer.low_rank is not None for layer in embedded.values()):
+        is_product = any(layer.low_rank is not None for layer in embedded.values())
+        if is_product:
             gradient = None  # off-local weights follow it though none is in the support: U and V train
         whole, layers = deviation(model), gradient.layers if gradient else {}
         stored = {name: _stored(layer) for name, layer in embedded.items()}
-        local = _locality(model)
+        local = {} if is_product else _locality(model)
         row |= _parts(whole, sum(stored.values()), gradient.total if gradient else None)
         of_layers = [
             {**where, "layer": name, **_parts(weights, stored[name], layers.get(name)), **local.get(name, {})}
@@ -199,9 +200,7 @@ def _stored(layer: EmbeddedConv) -> int:
 
 
 def _locality(model: nn.Module) -> dict[str, dict[str, float]]:
-    """The measures of locality that need no images; none where off-local weights are a product."""
-    if any(layer.low_rank is not None for layer in embedded_layers(model).values()):
-        return {}
+    """The measures of locality that need no images."""
     return {name: {column: getattr(found, column) for column in LOCALITY} for name, found in locality(model).items()}
 
 
