@@ -139,12 +139,15 @@ def test_distances_of_a_transposed_convolution(conv):
 def test_all_distances_are_on_an_axis_whose_ticks_are_whole_pixels(tmp_path, config):
     run = read_run(write_run(tmp_path / "run", config, checkpoints=False))
     layers = {}
-    for name, squares in {"only 0": [1.0], "from 0": [1.0, 1.0, 1.0], "from 1": [0.0, 1.0, 1.0]}.items():
+    for name, squares in {
+        "only 0": [1.0], "from 0": [1.0, 1.0, 1.0], "from 1": [0.0, 1.0, 1.0], "none": [0.0]
+    }.items():  # fmt: skip
         there = np.array(squares)
         layers[name] = LayerWeights(np.ones((1, 1)), ((0, 0), (0, 0)), (0, 0), DistanceProfile(there, there, 1.0, 1))
     with drawing_style():
         figures = draw_distance(run, Weights(0, (4,), (Moment(FULL, 4, "end", 10, layers),), ()))
-    for drawing, firsts in zip(figures, ((0, 0, 1), (0, 0, 0)), strict=True):  # inside the field rms has a diamond
-        for axes, first, last in zip(drawing.figure.axes, firsts, (1, 2, 2), strict=True):
+    for drawing, firsts in zip(figures, ((0, 0, 1), (0, 0, 0, 0)), strict=True):  # inside the field rms has a diamond
+        assert drawing.caption.endswith("are left out.") == (len(firsts) == 3)
+        for axes, first, last in zip(drawing.figure.axes, firsts, (1, 2, 2, 1)[: len(firsts)], strict=True):
             low, high = axes.get_xlim()
             assert [tick for tick in axes.get_xticks() if low <= tick <= high] == list(range(first, last + 1))

@@ -164,7 +164,10 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    layers = list(weights.moments[0].layers)
+    every = list(weights.moments[0].layers)
+    layers = [layer for layer in every if quantity == "rms" or _at(weights, layer, quantity).size] or every
+    if len(layers) < len(every):
+        caption += " Layers without off-local weights are left out."
     arms = sorted({moment.arm for moment in weights.moments}, key=run.config.embedded_arms.index)
     figure = new_figure(height=0.8 + 2.0 * len(weights.times))
     grid = figure.subplots(len(weights.times), len(layers), sharex="col", sharey="col", squeeze=False)
@@ -201,10 +204,15 @@ def _draw(run: Run, weights: Weights, quantity: str, caption: str) -> Drawing:
 
 def _distances(weights: Weights, layer: str, quantity: str) -> tuple[float, float]:
     """Limits around the distances of what is drawn, and around two of them at least, since ticks are whole pixels."""
-    lines = [_line(moment.layers[layer].profile, quantity) for moment in weights.moments]
-    at = np.concatenate([np.flatnonzero(np.isfinite(line)) for line in lines])
+    at = _at(weights, layer, quantity)
     first = 0 if quantity == "rms" else int(at.min(initial=1))
     return first - 0.3, int(at.max(initial=first + 1)) + 0.3
+
+
+def _at(weights: Weights, layer: str, quantity: str) -> np.ndarray:
+    """The distances at which any moment has something to draw."""
+    lines = [_line(moment.layers[layer].profile, quantity) for moment in weights.moments]
+    return np.concatenate([np.flatnonzero(np.isfinite(line)) for line in lines])
 
 
 def _line(profile: DistanceProfile, quantity: str) -> np.ndarray:
