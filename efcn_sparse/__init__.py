@@ -33,6 +33,7 @@ from efcn_sparse.growth import adopt_patterns as adopt_patterns
 from efcn_sparse.growth import regrow as regrow
 from efcn_sparse.linear import SparseLinear as SparseLinear
 from efcn_sparse.linear import densify as densify
+from efcn_sparse.linear import exportable as exportable
 from efcn_sparse.linear import sparsify as sparsify
 from efcn_sparse.linear import sparsity as sparsity
 from efcn_sparse.measure.advise import advise as advise

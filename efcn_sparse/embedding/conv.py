@@ -14,12 +14,13 @@ from efcn_sparse.activation import feature_maps, is_seen
 from efcn_sparse.embedding.blocks import choose_block_shape
 from efcn_sparse.embedding.build import build
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.embedding.low_rank import LowRankPart
+from efcn_sparse.embedding.low_rank import LowRankPart, NarrowProduct
 from efcn_sparse.embedding.refusals import CONVOLUTIONS, TRANSPOSED
 from efcn_sparse.embedding.support import Local, Support
 from efcn_sparse.embedding.ties import KernelFacts, Ties, mean_bias, mean_kernel, moved_ties, off_local_blocks
 from efcn_sparse.growth import adopt_patterns
 from efcn_sparse.linear import SparseLinear
+from efcn_sparse.linear.exportable import GatheredLinear, as_exportable
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.checks import checked_pair
 
@@ -317,3 +318,13 @@ def _without_numbers(conv: nn.Module) -> Any:
     copied = copy.copy(conv)
     copied.__dict__["_parameters"] = dict.fromkeys(conv._parameters)
     return copied
+
+
+@as_exportable.register
+def _(module: EmbeddedConv) -> dict[int, nn.Module]:
+    """Of a low-rank part, what it takes away at the stored blocks goes into them."""
+    linear, part = module.linear, module.low_rank
+    if part is None:
+        return {}
+    blocks = GatheredLinear(linear.pattern, linear.values - part.stored(linear), linear.bias)
+    return {id(linear): blocks, id(part): NarrowProduct(part)}

@@ -73,12 +73,27 @@ class LowRankPart(nn.Module):
 
     def forward(self, x: Tensor, linear: SparseLinear) -> Tensor:
         """``[N, in_features]`` to ``[N, out_features]``."""
-        pattern, backend = linear.pattern, linear.backend
-        stored = sddmm(self.left.T, self.right.T, pattern, backend=backend)
-        return (x @ self.right) @ self.left.T - spmm(x, stored, pattern, backend=backend)
+        stored = spmm(x, self.stored(linear), linear.pattern, backend=linear.backend)
+        return (x @ self.right) @ self.left.T - stored
+
+    def stored(self, linear: SparseLinear) -> Tensor:
+        """``U Vᵀ`` at the blocks that ``linear`` stores."""
+        return sddmm(self.left.T, self.right.T, linear.pattern, backend=linear.backend)
 
     def extra_repr(self) -> str:
         return f"in_features={len(self.right)}, out_features={len(self.left)}, rank={self.right.shape[1]}"
+
+
+class NarrowProduct(nn.Module):
+    """``U Vᵀ`` at every entry of W, for inference."""
+
+    def __init__(self, part: LowRankPart) -> None:
+        super().__init__()
+        self.left = nn.Parameter(part.left.detach().clone(), requires_grad=False)
+        self.right = nn.Parameter(part.right.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor, _: nn.Module) -> Tensor:
+        return (x @ self.right) @ self.left.T
 
 
 @torch.no_grad()

@@ -76,9 +76,9 @@ def sparsify(model: nn.Module, rules: Mapping[str, Mapping[str, Any] | None], *,
 def densify(model: nn.Module) -> nn.Module:
     """A copy of ``model`` whose sparse layers are :class:`torch.nn.Linear` with zeros off the support.
 
-    For what knows no block-sparse operations: ONNX, quantization, pruning tools. What was one layer under several
-    names stays one. An embedded convolution keeps its shape and has a Linear inside, and can no longer be measured. A
-    :class:`SparseDelta` becomes its linear layer with Δ in the weight.
+    For tools that look for Linears: quantization, pruning. :func:`efcn_sparse.exportable` keeps the blocks alone, for
+    ONNX and others. What was one layer under several names stays one. An embedded convolution keeps its shape and has a
+    Linear inside, and can no longer be measured. A :class:`SparseDelta` becomes its linear layer with Δ in the weight.
 
     Law: ``densify(model)(x) == model(x)``, up to the order of sums.
 
@@ -98,7 +98,7 @@ def densify(model: nn.Module) -> nn.Module:
         if getattr(module, "low_rank", None) is not None:
             raise NotImplementedError(
                 f"{name or type(module).__name__}: must have no low-rank part, which is a product beside the blocks "
-                "and no nn.Linear; torch.export takes the model as it is, and unembed(model) gives the nearest CNN"
+                "and no nn.Linear; exportable(model) takes it, and unembed(model) gives the nearest CNN"
             )
         dense = as_dense(module)
         if dense is not None:
