@@ -19,11 +19,11 @@ from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.parts import PARTS
 from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.nets import kept_epochs, load_arm, task_of_run
+from efcn_sparse.training.nets import kept_epochs, load_arm
 from efcn_sparse.training.run.epoch import TaskData, measure
 from efcn_sparse.training.run.plan import stage_name, stages
 from efcn_sparse.training.run.run_directory import held, read_config
-from efcn_sparse.training.run.source import DataBySeed
+from efcn_sparse.training.run.source import DataBySeed, Source
 from efcn_sparse.training.run.stage import settled
 from efcn_sparse.training.run.trial import recognize
 from efcn_sparse.training.task import Task
@@ -151,7 +151,7 @@ def measure_landscape(
         if not items:
             raise ValueError(f"run_dir must hold an embedded net's start and end, got none in {run_dir}")
         there_now = config if data is None else dataclasses.replace(config, data=data)
-        data_by_seed = DataBySeed(task_of_run(there_now, task), there_now)
+        data_by_seed = DataBySeed(Source(task).load(there_now), there_now)
         if not config.preset:
             with settled(config.device, config.threads):
                 recognize(Path(run_dir), config, data_by_seed.of_seed(items[0].seed), items[0].seed)

@@ -139,7 +139,7 @@ def _read_traces(path: Path, columns: tuple[str, ...], problems: list[str]) -> t
     """The traces of a CSV; a row that appears again (after a resume) replaces the earlier one."""
     if not path.is_file():
         why = "nothing has been evaluated yet"
-        if epochs_on_disk(path.parent / "checkpoints"):
+        if epochs_on_disk(path.parent):
             why = "it was lost, for there are checkpoints; relax with --repair trains their epochs again"
         problems.append(f"{path.name} is missing: {why}.")
         return ()

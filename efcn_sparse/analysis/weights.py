@@ -14,9 +14,10 @@ from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile
 from efcn_sparse.analysis.run_data import Floats, Run
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.training.arms import ELCN, Arm
-from efcn_sparse.training.nets import build_like, task_of_run
+from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.run.plan import Stage
+from efcn_sparse.training.run.source import Source
 from efcn_sparse.training.task import Task
 
 _log = logging.getLogger("efcn_sparse.analysis")
@@ -86,7 +87,7 @@ def read_weights(run: Run, task: Task | None = None) -> Weights:
     channels: dict[str, int] = {}
     unreadable: dict[str, list[str]] = {}
     try:
-        net = _Net(run, task_of_run(run.config, task))
+        net = _Net(run, Source(task).load(run.config))
     except ValueError as error:
         gaps.append(f"No weights are shown: {error}.")
         _log.warning(gaps[-1])
@@ -101,7 +102,7 @@ def read_weights(run: Run, task: Task | None = None) -> Weights:
 
 
 def _there(run: Run, stage: Stage) -> list[bool]:
-    return [checkpoint_path(run.path / "checkpoints", stage.name, epoch).is_file() for epoch in stage.kept]
+    return [checkpoint_path(run.path, stage.name, epoch).is_file() for epoch in stage.kept]
 
 
 def _chosen_times(run: Run, planned: list[Stage]) -> tuple[int, ...]:
@@ -126,7 +127,7 @@ class _Net:
         self._model: nn.Module = nn.Identity()
 
     def load(self, stage: Stage, epoch: int) -> nn.Module:
-        path = checkpoint_path(self._run.path / "checkpoints", stage.name, epoch)
+        path = checkpoint_path(self._run.path, stage.name, epoch)
         shapes = stored_block_shapes(path)
         if self._kind != (stage.arm, shapes):
             self._kind, self._model = None, nn.Identity()  # one at a time in memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -118,8 +119,39 @@ class Local(Support):
         return range(0, geometry.dilation[dim] * geometry.kernel_size[dim], geometry.dilation[dim])
 
 
+class _Numbered(Support):
+    """One with a number, and perhaps a start: ``dilated2``, ``grown1.5-dilated1``."""
+
+    word: ClassVar[str]
+    digits: ClassVar[str] = r"\d+"
+
+    @classmethod
+    def parse(cls, text: str) -> Support | None:
+        start = r"(?:-dilated(\d+))?" if len(dataclasses.fields(cls)) > 1 else ""
+        found = re.fullmatch(cls.word.replace(" ", "") + f"({cls.digits})" + start, text, re.ASCII)
+        if found is None:
+            return None
+        number = float(found[1]) if "." in cls.digits else int(found[1])
+        return cls(number, *(Dilated(int(radius)) for radius in found.groups()[1:] if radius is not None))
+
+    def __str__(self) -> str:
+        number, *start = (getattr(self, field.name) for field in dataclasses.fields(self))
+        text = numpy.format_float_positional(number, trim="-") if isinstance(number, float) else str(number)
+        return "-".join([self.word.replace(" ", "") + text, *(str(one) for one in start if one != Local())])
+
+    @property
+    def label(self) -> str:
+        number, *start = (getattr(self, field.name) for field in dataclasses.fields(self))
+        text = f"{number:g}" if isinstance(number, float) else str(number)
+        return " from ".join([f"{self.word} {text}", *(one.label for one in start if one != Local())])
+
+    def _size(self) -> tuple[float, float]:
+        number, *start = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return number, sum(one._size()[0] for one in start)
+
+
 @dataclass(frozen=True)
-class Dilated(Support):
+class Dilated(_Numbered):
     """The receptive fields grown by ``radius`` pixels on every side, the holes of a dilated kernel filled.
 
     Channels stay within the convolution's groups.
@@ -133,6 +165,7 @@ class Dilated(Support):
     """
 
     form: ClassVar[str] = "dilated<radius> such as dilated2"
+    word: ClassVar[str] = "dilated"
 
     radius: int
 
@@ -144,21 +177,6 @@ class Dilated(Support):
         last = geometry.dilation[dim] * (geometry.kernel_size[dim] - 1)
         everything = _everything(geometry, dim)
         return range(max(-self.radius, everything.start), min(last + self.radius + 1, everything.stop))
-
-    @classmethod
-    def parse(cls, text: str) -> Dilated | None:
-        found = re.fullmatch(r"dilated(\d+)", text, re.ASCII)
-        return cls(int(found[1])) if found else None
-
-    def __str__(self) -> str:
-        return f"dilated{self.radius}"
-
-    @property
-    def label(self) -> str:
-        return f"dilated {self.radius}"
-
-    def _size(self) -> tuple[float, float]:
-        return self.radius, 0
 
     def smaller_radius(self, reach: int) -> int:
         return self.radius - 1
@@ -182,7 +200,7 @@ class Full(Support):
 
 
 @dataclass(frozen=True)
-class Grown(Support):
+class Grown(_Numbered):
     """The blocks that another support touches, and as many off-local ones as a budget allows, which may move.
 
     Blocks are stored whole: every entry of them counts, those between the receptive fields included. The off-local
@@ -202,6 +220,8 @@ class Grown(Support):
     """
 
     form: ClassVar[str] = "grown<budget> such as grown1.5"
+    word: ClassVar[str] = "grown"
+    digits: ClassVar[str] = r"\d+(?:\.\d+)?"
     within_groups: ClassVar[bool] = False
     moves_blocks: ClassVar[bool] = True
 
@@ -234,24 +254,9 @@ class Grown(Support):
     def least_numbers(self, geometry: ConvGeometry) -> int:
         return min(int(self.start.entries(geometry) * self.budget), geometry.full_weights)
 
-    @classmethod
-    def parse(cls, text: str) -> Grown | None:
-        found = re.fullmatch(rf"grown(\d+(?:\.\d+)?){_START}", text, re.ASCII)
-        return cls(float(found[1]), _start(found[2])) if found else None
-
-    def __str__(self) -> str:
-        return f"grown{numpy.format_float_positional(self.budget, trim='-')}{_started(self.start)}"
-
-    @property
-    def label(self) -> str:
-        return f"grown {self.budget:g}{_label_of_start(self.start)}"
-
-    def _size(self) -> tuple[float, float]:
-        return self.budget, self.start._size()[0]
-
 
 @dataclass(frozen=True)
-class LowRank(Support):
+class LowRank(_Numbered):
     """Another support, and at every entry outside it the product ``U Vᵀ`` of two narrow matrices.
 
     Blocks are those of ``start``; ``U`` and ``V`` are ``left`` and ``right`` of :class:`LowRankPart`. Every entry of W
@@ -270,6 +275,7 @@ class LowRank(Support):
     """
 
     form: ClassVar[str] = "lowrank<rank>"
+    word: ClassVar[str] = "low rank"
 
     rank: int
     start: Support = Local()
@@ -300,25 +306,9 @@ class LowRank(Support):
     def least_numbers(self, geometry: ConvGeometry) -> int:
         return self.free_numbers(geometry, 0)
 
-    @classmethod
-    def parse(cls, text: str) -> LowRank | None:
-        found = re.fullmatch(rf"lowrank(\d+){_START}", text, re.ASCII)
-        return cls(int(found[1]), _start(found[2])) if found else None
-
-    def __str__(self) -> str:
-        return f"lowrank{self.rank}{_started(self.start)}"
-
-    @property
-    def label(self) -> str:
-        return f"low rank {self.rank}{_label_of_start(self.start)}"
-
-    def _size(self) -> tuple[float, float]:
-        return self.rank, self.start._size()[0]
-
 
 # From the smallest kind to the largest.
 _KINDS: tuple[type[Support], ...] = (Local, Dilated, Grown, LowRank, Full)
-_START = r"(?:-dilated(\d+))?"
 
 
 def parse_support(text: str, *, name: str = "support") -> Support:
@@ -350,18 +340,6 @@ def parse_support(text: str, *, name: str = "support") -> Support:
 def _check_start(start: Support) -> None:
     if not isinstance(start, (Local, Dilated)):
         raise ValueError(f"start must be Local() or Dilated(radius), got {start!r}")
-
-
-def _start(radius: str | None) -> Support:
-    return Local() if radius is None else Dilated(int(radius))
-
-
-def _started(start: Support) -> str:
-    return "" if start == Local() else f"-{start}"
-
-
-def _label_of_start(start: Support) -> str:
-    return "" if start == Local() else f" from {start.label}"
 
 
 def _everything(geometry: ConvGeometry, dim: int) -> range:

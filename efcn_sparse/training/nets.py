@@ -12,12 +12,11 @@ from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding import EmbeddedConv, embed
 from efcn_sparse.training.arms import FCN, Arm
-from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data.images import derived_seed
-from efcn_sparse.training.data.load import preset_task
 from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.run.plan import stage_name, stages
 from efcn_sparse.training.run.run_directory import read_config
+from efcn_sparse.training.run.source import Source
 from efcn_sparse.training.task import Task
 
 BlockShapes = Mapping[str, tuple[int, int]]
@@ -86,28 +85,15 @@ def load_arm(
     known = [stage.name for stage in stages(config)]
     if name not in known:
         raise ValueError(f"arm, seed and relax_epoch must name one of {', '.join(known)}, got {name}")
-    path = checkpoint_path(Path(run_dir) / "checkpoints", name, epoch)
+    path = checkpoint_path(run_dir, name, epoch)
     if not path.is_file():
         kept = kept_epochs(run_dir, arm, seed, relax_epoch)
         raise FileNotFoundError(f"{name} must have a checkpoint of epoch {epoch}, got those of {kept} in {run_dir}")
-    model = build_like(Arm.parse(str(arm)), task_of_run(config, task), seed, stored_block_shapes(path))
+    model = build_like(Arm.parse(str(arm)), Source(task).load(config), seed, stored_block_shapes(path))
     load_checkpoint(path, model)
     return model.eval()
 
 
-def task_of_run(config: RelaxConfig, task: Task | None) -> Task:
-    """The task of a run: its preset's, or the one that is given.
-
-    Raises:
-        ValueError: the run is of a task of somebody's own, and none is given. Nothing is imported that a file names.
-    """
-    if config.preset:
-        return preset_task(config)
-    if task is None:
-        raise ValueError("task must be given for a run of a task of one's own, got none")
-    return task
-
-
 def kept_epochs(run_dir: str | Path, arm: Arm | str, seed: int, relax_epoch: int | None) -> list[int]:
     """The epochs of which ``run_dir`` holds a checkpoint, increasing; empty if the arm has not begun."""
-    return epochs_on_disk(Path(run_dir) / "checkpoints").get(stage_name(arm, seed, relax_epoch), [])
+    return epochs_on_disk(run_dir).get(stage_name(arm, seed, relax_epoch), [])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from efcn_sparse.models import alexnet_variant, digits_cnn, fashion_cnn, vanilla_cnn
+from efcn_sparse.training.data.cifar import load_hub_images
 from efcn_sparse.training.data.digits import aligned_digits, digits
-from efcn_sparse.training.data.idx import FASHION_MNIST
+from efcn_sparse.training.data.idx import load_idx_images
 from efcn_sparse.training.data.images import Images
 
 
@@ -25,9 +25,8 @@ class Preset:
         image_shape: (channels, height, width).
         classes: how many classes there are.
         draw: the images of a seed, where they are not read from a folder.
+        read: those of ``data`` in RelaxConfig, given ``image_shape``, ``classes`` and ``download``.
         data, net: the two in words, for a report.
-        hub_name, label: where the images are on the Hugging Face Hub and which column is the class; empty for others.
-        idx_folder: where IDX files are looked for if no other folder is named; None for presets of another format.
         settings: fields of RelaxConfig.
     """
 
@@ -35,9 +34,7 @@ class Preset:
     image_shape: tuple[int, int, int]
     classes: int
     draw: Callable[[int], Images] | None = None
-    hub_name: str = ""
-    label: str = ""
-    idx_folder: Path | None = None
+    read: Callable[..., Images] = load_idx_images
     data: str = ""
     net: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +75,8 @@ _FASHION = {
 _CIFAR10, _CIFAR100 = (
     f"CIFAR-{n} (Krizhevsky 2009): images of 32×32 pixels in {n} classes, as they are" for n in (10, 100)
 )
+_cifar10 = functools.partial(load_hub_images, hub_name="uoft-cs/cifar10", label="label")
+_cifar100 = functools.partial(load_hub_images, hub_name="uoft-cs/cifar100", label="fine_label")
 _DIGITS_DATA = "scikit-learn's 1,797 handwritten digits (Alpaydin and Kaynak, UCI 1998), each of 8×8 pixels"
 _FASHION_DATA = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): gray images of 28×28 pixels in 10 classes of clothes"
 _VANILLA = "the paper's VanillaCNN, three convolutions and a linear head"
@@ -94,19 +93,18 @@ PRESETS: dict[str, Preset] = {
         data=f"{_DIGITS_DATA}, as they are, so that translation hardly matters",
     ),
     "fashion-mnist": Preset(
-        fashion_cnn, (1, 28, 28), 10, idx_folder=FASHION_MNIST, settings=_FASHION, data=_FASHION_DATA, net=_SMALL
+        fashion_cnn, (1, 28, 28), 10, settings=_FASHION, data=_FASHION_DATA, net=_SMALL
     ),
     "vanilla-fashion-mnist": Preset(
-        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, idx_folder=FASHION_MNIST, data=_FASHION_DATA,
-        net=_VANILLA,
+        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, data=_FASHION_DATA, net=_VANILLA
     ),
     "vanilla-cifar10": Preset(
-        vanilla_cnn, (3, 32, 32), 10, hub_name="uoft-cs/cifar10", label="label", data=_CIFAR10, net=_VANILLA
+        vanilla_cnn, (3, 32, 32), 10, read=_cifar10, data=_CIFAR10, net=_VANILLA
     ),
     "alexnet-cifar10": Preset(
-        alexnet_variant, (3, 32, 32), 10, hub_name="uoft-cs/cifar10", label="label", data=_CIFAR10, net=_ALEXNET
+        alexnet_variant, (3, 32, 32), 10, read=_cifar10, data=_CIFAR10, net=_ALEXNET
     ),
     "alexnet-cifar100": Preset(
-        alexnet_variant, (3, 32, 32), 100, hub_name="uoft-cs/cifar100", label="fine_label", data=_CIFAR100, net=_ALEXNET
+        alexnet_variant, (3, 32, 32), 100, read=_cifar100, data=_CIFAR100, net=_ALEXNET
     ),
 }  # fmt: skip

@@ -153,4 +153,4 @@ def _checkpoint(path: Path, config: RelaxConfig, stage: Stage, epoch: int) -> No
             support = layer.linear.pattern.gather(torch.ones(layer.linear.pattern.shape))
             noise = torch.randn(support.shape, generator=generator)
             layer.linear.values += 0.01 * (epoch - stage.first) * support * noise
-    save_checkpoint(checkpoint_path(path / "checkpoints", stage.name, epoch), model)
+    save_checkpoint(checkpoint_path(path, stage.name, epoch), model)

@@ -54,13 +54,13 @@ def test_an_embedding_reads_as_the_cnn_it_came_from(run_dir, arm):
 
 def test_the_control_at_the_cnns_own_rate_is_the_cnn(config, tmp_path, run_dir):
     """At the same learning rate the relaxed control would repeat the CNN's own epochs, which is why it is left out."""
-    from efcn_sparse.training.run.epoch import train_epoch
+    from efcn_sparse.training.run.epoch import Training, train_epoch
 
     model, learnt = training.load_arm(run_dir, "cnn", 0, None, 3), task_data(config, 0)
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
     for epoch in (4, 5):
-        train_epoch(model, optimizer, learnt, batch_size=config.batch_size, seed=0, epoch=epoch)
+        train_epoch(Training(learnt, config.batch_size, 0, model, optimizer), epoch)
     (last,) = rows(run_dir, arm="cnn", seed=0, epoch=5)
     assert evaluate(model, learnt, "test")["loss"] == pytest.approx(float(last["test_loss"]), rel=1e-6)
 
@@ -136,7 +136,7 @@ def test_the_leak_is_that_of_the_last_whole_batch(config, run_dir):
 def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
     import contextlib
 
-    from efcn_sparse.training.run.epoch import train_epoch
+    from efcn_sparse.training.run.epoch import Training, train_epoch
 
     learnt, sizes = task_data(config, 0), []
     model = DIGITS.fresh(0)
@@ -150,10 +150,10 @@ def test_a_last_batch_that_is_not_whole_is_not_the_one_that_is_watched(config):
 
     for batch_size, expected in ((25, 25), (20, 20), (60, 60), (70, 60)):
         sizes.clear()
-        settings = dict(batch_size=batch_size, seed=0, epoch=1)
-        assert train_epoch(model, optimizer, learnt, **settings, watch=watch) == "seen"
+        training = Training(learnt, batch_size, 0, model, optimizer)
+        assert train_epoch(training, 1, watch) == "seen"
         assert sizes == [expected]
-        assert train_epoch(model, optimizer, learnt, **settings) is None
+        assert train_epoch(training, 1) is None
 
 
 @pytest.mark.parametrize(

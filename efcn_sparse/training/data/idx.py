@@ -19,7 +19,9 @@ _PARTS = {"train": "train", "test": "t10k"}
 _MOST_DIMENSIONS = 8
 
 
-def load_idx_images(folder: str | Path, *, image_shape: tuple[int, int, int], classes: int) -> Images:
+def load_idx_images(
+    folder: str | Path | None, *, image_shape: tuple[int, int, int], classes: int, download: bool = False
+) -> Images:
     """The four IDX files of a folder, named as MNIST names them, normalized.
 
     Args:
@@ -32,7 +34,12 @@ def load_idx_images(folder: str | Path, *, image_shape: tuple[int, int, int], cl
         ValueError: a file is missing, damaged, of another shape, or its labels are not those of its images; the
             message names the file.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(FASHION_MNIST if folder is None else folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"data must be a folder with the IDX files of Fashion-MNIST, got {str(folder)!r}: pass --data FOLDER, or, on "
+            "Debian and Ubuntu, apt install dataset-fashion-mnist"
+        )
     parts: list[Tensor] = []
     for split, prefix in _PARTS.items():
         images, labels = (find_idx(folder, f"{prefix}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte"))

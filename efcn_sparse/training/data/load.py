@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 from efcn_sparse.default_device import on_cpu
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.data.cifar import load_hub_images
-from efcn_sparse.training.data.idx import load_idx_images
 from efcn_sparse.training.data.images import Images
 from efcn_sparse.training.presets import PRESETS
 from efcn_sparse.training.task import Task
@@ -32,27 +29,13 @@ def load_data(config: RelaxConfig, seed: int = 0, *, download: bool = False) -> 
     """
     preset = PRESETS[config.preset]
     with on_cpu():
-        if preset.idx_folder is not None:
-            folder = preset.idx_folder if config.data is None else Path(config.data)
-            if not folder.expanduser().is_dir():
-                raise ValueError(
-                    f"data must be a folder with the IDX files of {config.preset}, got {str(folder)!r}: pass --data "
-                    "FOLDER, or, on Debian and Ubuntu, apt install dataset-fashion-mnist"
-                )
-            images = load_idx_images(folder, image_shape=preset.image_shape, classes=preset.classes)
-        elif preset.draw is not None:
+        if preset.draw is not None:
             if config.data is not None:
                 raise ValueError(f"data must be left out for the preset {config.preset}, got {config.data!r}")
             images = preset.draw(seed)
         else:
-            images = load_hub_images(
-                config.data,
-                hub_name=preset.hub_name,
-                label=preset.label,
-                image_shape=preset.image_shape,
-                classes=preset.classes,
-                download=download,
-            )
+            shape, classes = preset.image_shape, preset.classes
+            images = preset.read(config.data, image_shape=shape, classes=classes, download=download)
     train, test = slice(config.train_limit), slice(config.test_limit)
     used = images.train_x[train], images.train_y[train], images.test_x[test], images.test_y[test]
     return Images(*(tensor.to(config.device) for tensor in used))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -15,8 +16,8 @@ RELAXING: dict[str, tuple[str, ...]] = {  # what stays as it is
     "locality": ("untied",),
     "none": ("untied", "off_local"),
 }
-_PARTS = {"tied": "tied", "untied": "untied", "off-local": "off_local"}
-_SETTINGS = {"rate": "rate", "weight-decay": "weight_decay", "l1": "l1", "beta": "beta"}
+_PARTS = tuple(field.name for field in dataclasses.fields(Parts))
+_SETTINGS = tuple(field.name for field in dataclasses.fields(Part))
 
 
 class PartEntry(NamedTuple):
@@ -47,19 +48,19 @@ class PartEntry(NamedTuple):
             raise ValueError(f"each of parts must be a string such as 'off-local:rate=0.5', got {text!r}")
         where, _, settings = text.partition(":")
         layers, slash, part = where.rpartition("/")
-        part = part.replace("_", "-")
+        part = part.replace("-", "_")
         if part not in _PARTS or (slash and not layers):
-            raise _wrong(text, f"what to set must be one of {', '.join(_PARTS)}, with LAYER/ before it or nothing")
+            raise _wrong(text, f"what to set must be one of {_spelt(*_PARTS)}, with LAYER/ before it or nothing")
         found: dict[str, float] = {}
         for item in settings.split(","):
             name, _, number = item.partition("=")
-            name = name.strip().replace("_", "-")
+            name = name.strip().replace("-", "_")
             if name not in _SETTINGS:
-                raise _wrong(text, f"each setting must be one of {', '.join(_SETTINGS)}, got {name!r}")
-            if _SETTINGS[name] in found:
-                raise _wrong(text, f"each setting must be given once, got {name!r} again")
-            found[_SETTINGS[name]] = _number(text, name, number)
-        return cls(layers or "*", _PARTS[part], tuple(found.items()))
+                raise _wrong(text, f"each setting must be one of {_spelt(*_SETTINGS)}, got {_spelt(name)!r}")
+            if name in found:
+                raise _wrong(text, f"each setting must be given once, got {_spelt(name)!r} again")
+            found[name] = _number(text, _spelt(name), number)
+        return cls(layers or "*", part, tuple(found.items()))
 
     def __str__(self) -> str:
         where = "" if self.layers == "*" else f"{self.layers}/"
@@ -84,7 +85,7 @@ def parts_of_layers(
     settings: dict[str, dict[str, dict[str, float]]] = {
         name: {
             part: {"weight_decay": weight_decay, **({"rate": 0.0} if part in RELAXING[relaxing] else {})}
-            for part in _PARTS.values()
+            for part in _PARTS
         }
         for name in names
     }
@@ -104,8 +105,8 @@ def parts_of_layers(
     return made
 
 
-def _spelt(name: str) -> str:
-    return name.replace("_", "-")
+def _spelt(*names: str) -> str:
+    return ", ".join(names).replace("_", "-")
 
 
 def _number(text: str, name: str, number: str) -> float:

@@ -23,6 +23,7 @@ from efcn_sparse.training.optim.optimizer_state import (
     restore_plain_state,
 )
 
+CHECKPOINTS = "checkpoints"  # the folder
 _OPTIMIZER = "optimizer/"  # no module name holds a slash
 _PLAIN = f"{_OPTIMIZER}plain"  # JSON, where an optimizer keeps more than tensors
 _OLDER = "optimiser/"  # as version 0.1.0 spelt it
@@ -31,15 +32,15 @@ _PLACE = re.compile(rf"{_OPTIMIZER}(0|[1-9]\d{{0,8}})/([^/]+)", re.ASCII)
 _NAME = re.compile(r"(?P<stage>.+)-e(?P<epoch>0|[1-9]\d{0,8})\.safetensors", re.ASCII)
 
 
-def checkpoint_path(folder: Path, stage: str, epoch: int) -> Path:
-    """Where the checkpoint of a stage at an epoch lies: ``<folder>/<stage>-e<epoch>.safetensors``."""
-    return folder / f"{stage}-e{epoch}.safetensors"
+def checkpoint_path(run_dir: str | Path, stage: str, epoch: int) -> Path:
+    """Where the checkpoint of a stage at an epoch lies: ``<run_dir>/checkpoints/<stage>-e<epoch>.safetensors``."""
+    return Path(run_dir) / CHECKPOINTS / f"{stage}-e{epoch}.safetensors"
 
 
-def epochs_on_disk(folder: Path) -> dict[str, list[int]]:
-    """The stages that have checkpoints in ``folder``, each with its epochs, increasing."""
+def epochs_on_disk(run_dir: str | Path) -> dict[str, list[int]]:
+    """The stages that have checkpoints, each with its epochs, increasing."""
     found: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
+    for path in (Path(run_dir) / CHECKPOINTS).glob("*.safetensors"):
         match = _NAME.fullmatch(path.name)
         if match:
             found.setdefault(match["stage"], []).append(int(match["epoch"]))

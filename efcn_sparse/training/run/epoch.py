@@ -60,17 +60,23 @@ class TaskData:
         return loss
 
 
+@dataclass(frozen=True)
+class Training:
+    """A net and all that trains it, after some epoch."""
+
+    task_data: TaskData
+    batch_size: int
+    seed: int
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None = None
+    growth: Growth | None = None
+
+
 def train_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    task_data: TaskData,
-    *,
-    batch_size: int,
-    seed: int,
+    training: Training,
     epoch: int,
-    scheduler: LRScheduler | None = None,
     watch: Callable[[nn.Module], contextlib.AbstractContextManager[T]] | None = None,
-    growth: Growth | None = None,
 ) -> T | None:
     """Show every training example once, in the order of ``(seed, epoch)``; the last batch may be smaller.
 
@@ -79,17 +85,18 @@ def train_epoch(
     Args:
         watch: makes what is entered around forward and backward of one step, that of the last whole batch: the gradient
             there is of as many images as others, and of nearly the weights that the epoch ends with.
-        growth: moves blocks, where it is time.
 
     Returns:
         What ``watch`` gave; None without it.
     """
+    task_data, seed, model = training.task_data, training.seed, training.model
+    optimizer, scheduler, growth = training.optimizer, training.scheduler, training.growth
     model.train()
     task = task_data.task
     torch.manual_seed(derived_seed("dropout", seed, epoch))
     generator = torch.Generator("cpu").manual_seed(derived_seed("augment", seed, epoch))
-    chunks = order_of_epoch(seed, epoch, len(task_data.train)).split(batch_size)
-    watched = max(0, len(task_data.train) // batch_size - 1)
+    chunks = order_of_epoch(seed, epoch, len(task_data.train)).split(training.batch_size)
+    watched = max(0, len(task_data.train) // training.batch_size - 1)
     seen: T | None = None
     for step, (x, y) in enumerate(task_data.train.batches(chunks, derived_seed("loader", seed, epoch))):
         x, y = augmented(task, x, y, generator)

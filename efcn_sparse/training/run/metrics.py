@@ -23,7 +23,7 @@ METRICS = (
     *WEIGHTS, *SUPPORT, "seconds",
 )  # fmt: skip
 LAYERS = ("arm", "seed", "relax_epoch", "epoch", "layer", *WEIGHTS, *SUPPORT, *LOCALITY)
-_LATER: tuple[tuple[str, ...], ...] = ((), LOCALITY, (*SUPPORT, *LOCALITY))  # what files of older runs lack
+_LATER = (*SUPPORT, *LOCALITY)  # what files of older runs may lack
 
 STAGES = "stages"  # the folder of the stages' own files
 KEYS = ("arm", "seed", "relax_epoch", "epoch", "layer")
@@ -106,7 +106,7 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[list[Evaluation], list[st
             continue
         header = cells
         known, got = ([name for name in names if not _OWN.fullmatch(name)] for names in (columns, header))
-        if got not in [[name for name in known if name not in lacking] for lacking in _LATER]:
+        if got != [name for name in known if name in got or name not in _LATER]:
             told = " ".join(",".join(header).split())[:300]
             raise ValueError(f"{path} must have the columns {','.join(columns)}, got {told}")
     if torn:

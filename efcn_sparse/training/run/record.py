@@ -35,11 +35,11 @@ class Record:
     """
 
     def __init__(self, run_dir: Path, stage: Stage, columns: Sequence[str], notify: Callable[[], None]) -> None:
-        self.stage, self.checkpoints, self._notify = stage, run_dir / "checkpoints", notify
+        self.stage, self._run_dir, self._notify = stage, run_dir, notify
         self.diverged = False
         with contextlib.ExitStack() as opened:
             self._log = opened.enter_context(stage_log(run_dir, stage.name))
-            self.kept = epochs_on_disk(self.checkpoints).get(stage.name, [])
+            self.kept = epochs_on_disk(run_dir).get(stage.name, [])
             latest = {stage.name: self.kept[-1]} if self.kept else {}
             files = (("metrics.csv", columns), ("layers.csv", LAYERS))
             self._metrics, self._layers = (
@@ -78,14 +78,14 @@ class Record:
         checkpoint never lacks its rows, and rows past it are what a kill left.
         """
         self.sync()
-        save_checkpoint(checkpoint_path(self.checkpoints, self.stage.name, epoch), model, optimizer)
+        save_checkpoint(checkpoint_path(self._run_dir, self.stage.name, epoch), model, optimizer)
         self.forget()
 
     def forget(self) -> None:
         """Remove the checkpoints of the stage that are not to be kept, except the latest."""
-        for epoch in epochs_on_disk(self.checkpoints)[self.stage.name][:-1]:
+        for epoch in epochs_on_disk(self._run_dir)[self.stage.name][:-1]:
             if epoch not in self.stage.kept:
-                checkpoint_path(self.checkpoints, self.stage.name, epoch).unlink()
+                checkpoint_path(self._run_dir, self.stage.name, epoch).unlink()
 
 
 def stage_log(run_dir: Path, stage: str) -> contextlib.AbstractContextManager[TextIO]:

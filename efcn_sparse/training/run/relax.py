@@ -86,10 +86,7 @@ def run_relax(
         raise TypeError(f"config must be a RelaxConfig, got {type(config).__name__}")
     if task not in ("", config.preset) and config.preset:
         raise ValueError(f"preset must be left out beside a task, got {config.preset!r}")
-    if isinstance(task, Task):
-        source = Source(task)
-    else:
-        source = Source(target="" if task == config.preset else task, download=download)
+    source = Source(task) if isinstance(task, Task) else Source(target=task, download=download)
     path = Path("runs") / (config.preset or "task") if run_dir is None else Path(run_dir)
     refuse_other(path, config)
     loaded = source.load(config)

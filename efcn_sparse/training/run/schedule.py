@@ -96,7 +96,7 @@ def _may_begin(job: Job, unfinished: set[str]) -> bool:
     stage, cnn = job.stage, job.stage.cnn
     if stage.relax_epoch is None or cnn not in unfinished:
         return True
-    return checkpoint_path(job.run_dir / "checkpoints", cnn, stage.relax_epoch).is_file()
+    return checkpoint_path(job.run_dir, cnn, stage.relax_epoch).is_file()
 
 
 def _parent_diverged(stage: Stage, diverged: Mapping[str, int]) -> bool:

@@ -28,13 +28,11 @@ class Source:
 
     def load(self, config: RelaxConfig) -> Task:
         """The task."""
-        if self.task is not None:
-            return self.task
-        if self.target:
-            return load_task(self.target)
-        if not config.preset:
-            raise ValueError("task must be a Task where config has no preset, got none")
-        return preset_task(config, download=self.download)
+        if config.preset:
+            return preset_task(config, download=self.download)
+        if self.task is None and not self.target:
+            raise ValueError("task must be given for a run of a task of one's own, got none")
+        return self.task or load_task(self.target)
 
 
 def load_task(target: str) -> Task:

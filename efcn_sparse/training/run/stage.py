@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from efcn_sparse.default_device import on_cpu
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
@@ -23,12 +22,12 @@ from efcn_sparse.landscape import locality
 from efcn_sparse.subspace import GradientParts, LayerDeviation, LayerGradientParts, deviation, record_gradient_parts
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.run.checkpoint import checkpoint_path, epochs_on_disk, save_checkpoint
-from efcn_sparse.training.run.epoch import TaskData, measure, train_epoch
+from efcn_sparse.training.run.epoch import TaskData, Training, measure, train_epoch
 from efcn_sparse.training.run.metrics import LOCALITY, WEIGHTS, Row
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.run.record import Record
 from efcn_sparse.training.run.source import DataBySeed, Source
-from efcn_sparse.training.run.start import make_growth, start
+from efcn_sparse.training.run.start import start
 
 _ONE_AT_A_TIME = threading.Lock()  # torch has one generator and one number of threads for all threads of Python
 
@@ -93,27 +92,24 @@ def _run(job: Job, task_data: TaskData, record: Record) -> None:
     config, stage, started = job.config, job.stage, time.perf_counter()
     epoch = record.kept[-1] if record.kept else stage.first
     record.tell(f"goes on from epoch {epoch}" if record.kept else f"begins at epoch {epoch}")
-    model, optimizer, scheduler = start(config, stage, task_data, record.checkpoints, epoch if record.kept else None)
+    training = start(config, stage, task_data, job.run_dir, epoch if record.kept else None)
+    model, optimizer = training.model, training.optimizer
     if record.kept:
         record.forget()
     else:
-        _evaluate(stage, model, optimizer, task_data, None, epoch, started, record)
+        _evaluate(stage, training, None, epoch, started, record)
         record.save(model, optimizer, epoch)
-    growth = make_growth(config, stage, model, optimizer, task_data.steps(config.batch_size), epoch)
     saved = time.perf_counter()
     while epoch < stage.last and not record.diverged:
         epoch += 1
         started = time.perf_counter()
         gradient: GradientParts | None = None
         try:
-            gradient = train_epoch(
-                model, optimizer, task_data, batch_size=config.batch_size, seed=stage.seed, epoch=epoch,
-                scheduler=scheduler, watch=record_gradient_parts if stage.arm.embedded else None, growth=growth,
-            )  # fmt: skip
+            gradient = train_epoch(training, epoch, record_gradient_parts if stage.arm.embedded else None)
         except ValueError:  # blocks do not move by a gradient that is not finite
             if all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
                 raise
-        _evaluate(stage, model, optimizer, task_data, gradient, epoch, started, record)
+        _evaluate(stage, training, gradient, epoch, started, record)
         last = epoch == stage.last or record.diverged
         if last or epoch in stage.kept or time.perf_counter() - saved > job.checkpoint_seconds:
             record.save(model, optimizer, epoch)
@@ -134,18 +130,15 @@ def _remake_snapshots(job: Job, data_by_seed: DataBySeed, record: Record) -> Non
     """
     cnn = job.stage
     for wanted in sorted(job.remade):
-        before = [epoch for epoch in epochs_on_disk(record.checkpoints)[cnn.name] if epoch <= wanted]
+        before = [epoch for epoch in epochs_on_disk(job.run_dir)[cnn.name] if epoch <= wanted]
         if wanted in before:
             continue
         task_data, first = data_by_seed.of_seed(cnn.seed), before[-1] if before else cnn.first
         record.tell(f"trains again from epoch {first} to {wanted}, of which a checkpoint is wanted")
-        model, optimizer, scheduler = start(job.config, cnn, task_data, record.checkpoints, first if before else None)
+        training = start(job.config, cnn, task_data, job.run_dir, first if before else None)
         for epoch in range(first + 1, wanted + 1):
-            train_epoch(
-                model, optimizer, task_data, batch_size=job.config.batch_size, seed=cnn.seed, epoch=epoch,
-                scheduler=scheduler,
-            )  # fmt: skip
-        save_checkpoint(checkpoint_path(record.checkpoints, cnn.name, wanted), model, optimizer)
+            train_epoch(training, epoch)
+        save_checkpoint(checkpoint_path(job.run_dir, cnn.name, wanted), training.model, training.optimizer)
 
 
 def _key(stage: Stage, epoch: int) -> dict[str, object]:
@@ -153,18 +146,11 @@ def _key(stage: Stage, epoch: int) -> dict[str, object]:
 
 
 def _evaluate(
-    stage: Stage,
-    model: nn.Module,
-    optimizer: Optimizer,
-    task_data: TaskData,
-    gradient: GradientParts | None,
-    epoch: int,
-    started: float,
-    record: Record,
+    stage: Stage, training: Training, gradient: GradientParts | None, epoch: int, started: float, record: Record
 ) -> None:
     """Measure the net after ``epoch`` and write the rows of metrics.csv and layers.csv."""
-    where = _key(stage, epoch)
-    lr = stage.lr if task_data.task.schedule is None else float(optimizer.param_groups[0]["lr"])
+    where, model, task_data = _key(stage, epoch), training.model, training.task_data
+    lr = stage.lr if task_data.task.schedule is None else float(training.optimizer.param_groups[0]["lr"])
     row: dict[str, Any] = {**where, "lr": lr, **measure(model, task_data)}
     of_layers: list[Row] = []
     if stage.arm.embedded:

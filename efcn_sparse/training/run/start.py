@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from efcn_sparse.embedding import LowRankPart, start_low_rank
 from efcn_sparse.gradients import record_factors
@@ -21,30 +20,28 @@ from efcn_sparse.training.nets import build_like, embed_as
 from efcn_sparse.training.optim.carry import carry_state
 from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
-from efcn_sparse.training.run.epoch import TaskData
+from efcn_sparse.training.run.epoch import TaskData, Training
 from efcn_sparse.training.run.plan import Stage
 
 _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)
 
 
-Trained = tuple[nn.Module, Optimizer, LRScheduler | None]
-
-
-def start(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: Path, epoch: int | None) -> Trained:
-    """The net, optimizer and scheduler of ``stage`` as they were at its checkpoint of ``epoch``.
+def start(config: RelaxConfig, stage: Stage, task_data: TaskData, run_dir: Path, epoch: int | None) -> Training:
+    """The training of ``stage`` as it was at its checkpoint of ``epoch``.
 
     None: as it begins, from scratch or from the CNN at its relax time.
     """
     task, per_epoch = task_data.task, task_data.steps(config.batch_size)
     if epoch is not None:
-        path = checkpoint_path(checkpoints, stage.name, epoch)
+        path = checkpoint_path(run_dir, stage.name, epoch)
         model = build_like(stage.arm, task, stage.seed, stored_block_shapes(path)).to(config.device)
         optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
         # before the checkpoint is loaded: a scheduler begins with the rate that it finds
         scheduler = scheduler_of(task, optimizer, stage, per_epoch, epoch)
         load_checkpoint(path, model, optimizer)
-        return model, optimizer, scheduler
-    of_cnn = checkpoint_path(checkpoints, stage.cnn, stage.first)
+        growth = _growth(config, stage, model, optimizer, per_epoch, epoch)
+        return Training(task_data, config.batch_size, stage.seed, model, optimizer, scheduler, growth)
+    of_cnn = checkpoint_path(run_dir, stage.cnn, stage.first)
     if stage.relax_epoch is None:
         model = build_like(stage.arm, task, stage.seed)
     else:
@@ -52,24 +49,27 @@ def start(config: RelaxConfig, stage: Stage, task_data: TaskData, checkpoints: P
         load_checkpoint(of_cnn, cnn)
         model = embed_as(stage.arm, cnn, task)
     model = model.to(config.device)
-    begin_low_rank(model, task_data, batch_size=config.batch_size, seed=stage.seed, epoch=stage.first + 1)
+    _begin_low_rank(model, task_data, config.batch_size, stage)
     optimizer = optimizer_of(config, task, stage.arm, stage.lr, model)
     if config.carry_momentum and stage.relax_epoch is not None:  # what the CNN had at that epoch; at epoch 0 none
         cnn = task.fresh(stage.seed).to(config.device)
         cnn_optimizer = optimizer_of(config, task, CNN, config.lr, cnn)
         load_checkpoint(of_cnn, cnn, cnn_optimizer)
         carry_state(cnn, cnn_optimizer, model, optimizer)
-    return model, optimizer, scheduler_of(task, optimizer, stage, per_epoch, stage.first)
+    scheduler = scheduler_of(task, optimizer, stage, per_epoch, stage.first)
+    growth = _growth(config, stage, model, optimizer, per_epoch, stage.first)
+    return Training(task_data, config.batch_size, stage.seed, model, optimizer, scheduler, growth)
 
 
-def begin_low_rank(model: nn.Module, task_data: TaskData, *, batch_size: int, seed: int, epoch: int) -> None:
-    """Turn V of each low-rank part along the gradient of the first batch of ``epoch``; other nets are left as they are.
+def _begin_low_rank(model: nn.Module, task_data: TaskData, batch_size: int, stage: Stage) -> None:
+    """Turn V of each low-rank part along the gradient of the first batch; other nets are left as they are.
 
     The gradient is taken in evaluation mode, so that statistics of batches stay as they are. No optimizer may be fused
     with the model yet.
     """
     if not any(isinstance(module, LowRankPart) for module in model.modules()):
         return
+    seed, epoch = stage.seed, stage.first + 1
     chosen = order_of_epoch(seed, epoch, len(task_data.train))[:batch_size]
     ((x, y),) = task_data.train.same_batches([chosen], derived_seed("loader", seed, epoch))
     with evaluation_mode(model), torch.enable_grad(), record_factors(model) as factors:
@@ -93,14 +93,10 @@ def _last_growth(stage: Stage, per_epoch: int) -> int:
     return max(1, int(_GROWTH_ENDS * per_epoch * (stage.last - stage.first)))
 
 
-def make_growth(
+def _growth(
     config: RelaxConfig, stage: Stage, model: nn.Module, optimizer: Optimizer, per_epoch: int, epoch: int
 ) -> Growth | None:
-    """The growth of an arm whose blocks move, as it is after ``epoch``; None for other arms.
-
-    Args:
-        per_epoch: how many steps an epoch has.
-    """
+    """The growth of an arm whose blocks move, as it is after ``epoch``; None for other arms."""
     if not stage.arm.moves_blocks:
         return None
     until = _last_growth(stage, per_epoch)

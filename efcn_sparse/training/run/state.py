@@ -35,7 +35,7 @@ class State:
     @classmethod
     def read(cls, plan: Sequence[Stage], path: Path, layers: Sequence[str]) -> State:
         """The state of the run in ``path``; ``layers`` are those of every embedded net."""
-        kept = epochs_on_disk(path / "checkpoints")
+        kept = epochs_on_disk(path)
         latest = {stage: epochs[-1] for stage, epochs in kept.items()}
         metrics, wrong = read_evaluations(path / "metrics.csv", METRICS)
         by_layer, wrong_by_layer = read_evaluations(path / "layers.csv", LAYERS)
@@ -85,7 +85,7 @@ class State:
         for name, epochs in self.kept.items():
             for epoch in epochs if name in self.lost else ():
                 if epoch >= self.lost[name][0]:
-                    checkpoint_path(path / "checkpoints", name, epoch).unlink()
+                    checkpoint_path(path, name, epoch).unlink()
 
 
 def _epochs_text(epochs: list[int]) -> str:

@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from efcn_sparse import embedding
 from efcn_sparse.checkpoint.atomic import read_json
@@ -23,7 +22,7 @@ from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.optim.carry import check_optimizers
 from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
-from efcn_sparse.training.run.epoch import TaskData, augmented, evaluate, train_epoch
+from efcn_sparse.training.run.epoch import TaskData, Training, augmented, evaluate, train_epoch
 from efcn_sparse.training.run.plan import Stage, stages
 from efcn_sparse.training.run.run_directory import read_config
 from efcn_sparse.training.task import Task
@@ -112,20 +111,20 @@ def _second_step(config: RelaxConfig, few: TaskData, reloaded: bool) -> list[Ten
     """The state of the CNN after two steps, with a checkpoint in between or without."""
     stage = Stage(CNN, 0, None, 0, 2, config.lr, ())
 
-    def fresh(epoch: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+    def fresh(epoch: int) -> Training:
         model = few.task.fresh(0).to(config.device)
         optimizer = optimizer_of(replace(config, fused=False), few.task, CNN, config.lr, model)
-        return model, optimizer, scheduler_of(few.task, optimizer, stage, 1, epoch)
+        return Training(few, len(few.train), 0, model, optimizer, scheduler_of(few.task, optimizer, stage, 1, epoch))
 
-    model, optimizer, scheduler = fresh(0)
+    training = fresh(0)
     for epoch in (1, 2):
         if epoch == 2 and reloaded:
             with tempfile.TemporaryDirectory() as folder:
-                save_checkpoint(Path(folder) / "one", model, optimizer)
-                model, optimizer, scheduler = fresh(1)
-                load_checkpoint(Path(folder) / "one", model, optimizer)
-        train_epoch(model, optimizer, few, batch_size=len(few.train), seed=0, epoch=epoch, scheduler=scheduler)
-    return [*model.state_dict().values()]
+                save_checkpoint(Path(folder) / "one", training.model, training.optimizer)
+                training = fresh(1)
+                load_checkpoint(Path(folder) / "one", training.model, training.optimizer)
+        train_epoch(training, epoch)
+    return [*training.model.state_dict().values()]
 
 
 def _alike(call: Callable[..., list[Tensor]], *arguments: int) -> bool:
