@@ -19,8 +19,8 @@ from efcn_sparse.landscape.common_support import on_common_support
 from efcn_sparse.landscape.parts import PARTS
 from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.nets import kept_epochs, load_arm
 from efcn_sparse.training.run.epoch import TaskData, measure
+from efcn_sparse.training.run.nets import kept_epochs, load_arm
 from efcn_sparse.training.run.plan import stage_name, stages
 from efcn_sparse.training.run.run_directory import held, read_config
 from efcn_sparse.training.run.source import DataBySeed, Source

@@ -22,7 +22,7 @@ class Look:
 # grays. A family of supports has one hue, of which larger supports have the darker shades.
 _FIXED = {CNN: ("#1b1b1b", "o"), CONTROL: ("#ccaa00", "P"), ELCN: ("#009e73", "s"), FULL: ("#d55e00", "^"),
           FCN: ("#6e6e6e", "X")}  # fmt: skip
-_FAMILIES: dict[type[object], tuple[tuple[str, str], ...]] = {
+FAMILIES: dict[type[object], tuple[tuple[str, str], ...]] = {
     Dilated: (("#74b9e8", "<"), ("#1f78c8", "D"), ("#0a3f8f", ">")),
     Grown: (("#ee9ab8", "p"), ("#d04a9f", "v"), ("#8e1a6e", "h")),
     LowRank: (("#aeb86b", "*"), ("#576732", "d"), ("#273409", "8")),
@@ -40,10 +40,12 @@ def looks_of(arms: Iterable[Arm]) -> dict[Arm, Look]:
     ordered = sorted(set(arms), key=lambda arm: arm.order)
     found = {}
     for arm in ordered:
-        looks = _FAMILIES.get(type(arm.support), _FAMILIES[Dilated])
-        family = [other for other in ordered if other not in _FIXED and type(other.support) is type(arm.support)]
-        shades = _SHADES[min(max(len(family), 1), len(looks))]
-        number = family.index(arm) if arm in family else 0
-        color, marker = _FIXED.get(arm) or looks[shades[number % len(looks)]]
+        if arm in _FIXED:
+            color, marker = _FIXED[arm]
+        else:
+            looks = FAMILIES[type(arm.support)]
+            family = [other for other in ordered if other not in _FIXED and type(other.support) is type(arm.support)]
+            shades = _SHADES[min(len(family), len(looks))]
+            color, marker = looks[shades[family.index(arm) % len(looks)]]
         found[arm] = Look(arm.label, color, marker)
     return found

@@ -14,8 +14,8 @@ from efcn_sparse.analysis.layer_weights import DistanceProfile, distance_profile
 from efcn_sparse.analysis.run_data import Floats, Run
 from efcn_sparse.embedding import EmbeddedConv, embedded_layers
 from efcn_sparse.training.arms import ELCN, Arm
-from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
+from efcn_sparse.training.run.nets import build_like
 from efcn_sparse.training.run.plan import Stage
 from efcn_sparse.training.run.source import Source
 from efcn_sparse.training.task import Task

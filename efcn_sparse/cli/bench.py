@@ -59,29 +59,22 @@ def run(args: argparse.Namespace) -> int:
     tables: dict[str, list[dict[str, Any]]] = {}
     versions: dict[str, str] = {}
     with threads_set_to(threads):
-        if args.suite in ("all", "ops"):
-            cases = list(ops.cases(shapes))
-            rows = tables[f"Operations, {cases[0].size}×{cases[0].size}, {cases[0].density:.0%} stored"] = []
-            for case in cases:
-                print(f"ops: {case}", file=sys.stderr, flush=True)
-                contestants, density = ops.contestants(case)
-                rows.append(ops.row(case, in_turn(contestants, rounds, clock), density))
-        if args.suite in ("all", "few-rows"):
-            cases = list(ops.few_row_cases(shapes))
-            rows = tables[f"One row and eight, {cases[0].size}×{cases[0].size}, {cases[0].density:.0%} stored"] = []
-            for case in cases:
-                print(f"few rows: {case}", file=sys.stderr, flush=True)
-                contestants, density = ops.contestants(case)
-                rows.append(ops.row(case, in_turn(contestants, 3 * rounds, clock), density))
+        for suite, title, cases, turns in (
+            ("ops", "Operations, {0.size}×{0.size}, {0.density:.0%} stored", ops.cases, rounds),
+            ("few-rows", "One row and eight, {0.size}×{0.size}, {0.density:.0%} stored", ops.few_row_cases, 3 * rounds),
+            ("densities", "Speed-up by density, {0.size}×{0.size}", ops.density_cases, min(rounds, 5)),
+        ):
+            if args.suite not in ("all", suite):
+                continue
+            chosen = list(cases(shapes))
+            rows = tables[title.format(chosen[0])] = []
+            for case in chosen:
+                print(f"{suite}: {case}, {case.density:.0%} stored", file=sys.stderr, flush=True)
+                contestants, density = ops.contestants(case, sparse=suite != "densities")
+                row = ops.row(case, in_turn(contestants, turns, clock), density)
+                rows.append({"density": density, **row} if suite == "densities" else row)
         if args.suite in ("all", "calls"):
             tables["A call"] = calls.rows(rounds, clock)
-        if args.suite in ("all", "densities"):
-            cases = list(ops.density_cases(shapes))
-            rows = tables[f"Speed-up by density, {cases[0].size}×{cases[0].size}"] = []
-            for case in cases:
-                print(f"densities: {case}, {case.density:.0%} stored", file=sys.stderr, flush=True)
-                contestants, density = ops.contestants(case, sparse=False)
-                rows.append({"density": density, **ops.row(case, in_turn(contestants, min(rounds, 5), clock), density)})
         batch = {"full": 250, "quick": 50, "tiny": 2}[shapes]
         if args.suite in ("all", "vanilla"):
             print("vanilla: training steps, then the peak memory of each", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Which entries of W may be non-zero. A new support is one class here, and a name in ``_KINDS``."""
+"""Which entries of W may be non-zero. A new support is one class here, and a name in ``KINDS``."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ class Support:
 
     @property
     def order(self) -> tuple[int, float, float]:
-        """A key that sorts supports by class (in the order of ``_KINDS``), and each class by size."""
-        return _KINDS.index(type(self)), *self._size()
+        """A key that sorts supports by class (in the order of ``KINDS``), and each class by size."""
+        return KINDS.index(type(self)), *self._size()
 
     def _size(self) -> tuple[float, float]:
         return 0, 0
@@ -127,12 +127,13 @@ class _Numbered(Support):
 
     @classmethod
     def parse(cls, text: str) -> Support | None:
-        start = r"(?:-dilated(\d+))?" if len(dataclasses.fields(cls)) > 1 else ""
-        found = re.fullmatch(cls.word.replace(" ", "") + f"({cls.digits})" + start, text, re.ASCII)
+        tail = r"(?:-dilated(\d+))?" if len(dataclasses.fields(cls)) > 1 else ""
+        found = re.fullmatch(cls.word.replace(" ", "") + f"({cls.digits})" + tail, text, re.ASCII)
         if found is None:
             return None
         number = float(found[1]) if "." in cls.digits else int(found[1])
-        return cls(number, *(Dilated(int(radius)) for radius in found.groups()[1:] if radius is not None))
+        start = (Dilated(int(radius)) for radius in found.groups()[1:] if radius is not None)
+        return cls(number, *start)  # type: ignore[call-arg]  # its subclasses are dataclasses
 
     def __str__(self) -> str:
         number, *start = (getattr(self, field.name) for field in dataclasses.fields(self))
@@ -308,7 +309,7 @@ class LowRank(_Numbered):
 
 
 # From the smallest kind to the largest.
-_KINDS: tuple[type[Support], ...] = (Local, Dilated, Grown, LowRank, Full)
+KINDS: tuple[type[Support], ...] = (Local, Dilated, Grown, LowRank, Full)
 
 
 def parse_support(text: str, *, name: str = "support") -> Support:
@@ -325,7 +326,7 @@ def parse_support(text: str, *, name: str = "support") -> Support:
         >>> parse_support("lowrank8")
         LowRank(rank=8, start=Local())
     """
-    for kind in _KINDS:
+    for kind in KINDS:
         try:
             found = kind.parse(text)
         except ValueError as error:  # of its number
@@ -333,7 +334,7 @@ def parse_support(text: str, *, name: str = "support") -> Support:
             raise ValueError(f"{name} must have a {number} that is {least}, got {text!r}") from None
         if found is not None:
             return found
-    forms = sorted((kind.form for kind in _KINDS), key=lambda form: "<" in form)
+    forms = sorted((kind.form for kind in KINDS), key=lambda form: "<" in form)
     raise ValueError(f"{name} must be {', '.join(forms[:-1])}, or {forms[-1]}, got {text!r}")
 
 

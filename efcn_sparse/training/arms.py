@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from efcn_sparse.embedding import Dilated, Full, Local, Support, parse_support
+from efcn_sparse.embedding.support import KINDS
 
-FORMS = "cnn, fcn, elcn, efcn-dilated<radius>, efcn-grown<budget>, efcn-lowrank<rank>, efcn-full"
+FORMS = ", ".join(["cnn, fcn, elcn", *(f"efcn-{kind.form.split()[0]}" for kind in KINDS if kind is not Local)])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,20 +126,22 @@ class RelaxConfig:
         for name, default in {"relax_times": computed, "relaxed_lr": self.lr, "fcn_lr": self.lr}.items():
             if getattr(self, name) is None:
                 self._set(name, default)
-        for name, most in {"seeds": 2**31 - 1, "relax_times": self.cnn_epochs}.items():
+        for name in ("seeds", "relax_times"):
             self._set(name, _distinct(name, getattr(self, name)))
             for item in getattr(self, name):
                 _check_integer(f"each of {name}", item, 0, 2**31 - 1)
-                if item > most:
-                    raise ValueError(f"each of relax_times must lie in [0, cnn_epochs={most}], got {item}")
         self._set("relax_times", tuple(sorted(self.relax_times)))
+        if self.relax_times[-1] > self.cnn_epochs:
+            raise ValueError(
+                f"each of relax_times must lie in [0, cnn_epochs={self.cnn_epochs}], got {self.relax_times[-1]}"
+            )
         self._check_rates()
         self._check_relaxing()
         self._check_arms()
         self._check_places()
         if self.preset:
             build = functools.partial(PRESETS[self.preset].build, PRESETS[self.preset].classes)
-            self.check_task(Task(build, (), ()).convolutions)
+            self.check_task(Task(build, (), ()))
 
     def _check_rates(self) -> None:
         for name, (range_, fits) in _NUMBERS.items():
@@ -174,9 +176,9 @@ class RelaxConfig:
         if runs > _RUNS:
             raise ValueError(f"seeds, relax_times and arms must make at most {_RUNS} training runs, got {runs}")
 
-    def check_task(self, convolutions: Sequence[str], own_optimizer: bool = False) -> None:
-        """Raise ``ValueError`` if settings do not fit a task with these convolutions."""
-        if own_optimizer:
+    def check_task(self, task: Task) -> None:
+        """Raise ``ValueError`` if settings do not fit a task."""
+        if task.optimizer is not None:
             for name, given in {"momentum": self.momentum, "weight_decay": self.weight_decay}.items():
                 if given:
                     raise ValueError(f"{name} must be 0 beside the task's own optimizer, got {given}")
@@ -187,11 +189,11 @@ class RelaxConfig:
                 )
         elif self.carry_momentum and not self.momentum:
             raise ValueError("carry_momentum must come with momentum, got momentum 0")
-        parts = parts_of_layers(convolutions, self.relaxing, self.parts, self.weight_decay)
-        arms = map(Arm.parse, self.arms)
-        low_rank = [arm for arm in arms if arm.support is not None and arm.support.low_rank]
-        plain = Part(weight_decay=self.weight_decay)
-        if low_rank and any(one.off_local != plain for one in parts.values()):
+        if not self.selective:
+            return
+        parts = parts_of_layers(task.convolutions, self.relaxing, self.parts, self.weight_decay)
+        low_rank = [arm for arm in self.embedded_arms if arm.support is not None and arm.support.low_rank]
+        if low_rank and any(one.off_local != Part(weight_decay=self.weight_decay) for one in parts.values()):
             raise ValueError(
                 f"arms must hold no efcn-lowrank<rank> where relaxing or parts set something of off-local weights, "
                 f"which a product U Vᵀ does not have one by one, got {low_rank[0]}"

@@ -24,8 +24,8 @@ class Preset:
         build: the CNN, freshly initialized from torch's generator, for so many classes.
         image_shape: (channels, height, width).
         classes: how many classes there are.
-        draw: the images of a seed, where they are not read from a folder.
-        read: those of ``data`` in RelaxConfig, given ``image_shape``, ``classes`` and ``download``.
+        draw: the images of a seed; None: they are read.
+        read: the images that ``RelaxConfig.data`` names, given ``image_shape``, ``classes`` and ``download``.
         data, net: the two in words, for a report.
         settings: fields of RelaxConfig.
     """
@@ -34,7 +34,7 @@ class Preset:
     image_shape: tuple[int, int, int]
     classes: int
     draw: Callable[[int], Images] | None = None
-    read: Callable[..., Images] = load_idx_images
+    read: Callable[..., Images] | None = None
     data: str = ""
     net: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -93,18 +93,13 @@ PRESETS: dict[str, Preset] = {
         data=f"{_DIGITS_DATA}, as they are, so that translation hardly matters",
     ),
     "fashion-mnist": Preset(
-        fashion_cnn, (1, 28, 28), 10, settings=_FASHION, data=_FASHION_DATA, net=_SMALL
+        fashion_cnn, (1, 28, 28), 10, read=load_idx_images, settings=_FASHION, data=_FASHION_DATA, net=_SMALL
     ),
     "vanilla-fashion-mnist": Preset(
-        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, data=_FASHION_DATA, net=_VANILLA
+        functools.partial(vanilla_cnn, channels=1), (1, 28, 28), 10, read=load_idx_images, data=_FASHION_DATA,
+        net=_VANILLA,
     ),
-    "vanilla-cifar10": Preset(
-        vanilla_cnn, (3, 32, 32), 10, read=_cifar10, data=_CIFAR10, net=_VANILLA
-    ),
-    "alexnet-cifar10": Preset(
-        alexnet_variant, (3, 32, 32), 10, read=_cifar10, data=_CIFAR10, net=_ALEXNET
-    ),
-    "alexnet-cifar100": Preset(
-        alexnet_variant, (3, 32, 32), 100, read=_cifar100, data=_CIFAR100, net=_ALEXNET
-    ),
+    "vanilla-cifar10": Preset(vanilla_cnn, (3, 32, 32), 10, read=_cifar10, data=_CIFAR10, net=_VANILLA),
+    "alexnet-cifar10": Preset(alexnet_variant, (3, 32, 32), 10, read=_cifar10, data=_CIFAR10, net=_ALEXNET),
+    "alexnet-cifar100": Preset(alexnet_variant, (3, 32, 32), 100, read=_cifar100, data=_CIFAR100, net=_ALEXNET),
 }  # fmt: skip

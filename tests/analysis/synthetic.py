@@ -16,11 +16,11 @@ from efcn_sparse.analysis.landscape import FILE, MOMENTS, Found, Item, Landscape
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.arms import CONTROL, ELCN
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.data.load import preset_task
-from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.run.checkpoint import checkpoint_path, save_checkpoint
 from efcn_sparse.training.run.metrics import LAYERS, METRICS
+from efcn_sparse.training.run.nets import build_like
 from efcn_sparse.training.run.plan import Stage, stages
+from efcn_sparse.training.run.source import preset_task
 
 PLATEAU = {"fcn": 0.61, "cnn": 0.93, "cnn-relaxed": 0.935, "elcn": 0.90, "efcn-full": 0.86}
 

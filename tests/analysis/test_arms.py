@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from efcn_sparse.analysis.figures.canvas import colors_of_times
-from efcn_sparse.analysis.looks import Look, looks_of
+from efcn_sparse.analysis.looks import FAMILIES, Look, looks_of
 from efcn_sparse.analysis.run_data import read_run
+from efcn_sparse.embedding.support import KINDS, Full, Local
 from efcn_sparse.training.arms import ELCN, Arm
 from tests.analysis.synthetic import write_run
 
@@ -43,6 +44,10 @@ def test_arms_are_told_apart(vision):
         distance = np.linalg.norm(_lab(first.color, SEEN[vision]) - _lab(second.color, SEEN[vision]))
         assert distance > 12, (a, b, distance)
         assert first.marker != second.marker
+
+
+def test_each_kind_of_support_has_colors():
+    assert FAMILIES.keys() == set(KINDS) - {Local, Full}
 
 
 @pytest.mark.parametrize(

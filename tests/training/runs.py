@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from efcn_sparse.training import RelaxConfig, run_relax
-from efcn_sparse.training.data.load import preset_task
 from efcn_sparse.training.run.epoch import TaskData
 from efcn_sparse.training.run.metrics import MetricsFile
-from efcn_sparse.training.run.source import DataBySeed
+from efcn_sparse.training.run.source import DataBySeed, preset_task
 
 DIGITS = preset_task(RelaxConfig(preset="digits"))
 

@@ -12,10 +12,10 @@ import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.fused import layer_update, updating
 from efcn_sparse.training.arms import CNN, FCN
-from efcn_sparse.training.nets import build_like
-from efcn_sparse.training.optim.optimizer import optimizer_of
 from efcn_sparse.training.optim.optimizer_state import live_states
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from efcn_sparse.training.run.nets import build_like
+from efcn_sparse.training.run.optimizer import optimizer_of
 from tests.training.runs import DIGITS, assert_same, checkpoints, cut_short
 
 TINY = dict(

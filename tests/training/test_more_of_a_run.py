@@ -127,7 +127,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert "nothing to do" not in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    monkeypatch.setattr("efcn_sparse.training.data.load.load_data", lambda *_, **__: pytest.fail("data were loaded"))
+    monkeypatch.setattr("efcn_sparse.training.run.source.load_data", lambda *_, **__: pytest.fail("data were loaded"))
     assert main(command) == 0
     told = capsys.readouterr().out
     assert "nothing to do: all of its 1 training runs are finished" in told

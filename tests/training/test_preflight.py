@@ -16,8 +16,8 @@ from efcn_sparse.planning import predict_step
 from efcn_sparse.sizes import size_text
 from efcn_sparse.training import RelaxConfig, run_relax
 from efcn_sparse.training.arms import Arm
-from efcn_sparse.training.data.load import preset_task
 from efcn_sparse.training.run.preflight import BUDGET, Needs, Net, check_fits
+from efcn_sparse.training.run.source import preset_task
 
 _ARMS = ("cnn", "fcn", "elcn", "efcn-dilated2", "efcn-grown1.5", "efcn-full")
 

@@ -7,9 +7,9 @@ import efcn_sparse as es
 import efcn_sparse.training as training
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.training.arms import FCN
-from efcn_sparse.training.nets import build_like
 from efcn_sparse.training.run.epoch import evaluate
 from efcn_sparse.training.run.metrics import LAYERS, METRICS
+from efcn_sparse.training.run.nets import build_like
 from tests.training.runs import DIGITS, rows, task_data
 
 ARMS = ("cnn", "fcn", "elcn", "efcn-dilated1", "efcn-full")

@@ -10,10 +10,10 @@ import efcn_sparse.training as training
 from efcn_sparse.cli.main import main
 from efcn_sparse.training import Part, SelectiveSGD
 from efcn_sparse.training.arms import CNN, CONTROL, ELCN, FCN
-from efcn_sparse.training.nets import embed_as
-from efcn_sparse.training.optim.optimizer import optimizer_of
 from efcn_sparse.training.optim.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.optim.shares import Parts
+from efcn_sparse.training.run.nets import embed_as
+from efcn_sparse.training.run.optimizer import optimizer_of
 from tests.training.runs import DIGITS, assert_same, cut_short, rows
 
 FROZEN = Part(rate=0.0)

@@ -37,8 +37,8 @@ def load_idx_images(
     folder = Path(FASHION_MNIST if folder is None else folder).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"data must be a folder with the IDX files of Fashion-MNIST, got {str(folder)!r}: pass --data FOLDER, or, on "
-            "Debian and Ubuntu, apt install dataset-fashion-mnist"
+            f"data must be a folder with the IDX files of Fashion-MNIST, got {str(folder)!r}: pass --data FOLDER, or, "
+            "on Debian and Ubuntu, apt install dataset-fashion-mnist"
         )
     parts: list[Tensor] = []
     for split, prefix in _PARTS.items():

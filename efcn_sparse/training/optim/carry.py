@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from efcn_sparse.embedding import EmbeddedConv, LowRankPart
 from efcn_sparse.embedding.ties import Ties
-from efcn_sparse.fused import FusedOptimizer
-from efcn_sparse.training.optim.optimizer_state import hand_over, live_states
+from efcn_sparse.fused import FusedOptimizer, set_state, state_of
+from efcn_sparse.training.optim.optimizer_state import live_states
 from efcn_sparse.training.optim.selective import SelectiveSGD
 
 _SGD, _ADAM = "SGD", "Adam"
@@ -76,7 +77,7 @@ def carry_state(cnn: nn.Module, cnn_optimizer: Optimizer, efcn: nn.Module, efcn_
         if state:
             carried[place] = {key: _carried(tensor, _DEGREES[key], copies) for key, tensor in state.items()}
     if carried:
-        hand_over(efcn, efcn_optimizer, carried)
+        _hand_over(efcn, efcn_optimizer, carried)
 
 
 class _Copies(NamedTuple):
@@ -134,6 +135,21 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, t
                 raise ValueError(f"cnn must have a parameter {name!r} of {list(parameter.shape)}, got {got}")
             links[id(parameter)] = parameters[name], None
     return links
+
+
+def _hand_over(model: nn.Module, optimizer: Optimizer, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Make ``states``, by the place of each parameter, those of ``optimizer``, save for what it does not train."""
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for place, parameter in enumerate(model.parameters()):
+        if place in states and id(parameter) in trained:
+            laid_out = {key: _laid_out(tensor, parameter) for key, tensor in states[place].items()}
+            set_state(optimizer, parameter, {**state_of(optimizer, parameter), **laid_out})
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    if not tensor.dim() or (tensor.stride(), tensor.device) == (like.stride(), like.device):
+        return tensor
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=like.device).copy_(tensor)
 
 
 def check_optimizers(source: Optimizer, target: Optimizer) -> None:

@@ -103,19 +103,6 @@ def make_room(model: nn.Module, optimizer: Optimizer, entries: Mapping[int, Mapp
     return room
 
 
-def hand_over(model: nn.Module, optimizer: Optimizer, states: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Make ``states``, by the place of each parameter, those of ``optimizer``.
-
-    Tensors are taken over as they are where they lie in memory as their parameter does, so hand over ones of your own.
-    A parameter that the optimizer does not train is left out.
-    """
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for place, parameter in enumerate(model.parameters()):
-        if place in states and id(parameter) in trained:
-            laid_out = {key: _laid_out(tensor, parameter) for key, tensor in states[place].items()}
-            set_state(optimizer, parameter, {**state_of(optimizer, parameter), **laid_out})
-
-
 def _room(there: Any, parameter: Tensor, entry: Entry) -> Tensor:
     """A tensor for ``entry`` in the memory format of its parameter, which decides the order of sums."""
     if not entry.shape:
@@ -125,9 +112,3 @@ def _room(there: Any, parameter: Tensor, entry: Entry) -> Tensor:
     if entry.shape != tuple(parameter.shape):
         return torch.empty(entry.shape, dtype=entry.dtype, device=parameter.device)
     return torch.empty_strided(parameter.shape, parameter.stride(), dtype=entry.dtype, device=parameter.device)
-
-
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    if not tensor.dim() or (tensor.stride(), tensor.device) == (like.stride(), like.device):
-        return tensor
-    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=like.device).copy_(tensor)

@@ -105,7 +105,7 @@ def stored_block_shapes(path: Path) -> dict[str, tuple[int, int]]:
     return {
         name.removesuffix(_VALUES): (entry.shape[1], entry.shape[2])
         for name, entry in _entries(path).items()
-        if name.endswith(_VALUES) and len(entry.shape) == 3 and not name.startswith(_OPTIMIZER)
+        if name.endswith(_VALUES) and len(entry.shape) == 3
     }
 
 

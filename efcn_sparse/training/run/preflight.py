@@ -15,8 +15,8 @@ from efcn_sparse.planning.fused_cost import OPTIMIZERS
 from efcn_sparse.sizes import parse_size, size_text
 from efcn_sparse.training.arms import ELCN, Arm
 from efcn_sparse.training.config import RelaxConfig
-from efcn_sparse.training.data.load import preset_task
 from efcn_sparse.training.run.epoch import EVALUATION_BATCH
+from efcn_sparse.training.run.source import preset_task
 from efcn_sparse.training.task import Task
 
 BUDGET = "EFCN_MEMORY_BUDGET"

@@ -16,11 +16,11 @@ from efcn_sparse.landscape.modes import evaluation_mode
 from efcn_sparse.training.arms import CNN
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.data.images import derived_seed, order_of_epoch
-from efcn_sparse.training.nets import build_like, embed_as
 from efcn_sparse.training.optim.carry import carry_state
-from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.checkpoint import checkpoint_path, load_checkpoint, stored_block_shapes
 from efcn_sparse.training.run.epoch import TaskData, Training
+from efcn_sparse.training.run.nets import build_like, embed_as
+from efcn_sparse.training.run.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.plan import Stage
 
 _GROWTH_ENDS = 0.75  # of the training, as in RigL (Evci et al. 2020)

@@ -20,9 +20,9 @@ from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.training.arms import CNN, Arm
 from efcn_sparse.training.config import RelaxConfig
 from efcn_sparse.training.optim.carry import check_optimizers
-from efcn_sparse.training.optim.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.run.epoch import TaskData, Training, augmented, evaluate, train_epoch
+from efcn_sparse.training.run.optimizer import optimizer_of, scheduler_of
 from efcn_sparse.training.run.plan import Stage, stages
 from efcn_sparse.training.run.run_directory import read_config
 from efcn_sparse.training.task import Task
@@ -45,7 +45,7 @@ def try_out(config: RelaxConfig, task_data: TaskData) -> tuple[str, ...]:
             names the field of the task, or of ``config``.
     """
     task = task_data.task
-    config.check_task(task.convolutions, own_optimizer=task.optimizer is not None)
+    config.check_task(task)
     if config.data is not None:
         raise ValueError(f"data must be left out beside a task, which has its own, got {config.data!r}")
     _check_embeds(config, task)
