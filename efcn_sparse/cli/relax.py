@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name in fields and value is not None}
     if (args.task is None) == (args.preset is None):
         raise ValueError("TASK or --preset must be given, and not both")
+    if "snapshots" in given and "relax_times" in given:
+        raise ValueError(f"snapshots must be left out beside relax_times, got {given['snapshots']}")
     config = RelaxConfig.from_preset(args.preset, **given) if args.preset else RelaxConfig(**given)
     source = Source(target=args.task or "", download=args.download)
     task = source.load(config)

@@ -251,7 +251,10 @@ class RelaxConfig:
         """
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        return cls(preset=preset, **{**PRESETS[preset].settings, **changes})
+        settings = dict(PRESETS[preset].settings)
+        if not changes.keys().isdisjoint(("cnn_epochs", "snapshots")):
+            settings.pop("relax_times", None)
+        return cls(preset=preset, **{**settings, **changes})
 
     def to_json(self) -> str:
         """The configuration as a JSON object, one field a line."""

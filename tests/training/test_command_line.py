@@ -40,6 +40,10 @@ TINY = [
             ["relax", "--preset", "digits", "--snapshots", "2000000000"],
             "error: --snapshots must be an integer of at most 1000, got 2000000000",
         ),
+        (
+            ["relax", "--preset", "digits", "--snapshots", "3", "--relax-times", "0", "9"],
+            "error: --snapshots must be left out beside --relax-times, got 3",
+        ),
         (["relax", "--preset", "digits", "--part", "untied:l1=1"], "error: --part must go together in each layer, got"),
         (
             ["relax", "--preset", "digits", "--device", "abacus"],

@@ -1,5 +1,6 @@
 """Configurations are checked field by field and survive JSON; relax times are the original's."""
 
+import functools
 import re
 
 import numpy as np
@@ -114,6 +115,14 @@ def test_the_defaults_are_the_originals():
 def test_snapshots_are_the_originals(epochs):
     original = np.unique(np.logspace(0, np.log10(epochs), 20).astype(int))
     assert training.snapshot_epochs(epochs) == (0, *original.tolist())
+
+
+def test_relax_times_of_a_preset_make_way_for_computed_ones():
+    preset = functools.partial(training.RelaxConfig.from_preset, "digits-aligned")
+    assert preset(lr=0.2).relax_times == (0, 10, 40)
+    assert preset(snapshots=3).relax_times == (0, *training.snapshot_epochs(40, 3)[1:])
+    assert preset(cnn_epochs=20).relax_times == training.snapshot_epochs(20)
+    assert preset(cnn_epochs=20, relax_times=(5,)).relax_times == (5,)
 
 
 def test_digits_has_at_least_five_relax_times_and_two_seeds_and_all_arms():

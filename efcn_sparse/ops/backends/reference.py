@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from efcn_sparse.pattern import Structure
 
 NAME = "reference"
-_CHUNK_ELEMENTS = 1 << 24
+_CHUNK_ELEMENTS = 1 << 22
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -33,17 +33,18 @@ def spmm(
     """y = alpha · (x Wᵀ + bias) + beta · y; with ``transpose``, x W."""
     values = _in_support(values, structure, shape)
     blocks = values.transpose(1, 2) if transpose else values
-    starts, neighbors, places = structure.walk(transpose)
+    walk = structure.walk(transpose)
     height, width = blocks.shape[1:]
     compute = torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
-    tiles = _tiles(x.to(compute), width)
-    total = tiles.new_zeros((starts.numel() - 1, x.shape[0], height))
-    counts = starts.diff()
-    for k in range(int(counts.max()) if counts.numel() else 0):  # the k-th block of every row at once: no collisions
-        rows = (counts > k).nonzero().squeeze(1)
-        at = starts[rows].to(torch.int64) + k
-        product = tiles[neighbors[at].to(torch.int64)] @ blocks[places[at].to(torch.int64)].mT.to(compute)
-        total[rows] += product
+    tiles, lines = _tiles(x.to(compute), width), walk.lines()
+    total = tiles.new_zeros((walk.starts.numel() - 1, x.shape[0], height))
+    for chunk in _chunks(lines.numel(), x.shape[0] * (height + width)):
+        weights = blocks[walk.blocks[chunk].to(torch.int64)].mT.to(compute)
+        products = tiles[walk.neighbors[chunk].to(torch.int64)] @ weights
+        if total.is_cuda:  # where index_add_ sums in any order
+            total.index_put_((lines[chunk],), products, accumulate=True)
+        else:  # where the other does
+            total.index_add_(0, lines[chunk], products)
     result = total.transpose(0, 1).reshape(x.shape[0], -1)[:, : y.shape[1]]
     if bias is not None:
         result = result + bias.to(compute)
@@ -57,12 +58,16 @@ def sddmm(
     compute = torch.float32 if a.dtype in _LOW_PRECISION else a.dtype
     left, right = _tiles(a.to(compute), out.shape[1]), _tiles(b.to(compute), out.shape[2])
     rows = structure.rows_of_blocks().to(torch.int64)
-    chunk = max(1, _CHUNK_ELEMENTS // max(1, a.shape[0] * (out.shape[1] + out.shape[2])))
-    for first in range(0, out.shape[0], chunk):
-        block = slice(first, first + chunk)
-        product = left[rows[block]].mT @ right[structure.col_indices[block].to(torch.int64)]
-        _accumulate(out[block], product, alpha, beta)
+    for chunk in _chunks(out.shape[0], a.shape[0] * (out.shape[1] + out.shape[2])):
+        product = left[rows[chunk]].mT @ right[structure.col_indices[chunk].to(torch.int64)]
+        _accumulate(out[chunk], product, alpha, beta)
     out.copy_(_in_support(out, structure, shape))
+
+
+def _chunks(blocks: int, elements: int) -> Iterator[slice]:
+    """Slices of ``blocks``, each of which gathers so many elements, that take little memory."""
+    some = max(1, _CHUNK_ELEMENTS // max(1, elements))
+    return (slice(first, first + some) for first in range(0, blocks, some))
 
 
 def _accumulate(out: Tensor, result: Tensor, alpha: float, beta: float) -> None:

@@ -26,9 +26,10 @@ def load_idx_images(
 
     Args:
         folder: holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, and the same with ``t10k``; each
-            gzipped or not, with or without ``.gz`` in its name.
+            gzipped or not, with or without ``.gz`` in its name. None: where Debian puts Fashion-MNIST.
         image_shape: (1, height, width) that every image must have.
         classes: labels must lie in ``[0, classes)``.
+        download: without effect; nothing is fetched.
 
     Raises:
         ValueError: a file is missing, damaged, of another shape, or its labels are not those of its images; the
