@@ -41,10 +41,10 @@ def spmm(
     for chunk in _chunks(lines.numel(), x.shape[0] * (height + width)):
         weights = blocks[walk.blocks[chunk].to(torch.int64)].mT.to(compute)
         products = tiles[walk.neighbors[chunk].to(torch.int64)] @ weights
-        if total.is_cuda:  # where index_add_ sums in any order
-            total.index_put_((lines[chunk],), products, accumulate=True)
-        else:  # where the other does
+        if total.device.type == "cpu":  # each of the two sums in any order where the other does not
             total.index_add_(0, lines[chunk], products)
+        else:
+            total.index_put_((lines[chunk],), products, accumulate=True)
     result = total.transpose(0, 1).reshape(x.shape[0], -1)[:, : y.shape[1]]
     if bias is not None:
         result = result + bias.to(compute)
