@@ -346,12 +346,11 @@ class BlockPattern:
         """
         self.check_values(values)
         (block_rows, block_cols), (rows, cols) = self.block_shape, self.grid
-        tiles = values.new_zeros((rows * cols, block_rows, block_cols))
-        where = self.rows_of_blocks().to(torch.int64) * cols + self.structure.col_indices
-        tiles = tiles.index_copy(0, where.to(values.device), self.masked(values))
-        padded = tiles.view(rows, cols, block_rows, block_cols).transpose(1, 2)
-        padded = padded.reshape(rows * block_rows, cols * block_cols)
-        return padded[: self.shape[0], : self.shape[1]].contiguous()
+        dense = values.new_zeros((rows * block_rows, cols * block_cols))
+        places = (index.to(values.device, torch.int64) for index in (self.rows_of_blocks(), self.col_indices))
+        tiles = dense.view(rows, block_rows, cols, block_cols).transpose(1, 2)
+        tiles.index_put_(tuple(places), self.masked(values))
+        return dense[: self.shape[0], : self.shape[1]].contiguous()
 
     def gather(self, dense: Tensor) -> Tensor:
         """The values of ``dense`` at the stored blocks, zero outside the support: the adjoint of :meth:`to_dense`.
