@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from efcn_sparse.autocast import weights_were_written
 from efcn_sparse.finetune.scores import gradient_scores
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.dense_weight import as_dense_weight
+from efcn_sparse.linear.dense_weight import lazy_weight
 from efcn_sparse.linear.refusals import chosen_linears, weight_of
 from efcn_sparse.linear.sparsify import as_dense
 from efcn_sparse.pattern import BlockPattern
@@ -90,8 +90,19 @@ class SparseDelta(nn.Module):
 
         The frozen W is ``linear.weight``.
         """
-        weight = weight_of(self.linear)
-        return weight if self.merged else as_dense_weight(weight + self.delta.weight)
+        frozen, pattern, values = weight_of(self.linear), self.delta.pattern, self.delta.values
+        if self.merged:
+            return frozen
+        pattern.check_values(values)
+        weight = lazy_weight(
+            pattern.shape,
+            lambda w, delta: w + pattern.to_dense(delta),
+            lambda dy: (dy, pattern.gather(dy)),
+            frozen,
+            values,
+        )
+        self.delta.tell(weight)
+        return weight
 
     @property
     def bias(self) -> Tensor | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from efcn_sparse.ops.checks import under_transforms
 
@@ -15,7 +16,7 @@ _READS = {"__index__", "__int__", "__invert__"}  # begin like the names of in-pl
 
 
 class DenseWeight(Tensor):
-    """What ``layer.weight`` returns: a tensor made at the moment, so that writing into it, or a view of it, is refused.
+    """A tensor made at the moment, so that writing into it, or a view of it, is refused.
 
     Everything else gives plain tensors, with gradients, as for any other tensor.
 
@@ -30,27 +31,116 @@ class DenseWeight(Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             out = kwargs.get("out")
-            if isinstance(out, cls) or (_writes(func) and any(isinstance(one, cls) for one in _targets(args, kwargs))):
+            targets = _targets(args, kwargs) if _writes(func) else [out]
+            if isinstance(out, DenseWeight) or any(isinstance(one, DenseWeight) for one in targets):
                 raise RuntimeError(
                     f"layer.weight of a sparse layer is made anew at each reading, so {func.__name__} would change "
                     "nothing; write into layer.values, as in layer.values.data.copy_(layer.pattern.gather(weight)), or "
                     "initialize with efcn_sparse.init; a LocallyConnected layer has load_weight; write into "
                     "layer.weight.clone() for a tensor beside it"
                 )
+            if func.__name__ in _READ_MEMORY and isinstance(args[0], LazyWeight):
+                args = (args[0].numbers().detach().requires_grad_(args[0].requires_grad), *args[1:])
             result = func(*args, **kwargs)
-            shares = isinstance(result, Tensor) and any(_share(result, one) for one in args if isinstance(one, cls))
-            return result.as_subclass(cls) if shares else result
+            shares = isinstance(result, Tensor) and any(
+                _share(result, one) for one in args if isinstance(one, DenseWeight)
+            )
+            return result.as_subclass(DenseWeight) if shares else result
 
     def __deepcopy__(self, memo: Any) -> Tensor:
-        return copy.deepcopy(self.as_subclass(Tensor), memo)
+        return copy.deepcopy(self._plain(), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+        return self._plain().__reduce_ex__(protocol)
+
+    def _plain(self) -> Tensor:
+        return self.as_subclass(Tensor)
 
 
-def as_dense_weight(weight: Tensor) -> Tensor:
-    """A matrix made at the moment, as a :class:`DenseWeight` where tensors may be of a class of their own."""
-    return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
+class LazyWeight(DenseWeight):
+    """What ``layer.weight`` returns: its facts at once, its numbers when they are first read.
+
+    Models ask a weight for its dtype, device or shape in each call, and the matrix may be a thousand times as much work
+    as the product. Below autograd it is what ``make()`` gives; its gradient goes where :func:`lazy_weight` says.
+    """
+
+    _make: Callable[[], Tensor]
+    _made: Tensor | None
+
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], like: Tensor, make: Callable[[], Tensor]) -> LazyWeight:
+        weight: LazyWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+        weight._make, weight._made = make, None
+        return weight
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map_only(cls, _numbers_of, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def numbers(self) -> Tensor:
+        """The matrix, without a history."""
+        if self._made is None:
+            with torch.no_grad():
+                self._made = self._make()
+        return self._made
+
+    def _plain(self) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.clone()
+
+
+def lazy_weight(
+    shape: Sequence[int],
+    make: Callable[..., Tensor],
+    adjoint: Callable[[Tensor], tuple[Tensor, ...]],
+    *tensors: Tensor,
+) -> Tensor:
+    """``make(*tensors)`` of that shape, made when it is first read; ``adjoint`` gives the gradients of ``tensors``.
+
+    Where tensors must be plain, as under ``torch.compile``, it is made at once.
+    """
+    plain = torch.compiler.is_compiling() or under_transforms() or torch.jit.is_tracing()
+    if plain or any(type(one) not in (Tensor, nn.Parameter) or one.is_inference() for one in tensors):
+        weight = make(*tensors)
+        return weight if plain else weight.as_subclass(DenseWeight)
+    return _Lazily.apply(shape, make, adjoint, *tensors)
+
+
+class _Lazily(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, shape: Sequence[int], make: Callable[..., Tensor], adjoint: Callable[..., Any], *tensors: Tensor
+    ) -> Tensor:
+        ctx.adjoint = adjoint
+        versions = [one._version for one in tensors]
+
+        def make_once() -> Tensor:
+            if [one._version for one in tensors] != versions:
+                raise RuntimeError(
+                    "layer.weight must be read before the values change, got one that was taken before: take it anew, "
+                    "or keep layer.weight.clone()"
+                )
+            return make(*tensors)
+
+        return LazyWeight(shape, tensors[0], make_once)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *ctx.adjoint(gradient)
+
+
+# What looks into the memory of a tensor past the operations.
+_READ_MEMORY = {
+    "data_ptr", "untyped_storage", "storage", "_typed_storage", "numpy", "__array__", "__dlpack__", "tolist",
+    "share_memory_", "is_shared",
+}  # fmt: skip
+
+
+def _numbers_of(weight: Tensor) -> Tensor:
+    return weight.numbers() if isinstance(weight, LazyWeight) else weight
 
 
 def _writes(func: Callable[..., Any]) -> bool:
@@ -66,4 +156,9 @@ def _targets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(one) or (isinstance(other, LazyWeight) and other._made is None):
+        return False
+    other = _numbers_of(other)
     return one.layout is torch.strided and one.untyped_storage()._cdata == other.untyped_storage()._cdata

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from efcn_sparse.linear import state
-from efcn_sparse.linear.dense_weight import as_dense_weight
+from efcn_sparse.linear.dense_weight import lazy_weight
 from efcn_sparse.linear.initialize import fan_in_of_stored, uniform_
 from efcn_sparse.linear.select_blocks import strongest_blocks
 from efcn_sparse.linear.state import Lineage
@@ -273,16 +273,24 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W as a dense matrix, made anew at each reading, differentiable; writing into it raises ``RuntimeError``.
+        """W as a dense matrix, differentiable; writing into it raises ``RuntimeError``.
+
+        It is made when its numbers are first read: its dtype, device and shape cost nothing.
 
         For code that reads the weight of an :class:`torch.nn.Linear`, as :class:`torch.nn.MultiheadAttention` and
         :class:`torch.nn.TransformerEncoderLayer` do.
         """
-        weight = self.pattern.to_dense(self.values)
+        pattern = self.pattern
+        pattern.check_values(self.values)
+        weight = lazy_weight(pattern.shape, pattern.to_dense, lambda dy: (pattern.gather(dy),), self.values)
+        self.tell(weight)
+        return weight
+
+    def tell(self, weight: Tensor) -> None:
+        """Let those who watch the gradient of W know that ``weight`` was read in its place."""
         if weight.requires_grad and not torch.compiler.is_compiling():
             for told in self._on_weight:
                 told(weight)
-        return as_dense_weight(weight)
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and self._moves != self._lineage.moves:

@@ -203,3 +203,14 @@ def test_flops_of_a_model_are_those_of_what_is_stored():
     sparse = llama()
     less = sum(pattern.shape[0] * pattern.shape[1] - pattern.nnz for pattern in patterns(sparse).values())
     assert flops(es.densify(sparse)) - flops(sparse) == 3 * 2 * text().numel() * less
+
+
+def test_t5_asks_weights_for_their_dtype_and_no_matrix_is_made(monkeypatch):
+    """It does so in each call, and a matrix is a thousand times as much work as one row's product."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=48, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    sparse = es.sparsify(model, {"*.wo": RULE}, inplace=False).eval()
+    expected = es.densify(sparse)(input_ids=text(), labels=text()).loss
+    monkeypatch.setattr(es.BlockPattern, "to_dense", lambda *_: pytest.fail("a matrix was made"))
+    torch.testing.assert_close(sparse(input_ids=text(), labels=text()).loss, expected)

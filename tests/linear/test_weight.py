@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +54,7 @@ WRITES: dict[str, Callable[[es.SparseLinear], object]] = {
     "iadd to data": _iadd_data,
     "set data": _set_data,
     "set item": _set_item,
+    "view from another": lambda layer: layer.weight[:29].copy_(layer.weight),
 }
 
 
@@ -86,6 +91,98 @@ def test_reading() -> None:
     loaded = torch.load(file, weights_only=True)
     assert type(loaded) is Tensor
     assert torch.equal(loaded, dense)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The shape of each dense matrix that is made."""
+    shapes: list[tuple[int, int]] = []
+    original = es.BlockPattern.to_dense
+
+    def counted(self: es.BlockPattern, values: Tensor) -> Tensor:
+        shapes.append(self.shape)
+        return original(self, values)
+
+    monkeypatch.setattr(es.BlockPattern, "to_dense", counted)
+    return shapes
+
+
+def test_facts_make_no_matrix_and_numbers_make_one(made: list[tuple[int, int]]) -> None:
+    layer = _layer()
+    delta = es.SparseDelta(nn.Linear(43, 29).double(), layer.pattern)
+    for weight in (layer.weight, delta.weight):
+        assert isinstance(weight, Tensor)
+        assert (weight.dtype, weight.device.type, weight.shape, weight.size(1)) == (torch.float64, "cpu", (29, 43), 43)
+        assert (len(weight), weight.dim(), weight.ndim, weight.numel(), weight.element_size()) == (29, 2, 2, 1247, 8)
+        assert (weight.stride(), weight.is_contiguous(), weight.layout) == ((43, 1), True, torch.strided)
+        assert weight.requires_grad
+        assert not weight.is_leaf
+        assert weight.is_floating_point()
+        assert not weight.is_meta
+    assert not made
+    weight = layer.weight
+    assert float(weight.detach().norm()) == pytest.approx(float(layer.values.detach().norm()))
+    nn.functional.linear(torch.ones(2, 43, dtype=torch.float64), weight).sum().backward()
+    assert made == [(29, 43)]
+
+
+def test_what_looks_past_the_operations_finds_the_numbers() -> None:
+    layer = _layer()
+    dense = oracle.dense(layer.values, layer.pattern)
+    with pytest.raises(RuntimeError, match="requires grad"):
+        layer.weight.numpy()
+    with torch.no_grad():
+        weight = layer.weight
+        assert np.array_equal(np.asarray(weight), dense.numpy())
+        assert np.array_equal(np.from_dlpack(weight), dense.numpy())
+        assert weight.tolist() == dense.tolist()
+        assert torch.equal(pickle.loads(pickle.dumps(weight)), dense)
+        assert torch.equal(safetensors.torch.load(safetensors.torch.save({"weight": weight}))["weight"], dense)
+        assert torch.equal(torch.vmap(lambda row: row * weight[0])(dense), dense * dense[0])
+
+
+class _Fused(torch.autograd.Function):
+    """As fused kernels of other libraries take a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return dy @ weight, dy.T @ x
+
+
+def test_a_gradient_comes_through_functions_of_others() -> None:
+    layer = _layer()
+    x = torch.randn(5, 43, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(5, 29, dtype=torch.float64)
+    _Fused.apply(x, layer.weight).backward(dy)
+    torch.testing.assert_close(layer.values.grad, layer.pattern.gather(dy.T @ x.detach()))
+    torch.testing.assert_close(x.grad, dy @ oracle.dense(layer.values, layer.pattern))
+    weight = layer.weight
+    (gradient,) = torch.autograd.grad(nn.functional.linear(x, weight).square().sum(), weight, create_graph=True)
+    assert gradient.shape == weight.shape
+    first = torch.autograd.grad(gradient.square().sum(), layer.values)[0]
+    again = torch.autograd.grad(nn.functional.linear(x, layer.weight).square().sum(), x, create_graph=True)[0]
+    assert torch.isfinite(again).all()
+    dense = layer.pattern.to_dense(layer.values)
+    (gradient,) = torch.autograd.grad(nn.functional.linear(x, dense).square().sum(), dense, create_graph=True)
+    torch.testing.assert_close(first, torch.autograd.grad(gradient.square().sum(), layer.values)[0])
+
+
+def test_a_weight_that_was_taken_before_a_step_is_refused() -> None:
+    layer = _layer()
+    taken, read = layer.weight, layer.weight
+    before = read.detach().clone()
+    with torch.no_grad():
+        layer.values.add_(1)
+    assert torch.equal(read, before)
+    with pytest.raises(RuntimeError, match=r"^layer\.weight must be read before the values change"):
+        taken.sum()
+    assert not torch.equal(layer.weight, before)
 
 
 def test_a_copy_is_a_plain_tensor() -> None:
