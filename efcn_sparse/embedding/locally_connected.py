@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.embedding.conv import EmbeddedConv
 from efcn_sparse.embedding.geometry import ConvGeometry
-from efcn_sparse.linear.dense_weight import lazy_weight
+from efcn_sparse.linear.dense_weight import as_dense_weight
 
 _CHUNKS, _CHUNK_ELEMENTS = 256, (1 << 14, 1 << 22)  # indices take twenty times the memory of the weights
 Sizes = int | Sequence[int]
@@ -92,16 +92,12 @@ class _LocallyConnected(EmbeddedConv):
         Zero where a kernel entry meets padding. No gradient flows through it, and writing to it raises
         ``RuntimeError``: train ``linear.values``, set numbers by :meth:`load_weight`.
         """
-        shape = (*self.geometry.output_size, *self.geometry.kernel_shape)
-
-        def kernels_of(values: Tensor) -> Tensor:
-            weight = values.new_zeros(shape)
-            kernels = weight.flatten(0, -len(self.geometry.kernel_shape) - 1)
-            for chunk, stored, positions, place in self._places():
-                kernels[positions].view(-1)[place] = values[chunk][stored]
-            return weight
-
-        return lazy_weight(shape, kernels_of, lambda dy: (), self.linear.values.detach())
+        values = self.linear.values.detach()
+        weight = values.new_zeros((*self.geometry.output_size, *self.geometry.kernel_shape))
+        kernels = weight.flatten(0, -len(self.geometry.kernel_shape) - 1)
+        for chunk, stored, positions, place in self._places():
+            kernels[positions].view(-1)[place] = values[chunk][stored]
+        return as_dense_weight(weight)
 
     @torch.no_grad()
     def load_weight(self, weight: Tensor, bias: Tensor | None = None) -> None:

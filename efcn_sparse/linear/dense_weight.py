@@ -102,10 +102,9 @@ def lazy_weight(
 
     Where tensors must be plain, as under ``torch.compile``, it is made at once.
     """
-    plain = torch.compiler.is_compiling() or under_transforms() or torch.jit.is_tracing()
-    if plain or any(type(one) not in (Tensor, nn.Parameter) or one.is_inference() for one in tensors):
-        weight = make(*tensors)
-        return weight if plain else weight.as_subclass(DenseWeight)
+    at_once = torch.compiler.is_compiling() or under_transforms() or torch.jit.is_tracing()
+    if at_once or any(type(one) not in (Tensor, nn.Parameter) or one.is_inference() for one in tensors):
+        return as_dense_weight(make(*tensors))
     return _Lazily.apply(shape, make, adjoint, *tensors)
 
 
@@ -137,6 +136,11 @@ _READ_MEMORY = {
     "data_ptr", "untyped_storage", "storage", "_typed_storage", "numpy", "__array__", "__dlpack__", "tolist",
     "share_memory_", "is_shared",
 }  # fmt: skip
+
+
+def as_dense_weight(weight: Tensor) -> Tensor:
+    """A matrix made at the moment, as a :class:`DenseWeight` where tensors may be of a class of their own."""
+    return weight if torch.compiler.is_compiling() or under_transforms() else weight.as_subclass(DenseWeight)
 
 
 def _numbers_of(weight: Tensor) -> Tensor:
