@@ -13,6 +13,7 @@ from torch import nn
 import efcn_sparse as es
 from efcn_sparse.checkpoint import load_sharded, save_sharded
 from efcn_sparse.checkpoint.sharded import INDEX
+from tests.refused import assert_refused
 from tests.table import pattern
 
 NOT_SAVED = {
@@ -49,9 +50,7 @@ NOT_SAVED = {
 @pytest.mark.parametrize("case", NOT_SAVED)
 def test_not_saved(case: str, tmp_path: Path) -> None:
     make, kind, message = NOT_SAVED[case]
-    with pytest.raises(kind) as caught:
-        save_sharded(make(), tmp_path / "new")
-    assert str(caught.value) == message
+    assert_refused(save_sharded, kind, message, make(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -199,9 +198,8 @@ def test_both_fingerprints_are_told(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        load_sharded(nn.Linear(2, 2), tmp_path)
-    assert str(caught.value) == f"folder must hold model.safetensors.index.json, got {tmp_path} without one"
+    message = f"folder must hold model.safetensors.index.json, got {tmp_path} without one"
+    assert_refused(load_sharded, FileNotFoundError, message, nn.Linear(2, 2), tmp_path)
 
 
 def test_a_model_without_memory(tmp_path: Path) -> None:

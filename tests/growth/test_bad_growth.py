@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import efcn_sparse as es
+from tests.refused import BadCall, assert_refused
 
 P = es.BlockPattern.random((8, 12), (4, 4), 0.5, torch.Generator().manual_seed(0))  # 3 of 6 blocks
 MASKED = es.BlockPattern.from_mask(torch.ones(8, 12).tril().bool(), (4, 4))  # one of its 3 blocks is whole
@@ -104,7 +105,7 @@ def sparse_adam() -> es.Growth:
     return es.Growth(layer, torch.optim.SparseAdam(layer.parameters()), every=2)
 
 
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+BAD: dict[str, BadCall] = {
     **{f"outside-{name}": (call(**given), kind, message) for name, (call, given, kind, message) in BOTH.items()},
     **{f"regrow-{name}": (regrow(**given), kind, message) for name, (_, given, kind, message) in BOTH.items()},
     "pattern-is-a-mask": (
@@ -214,8 +215,4 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case: str) -> None:
-    call, kind, message = BAD[case]
-    with pytest.raises(kind) as error:
-        call()
-    assert type(error.value) is kind
-    assert str(error.value) == message
+    assert_refused(*BAD[case])

@@ -13,6 +13,7 @@ from torch import nn
 
 import efcn_sparse as es
 from tests.growth.nets import LAYERS, OPTIMIZERS, assert_same, batch, growing_net, train
+from tests.refused import BadCall, assert_refused
 
 
 def grown(every: int = 3, **more: Any) -> tuple[nn.Module, torch.optim.Optimizer, es.Growth]:
@@ -144,7 +145,7 @@ def with_optimizer(kind: Callable[..., Any]) -> tuple[nn.Module, torch.optim.Opt
     return model, kind(model.parameters())
 
 
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+BAD: dict[str, BadCall] = {
     "every": (lambda: grown(every=0), ValueError, "every must be an integer of at least 1, got 0"),
     "exchange": (lambda: grown(exchange=0.0), ValueError, "exchange must lie in (0, 1], got 0.0"),
     "until": (lambda: grown(until=0), ValueError, "until must be an integer of at least 1 or None, got 0"),
@@ -173,10 +174,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case: str) -> None:
-    call, kind, message = BAD[case]
-    with pytest.raises(kind) as error:
-        call()
-    assert str(error.value) == message
+    assert_refused(*BAD[case])
 
 
 def test_a_step_that_was_not_watched_is_refused() -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 import efcn_sparse as es
 from efcn_sparse import BlockPattern, extension
 from efcn_sparse.training.run.metrics import METRICS, read_evaluations
+from tests.refused import BadCall, assert_refused
 
 P = BlockPattern.dense((6, 8), (3, 4))
 LAYER = es.SparseLinear(8, 6, P)
@@ -25,7 +26,7 @@ def _from(linear: Any, density: float = 0.5, block_shape: Any = (4, 4)) -> Calla
     return lambda: es.SparseLinear.from_linear(linear, density=density, block_shape=block_shape)
 
 
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+BAD: dict[str, BadCall] = {
     "pattern-is-a-mask": (
         lambda: es.SparseLinear(8, 6, torch.ones(6, 8)),
         TypeError,
@@ -125,11 +126,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case: str) -> None:
-    call, kind, message = BAD[case]
-    with pytest.raises(kind) as error:
-        call()
-    assert type(error.value) is kind
-    assert str(error.value) == message
+    assert_refused(*BAD[case])
 
 
 def test_a_layer_without_blocks_is_told() -> None:

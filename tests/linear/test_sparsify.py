@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 
 import efcn_sparse as es
 from efcn_sparse.linear.refusals import weight_of
+from tests.refused import assert_refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsify")  # of the first and last layer; see test_cover.py
 
@@ -234,7 +235,5 @@ def test_a_rule_without_a_match_is_refused_and_nothing_changes() -> None:
 def test_bad_rules_change_nothing(rule: dict[str, object], kind: type[Exception], message: str) -> None:
     net = _net()
     before = _kinds(net)
-    with pytest.raises(kind) as error:
-        es.sparsify(net, {"encoder.*": RULE, "head": rule})
-    assert str(error.value) == message
+    assert_refused(es.sparsify, kind, message, net, {"encoder.*": RULE, "head": rule})
     assert _kinds(net) == before

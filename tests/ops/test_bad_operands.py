@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
 import efcn_sparse as es
+from tests.refused import BadCall, assert_refused
 
 P = es.BlockPattern.dense((6, 8), (3, 4))
 X, V, B, DY = torch.randn(5, 8), torch.randn(4, 3, 4), torch.randn(6), torch.randn(5, 6)
@@ -16,7 +14,7 @@ OUT, GRAD = torch.empty(5, 6), torch.empty(4, 3, 4)
 META = torch.device("meta")
 SHARED = torch.randn(5, 30)
 
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+BAD: dict[str, BadCall] = {
     "x-is-a-list": (lambda: es.spmm([1.0], V, P), TypeError, "x must be a tensor, got list"),
     "x-of-integers": (
         lambda: es.spmm(X.long(), V, P),
@@ -194,13 +192,9 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case: str) -> None:
-    call, kind, message = BAD[case]
     tensors = (X, V, B, DY, OUT, GRAD, SHARED)
     before = [tensor.clone() for tensor in tensors]
-    with pytest.raises(kind) as error:
-        call()
-    assert type(error.value) is kind
-    assert str(error.value) == message
+    assert_refused(*BAD[case])
     for now, then in zip(tensors, before, strict=True):
         assert torch.equal(now.view(torch.int32), then.view(torch.int32)), "changed before it was refused"
 

@@ -11,6 +11,7 @@ from scipy.sparse import bsr_array, csr_array
 
 from efcn_sparse import BlockPattern
 from efcn_sparse.convert import from_bsr, from_scipy, to_bsr, to_scipy
+from tests.refused import BadCall, assert_refused
 
 T = torch.tensor
 P = BlockPattern.dense((4, 6), (2, 3))
@@ -28,7 +29,7 @@ def _blocks(rows: Any, cols: Any) -> Callable[[], Any]:
     return lambda: BlockPattern.from_blocks(rows, cols, (4, 6), (2, 3))
 
 
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+BAD: dict[str, BadCall] = {
     "shape-one-number": (_bsr(shape=4), ValueError, "shape must be two integers, got 4"),
     "shape-three": (_bsr(shape=(4, 6, 2)), ValueError, "shape must be two integers, got (4, 6, 2)"),
     "shape-words": (_bsr(shape="ab"), ValueError, "shape must be two integers, got 'ab'"),
@@ -235,8 +236,4 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused(case: str) -> None:
-    call, kind, message = BAD[case]
-    with pytest.raises(kind) as error:
-        call()
-    assert type(error.value) is kind
-    assert str(error.value) == message
+    assert_refused(*BAD[case])

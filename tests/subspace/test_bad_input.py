@@ -10,6 +10,7 @@ from torch import nn
 
 import efcn_sparse as es
 from efcn_sparse.subspace.plan import make_plan
+from tests.refused import assert_refused
 from tests.subspace.nets import embedded, shaken
 
 PLAIN = nn.Sequential(nn.Linear(2, 2))
@@ -40,30 +41,24 @@ PLANS = [
 ]
 
 
-def refused(error: type[Exception], message: str, call: Any, *arguments: Any, **options: Any) -> None:
-    with pytest.raises(error) as caught:
-        call(*arguments, **options)
-    assert str(caught.value) == message
-
-
 @pytest.mark.parametrize(("model", "error", "message"), MODELS)
 def test_models(model: Any, error: type[Exception], message: str) -> None:
-    refused(error, message, es.deviation, model)
-    refused(error, message, es.project, model, "cnn")
+    assert_refused(es.deviation, error, message, model)
+    assert_refused(es.project, error, message, model, "cnn")
 
 
 @pytest.mark.parametrize("onto", ["fcn", "CNN", None, 1])
 def test_subspaces(onto: Any) -> None:
     model = shaken(embedded())
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    refused(ValueError, f"onto must be 'cnn' or 'lcn', got {onto!r}", es.project, model, onto)
+    assert_refused(es.project, ValueError, f"onto must be 'cnn' or 'lcn', got {onto!r}", model, onto)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_backends() -> None:
     message = "backend must be 'auto' or one of ['cpu', 'reference', 'triton'], got 'gpu'"
-    refused(ValueError, message, es.deviation, embedded(), backend="gpu")
-    refused(ValueError, message, es.project, embedded(), "cnn", backend="gpu")
+    assert_refused(es.deviation, ValueError, message, embedded(), backend="gpu")
+    assert_refused(es.project, ValueError, message, embedded(), "cnn", backend="gpu")
 
 
 def test_a_backend_that_cannot_run_is_refused_before_anything_changes() -> None:
@@ -71,11 +66,11 @@ def test_a_backend_that_cannot_run_is_refused_before_anything_changes() -> None:
     model[4].to("meta")
     before = model[0].linear.values.detach().clone()
     message = "model must hold numbers, got meta tensors in the embedded convolution '4'"
-    refused(ValueError, message, es.deviation, model)
-    refused(ValueError, message, es.project, model, "cnn")
+    assert_refused(es.deviation, ValueError, message, model)
+    assert_refused(es.project, ValueError, message, model, "cnn")
     assert torch.equal(before, model[0].linear.values)
 
 
 @pytest.mark.parametrize(("arrays", "message"), PLANS, ids=range(len(PLANS)))
 def test_plans(arrays: tuple[torch.Tensor, ...], message: str) -> None:
-    refused(ValueError, message, make_plan, *arrays)
+    assert_refused(make_plan, ValueError, message, *arrays)
