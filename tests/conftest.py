@@ -1,4 +1,6 @@
-"""What every test shares: seeded random numbers, and Hypothesis without a clock."""
+"""What every test shares: seeded random numbers, Hypothesis without a clock, and one thread where that is asked for."""
+
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -14,6 +16,15 @@ hypothesis.settings.load_profile("steady")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny layers, where more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

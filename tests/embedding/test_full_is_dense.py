@@ -7,7 +7,7 @@ numbered channels first, and nn.Linear multiplies.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 import efcn_sparse as es
 from efcn_sparse.embedding import EmbeddedConv
 from efcn_sparse.fused import updating
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE, BATCH, STEPS, CLASSES = 16, 6, 100, 5
 
@@ -34,14 +36,6 @@ OPTIMIZERS: dict[str, Make] = {
     "momentum-and-decay": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=5e-3),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def vanilla_like() -> nn.Sequential:
