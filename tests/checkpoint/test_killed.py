@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from efcn_sparse.checkpoint import load_sharded, save_sharded
-
-_ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import numbers_of
 
 # Forks of one process that has started no thread: each dies at another line of the package.
 _PROGRAM = """
 import os, resource, signal, sys, torch
 from pathlib import Path
 from efcn_sparse.checkpoint import load_sharded, save_sharded
+from tests.processes import die_at_line
 
 folder, HOME = Path(sys.argv[1]), os.path.dirname(sys.modules["efcn_sparse.checkpoint"].__file__)
 old = {name: torch.full((700,), 1.0) for name in "abcd"}
 new = {name: torch.full((700,), 2.0) for name in "abcd"}
 
 def save_and_die(save, at_line):
-    lines = 0
-    def trace(frame, event, argument):
-        nonlocal lines
-        if not frame.f_code.co_filename.startswith(HOME):
-            return None
-        lines += event == "line"
-        if lines == at_line:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-    sys.settrace(trace)
+    die_at_line(at_line, HOME)
     save()
     sys.settrace(None)
 
@@ -77,11 +66,7 @@ print(seen.count(1.0), seen.count(2.0))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the kills are tried in forks")
 def test_killed_at_any_line(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    before, after = map(int, done.stdout.split())
+    before, after = numbers_of(_PROGRAM, tmp_path)
     assert before > 10
     assert after > 1
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).resolve().parents[2]
-_MIB = 1 << 20
+from tests.processes import CLEAR_REFS, MIB, numbers_of
+
 _PROGRAM = """
 import sys, torch, efcn_sparse as es
-from pathlib import Path
 from efcn_sparse.checkpoint import load_sharded, save_sharded
-
-def status(key):
-    return 1024 * int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
-
-def growth(call):
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    call()
-    return status("VmHWM") - before
+from tests.processes import growth
 
 torch.set_num_threads(1)
 folder = sys.argv[1]
@@ -46,13 +35,9 @@ print(sum(p.nbytes for p in net.parameters()), saving, loading)
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+@pytest.mark.skipif(not os.access(CLEAR_REFS, os.W_OK), reason="the peak cannot be reset here")
 def test_growth(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    size, saving, loading = map(int, done.stdout.split())
-    assert size > 200 * _MIB
-    assert saving < 32 * _MIB, f"saving {size / _MIB:.0f} MiB took {saving / _MIB:.0f} MiB more"
-    assert loading < 32 * _MIB, f"loading {size / _MIB:.0f} MiB took {loading / _MIB:.0f} MiB more"
+    size, saving, loading = numbers_of(_PROGRAM, tmp_path)
+    assert size > 200 * MIB
+    assert saving < 32 * MIB, f"saving {size / MIB:.0f} MiB took {saving / MIB:.0f} MiB more"
+    assert loading < 32 * MIB, f"loading {size / MIB:.0f} MiB took {loading / MIB:.0f} MiB more"

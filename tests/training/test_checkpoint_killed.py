@@ -3,17 +3,13 @@
 import errno
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from efcn_sparse.checkpoint import shard_file
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import numbers_of
 
 # Forks of one process that has started no thread. Each writes checkpoint after checkpoint of ever larger numbers over
 # the same name, telling each that is done, until it is killed: by the clock, or at a line of the package.
@@ -22,6 +18,7 @@ import os, random, resource, signal, sys, time, torch
 from pathlib import Path
 import efcn_sparse
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
+from tests.processes import die_at_line
 
 torch.set_num_threads(1)
 path, HOME = Path(sys.argv[1]) / "here.safetensors", os.path.dirname(efcn_sparse.__file__)
@@ -42,18 +39,6 @@ def found():
     load_checkpoint(path, net, optimizer)
     (number,) = set(torch.cat([tensor.flatten() for tensor in tensors]).tolist())
     return int(number)
-
-def die_at_line(at):
-    lines = 0
-    def trace(frame, event, argument):
-        nonlocal lines
-        if not frame.f_code.co_filename.startswith(HOME):
-            return None
-        lines += event == "line"
-        if lines == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-    sys.settrace(trace)
 
 def child(first, before):
     told, tell = os.pipe()
@@ -80,7 +65,7 @@ first, chance, torn, written = 1, random.Random(20190611), 0, 0
 lines = list(range(1, 500, 29))
 while lines or written <= 10:  # on a busy machine the clock strikes before much is written
     kind, at = ("line", lines.pop()) if lines and chance.random() < 0.6 else ("clock", chance.uniform(0.0, 0.06))
-    pid, told = child(first, (lambda: die_at_line(at)) if kind == "line" else (lambda: None))
+    pid, told = child(first, (lambda: die_at_line(at, HOME)) if kind == "line" else (lambda: None))
     if kind == "clock":
         time.sleep(at)
         os.kill(pid, signal.SIGKILL)
@@ -109,12 +94,7 @@ print(torn, written)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the kills are tried in forks")
 def test_killed_at_random_moments(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    torn, written = map(int, done.stdout.split())
+    torn, written = numbers_of(PROGRAM, tmp_path)
     assert torn > 3, "few kills struck while a file was being written"
     assert written > 10
 

@@ -1,27 +1,16 @@
 """Saving and loading a checkpoint hold a piece at a time: the optimizer's state is not joined, nothing is mapped."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-MIB = 1 << 20
+from tests.processes import CLEAR_REFS, MIB, numbers_of
+
 PROGRAM = """
 import sys, torch, efcn_sparse as es
 from pathlib import Path
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
-
-def status(key):
-    return 1024 * int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
-
-def growth(call):
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    call()
-    return status("VmHWM") - before
+from tests.processes import growth
 
 def made(fused):
     p = es.BlockPattern.dense((4096, 3072), (64, 64))
@@ -56,14 +45,10 @@ print(net[0].values.nbytes, saving, reloading, loading)
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+@pytest.mark.skipif(not os.access(CLEAR_REFS, os.W_OK), reason="the peak cannot be reset here")
 @pytest.mark.parametrize("kind", ["fused", "unfused"])
 def test_growth(tmp_path, kind):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), kind]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    size, saving, reloading, loading = map(int, done.stdout.split())
+    size, saving, reloading, loading = numbers_of(PROGRAM, tmp_path, kind)
     assert size == 48 * MIB
     assert saving < 24 * MIB, f"saving took {saving / MIB:.0f} MiB"
     assert reloading < 24 * MIB, f"loading into what is there took {reloading / MIB:.0f} MiB"
