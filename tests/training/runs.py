@@ -1,19 +1,57 @@
-"""What two runs have to have in common to be the same run, and how one is cut off."""
+"""Tiny runs of every kind, what two have to have in common to be the same run, and how one is cut off."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from efcn_sparse.fused import layer_update
 from efcn_sparse.training import RelaxConfig, run_relax
 from efcn_sparse.training.run.epoch import TaskData
 from efcn_sparse.training.run.metrics import MetricsFile
 from efcn_sparse.training.run.source import DataBySeed, preset_task
 
 DIGITS = preset_task(RelaxConfig(preset="digits"))
+DILATED, GROWN, LOWRANK = "efcn-dilated1", "efcn-grown1.5", "efcn-lowrank3"
+
+
+def tiny(*arms: str, **settings: Any) -> RelaxConfig:
+    """Epochs of three steps, which carry a momentum."""
+    common = dict(
+        seeds=(0,), cnn_epochs=1, relax_epochs=2, fcn_epochs=2, relax_times=(1,), momentum=0.9, lr=0.02, batch_size=20,
+        train_limit=60, test_limit=40, threads=1,
+    )  # fmt: skip
+    return RelaxConfig.from_preset("digits", arms=arms, **{**common, **settings})
+
+
+KINDS = {
+    "plain": tiny("cnn", "elcn", "fcn", cnn_epochs=2, relax_epochs=3),
+    "fused": tiny("cnn", DILATED, "fcn", weight_decay=0.01, fused=True),
+    "grown": tiny("cnn", DILATED, GROWN, relax_epochs=4, growth_every=2),
+    "low-rank": tiny("cnn", "elcn", LOWRANK, carry_momentum=True),
+    "selective": tiny(
+        "cnn", DILATED, cnn_epochs=2, lr=0.05, carry_momentum=True, copies="sum",
+        parts=("off-local:rate=2,l1=1e-3,beta=2", "conv1/untied:rate=0"),
+    ),
+    "diverging": tiny(
+        "cnn", "fcn", "elcn", "efcn-grown1.3", "efcn-lowrank2", fcn_epochs=1, relax_times=(0, 1), growth_every=2,
+        momentum=0.0, lr=1e9, relaxed_lr=0.1, fcn_lr=0.1, train_limit=100, test_limit=20,
+    ),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def slices_of(kind: str) -> Iterator[None]:
+    """Fused updates in many slices, if that is the kind of run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "fused":
+            patch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1 << 17)
+        yield
 
 
 def task_data(config: RelaxConfig, seed: int) -> TaskData:
@@ -46,14 +84,6 @@ def assert_same(run_dir: Path, other: Path) -> None:
 
 def cut_short(count: int, *run: Any, arm: str | None = None, checkpoint_seconds: float = 0.0) -> None:
     """Run the protocol with these arguments until so many rows of metrics.csv, of ``arm`` or of any, are written."""
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, count, arm)
-        with pytest.raises(KeyboardInterrupt):
-            run_relax(*run, quiet=True, checkpoint_seconds=checkpoint_seconds)
-
-
-def interrupt_after(patch: pytest.MonkeyPatch, count: int, arm: str | None = None) -> None:
-    """Raise ``KeyboardInterrupt`` once so many rows of metrics.csv, of ``arm`` or of any, have been written."""
     append, seen = MetricsFile.append, 0
 
     def cut(self, rows):
@@ -64,4 +94,7 @@ def interrupt_after(patch: pytest.MonkeyPatch, count: int, arm: str | None = Non
             if seen >= count:
                 raise KeyboardInterrupt
 
-    patch.setattr(MetricsFile, "append", cut)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsFile, "append", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_relax(*run, quiet=True, checkpoint_seconds=checkpoint_seconds)

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
-
-import pytest
 
 import efcn_sparse.training as training
 from efcn_sparse.analysis.run_data import read_run
 from efcn_sparse.cli.relax import outcome
 from efcn_sparse.training.run.relax import unfinished
-from tests.training.runs import assert_same, cut_short, rows
-
-ARMS = ("cnn", "fcn", "elcn", "efcn-grown1.3", "efcn-lowrank2")
-
-
-def config(**changes: object) -> training.RelaxConfig:
-    return training.RelaxConfig.from_preset(
-        "digits", arms=ARMS, seeds=(0,), cnn_epochs=1, relax_epochs=2, fcn_epochs=1, relax_times=(0, 1), growth_every=2,
-        train_limit=100, test_limit=20, batch_size=20, threads=1, **changes,
-    )  # fmt: skip
+from tests.training.runs import KINDS, rows
 
 
 def last_losses(run_dir: Path) -> dict[tuple[str, str], float]:
@@ -28,7 +18,7 @@ def last_losses(run_dir: Path) -> dict[tuple[str, str], float]:
 
 
 def test_relaxed_nets_that_diverge_are_recorded_and_the_rest_is_trained(tmp_path, capsys):
-    wild = config(relaxed_lr=1e20, fcn_lr=0.1)
+    wild = dataclasses.replace(KINDS["diverging"], lr=0.1, relaxed_lr=1e20)
     run_dir = training.run_relax(wild, tmp_path / "run")
     losses = last_losses(run_dir)
     assert len(losses) == 2 + 2 * 4  # nothing was left out
@@ -41,7 +31,7 @@ def test_relaxed_nets_that_diverge_are_recorded_and_the_rest_is_trained(tmp_path
 
 
 def test_what_would_be_embedded_from_a_diverged_cnn_is_recorded(tmp_path, capsys):
-    wild = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
+    wild = KINDS["diverging"]
     run_dir = training.run_relax(wild, tmp_path / "run")
     told = capsys.readouterr().out
     assert "cnn-seed0: epoch 1, diverged at learning rate 1e+09" in told
@@ -52,18 +42,3 @@ def test_what_would_be_embedded_from_a_diverged_cnn_is_recorded(tmp_path, capsys
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     assert training.run_relax(wild, run_dir) == run_dir
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-
-
-WILD = config(lr=1e9, relaxed_lr=0.1, fcn_lr=0.1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return training.run_relax(WILD, tmp_path_factory.mktemp("runs") / "whole", quiet=True)
-
-
-@pytest.mark.parametrize("fatal", [2, 4, 6, 12])
-def test_an_interruption_around_a_divergence_changes_nothing(whole, tmp_path, fatal):
-    cut_short(fatal, WILD, tmp_path / "run", checkpoint_seconds=10.0)
-    training.run_relax(WILD, tmp_path / "run", quiet=True)
-    assert_same(tmp_path / "run", whole)

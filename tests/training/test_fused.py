@@ -1,9 +1,4 @@
-"""Fused training gives the numbers and the files of unfused training, bit by bit, and is gone on with after a kill."""
-
-import dataclasses
-import signal
-import subprocess
-import sys
+"""Which nets are fused, and how their momentum goes through checkpoints; ``test_resume.py`` has their runs."""
 
 import pytest
 import torch
@@ -16,50 +11,7 @@ from efcn_sparse.training.optim.optimizer_state import live_states
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.run.nets import build_like
 from efcn_sparse.training.run.optimizer import optimizer_of
-from tests.training.runs import DIGITS, assert_same, checkpoints, cut_short
-
-TINY = dict(
-    seeds=(0,), arms=("cnn", "efcn-dilated1", "fcn"), cnn_epochs=1, relax_epochs=2, fcn_epochs=2, relax_times=(1,),
-    momentum=0.9, weight_decay=0.01, lr=0.02, batch_size=20, train_limit=60, test_limit=40, threads=1, fused=True,
-)  # fmt: skip
-
-SCRIPT = """
-import os, signal, sys
-import efcn_sparse.training as training
-from efcn_sparse.training.run.metrics import MetricsFile
-append = MetricsFile.append
-
-def kill_at_the_last_epoch(self, rows):
-    append(self, rows)
-    if rows[0]["arm"] == sys.argv[3] and rows[0]["epoch"] == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-MetricsFile.append = kill_at_the_last_epoch
-config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
-training.run_relax(config, sys.argv[2], quiet=True, checkpoint_seconds=0.0)
-"""
-
-
-@pytest.fixture(scope="module")
-def config():
-    return training.RelaxConfig.from_preset("digits", **TINY)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _many_slices():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layer_update.WORKSPACE_BYTES, "cpu", 1 << 17)
-        yield
-
-
-@pytest.fixture(scope="module")
-def fused_run(config, tmp_path_factory):
-    return training.run_relax(config, tmp_path_factory.mktemp("fused") / "run", quiet=True)
-
-
-def test_a_fused_run_writes_what_an_unfused_one_does(config, fused_run, tmp_path):
-    unfused = training.run_relax(dataclasses.replace(config, fused=False), tmp_path / "run", quiet=True)
-    assert_same(fused_run, unfused)
+from tests.training.runs import DIGITS
 
 
 def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
@@ -67,25 +19,6 @@ def test_nets_with_sparse_layers_are_fused_and_the_cnn_is_not():
     assert isinstance(optimizer_of(fused, DIGITS, FCN, 0.1, build_like(FCN, DIGITS, 0)), es.FusedOptimizer)
     assert not isinstance(optimizer_of(plain, DIGITS, FCN, 0.1, build_like(FCN, DIGITS, 0)), es.FusedOptimizer)
     assert not isinstance(optimizer_of(fused, DIGITS, CNN, 0.1, DIGITS.fresh(0)), es.FusedOptimizer)
-
-
-@pytest.mark.parametrize("fatal", range(1, 6, 2))
-def test_an_interruption_after_any_reading_loses_nothing(config, fused_run, tmp_path, fatal):
-    run_dir = tmp_path / "run"
-    cut_short(fatal + 5, config, run_dir)  # the CNN's four rows come first
-    training.run_relax(config, run_dir, quiet=True)
-    assert_same(run_dir, fused_run)
-
-
-def test_a_killed_process_loses_nothing(config, fused_run, tmp_path):
-    arm, epoch = "efcn-dilated1", 3
-    (tmp_path / "config.json").write_text(config.to_json())
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(run_dir), arm, str(epoch)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert checkpoints(run_dir).keys() < checkpoints(fused_run).keys() | {f"{arm}-seed0-t1-e{epoch - 1}.safetensors"}
-    training.run_relax(config, run_dir, quiet=True)
-    assert_same(run_dir, fused_run)
 
 
 def states(net, optimizer):

@@ -1,4 +1,4 @@
-"""An arm whose blocks move: interrupted, fused or loaded from its checkpoints, it is the same run."""
+"""An arm whose blocks move: they move as often as they should, and its checkpoints know where to."""
 
 import dataclasses
 
@@ -7,48 +7,33 @@ import torch
 
 import efcn_sparse as es
 import efcn_sparse.training as training
-from tests.training.runs import assert_same, cut_short, rows
-
-ARM = "efcn-grown1.5"
-TINY = dict(
-    seeds=(0,), arms=("cnn", "efcn-dilated1", ARM), cnn_epochs=1, relax_epochs=4, relax_times=(1,), momentum=0.9,
-    lr=0.02, batch_size=20, train_limit=60, test_limit=40, threads=1, growth_every=2,
-)  # fmt: skip
+from tests.training.runs import DILATED, GROWN, KINDS, rows
 
 
-@pytest.fixture(scope="module")
-def config():
-    return training.RelaxConfig.from_preset("digits", **TINY)
-
-
-@pytest.fixture(scope="module")
-def run_dir(config, tmp_path_factory):
-    return training.run_relax(config, tmp_path_factory.mktemp("grown") / "run", quiet=True)
-
-
-def test_blocks_move_and_their_number_stays(run_dir):
-    nets = [training.load_arm(run_dir, ARM, 0, 1, epoch) for epoch in training.kept_epochs(run_dir, ARM, 0, 1)]
+def test_blocks_move_and_their_number_stays(whole_run):
+    run_dir = whole_run("grown")
+    nets = [training.load_arm(run_dir, GROWN, 0, 1, epoch) for epoch in training.kept_epochs(run_dir, GROWN, 0, 1)]
     first, *_, last = [
         {name: layer.linear.pattern for name, layer in net.named_modules() if hasattr(layer, "ties")} for net in nets
     ]
     for name, pattern in first.items():
         assert last[name] != pattern
         assert last[name].nnz_blocks == pattern.nnz_blocks
-    grown = [row for row in rows(run_dir, "metrics") if row["arm"] == ARM]
+    grown = [row for row in rows(run_dir, "metrics") if row["arm"] == GROWN]
     assert len({row["stored"] for row in grown}) == 1
-    dilated = [row for row in rows(run_dir, "metrics") if row["arm"] == "efcn-dilated1"]
+    dilated = [row for row in rows(run_dir, "metrics") if row["arm"] == DILATED]
     assert all(0 < float(row["captured"]) < 1 for row in grown[1:] + dilated[1:])
     assert float(grown[-1]["delta"]) > 0
     torch.testing.assert_close(es.deviation(nets[-1]).delta, float(grown[-1]["delta"]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("every", "moves"), [(8, True), (9, False)])
-def test_a_run_too_short_for_a_move_is_refused(config, tmp_path, every, moves):
+def test_a_run_too_short_for_a_move_is_refused(tmp_path, every, moves):
     """Four epochs of three steps, of which blocks may move in the first three quarters."""
-    config = dataclasses.replace(config, growth_every=every, arms=("cnn", ARM))
+    config = dataclasses.replace(KINDS["grown"], growth_every=every, arms=("cnn", GROWN))
     if moves:
         training.run_relax(config, tmp_path / "run", quiet=True)
-        nets = [training.load_arm(tmp_path / "run", ARM, 0, 1, epoch) for epoch in (1, 5)]
+        nets = [training.load_arm(tmp_path / "run", GROWN, 0, 1, epoch) for epoch in (1, 5)]
         before, after = ({n: m.linear.pattern for n, m in net.named_modules() if hasattr(m, "ties")} for net in nets)
         assert all(after[name] != pattern for name, pattern in before.items())
         return
@@ -59,18 +44,6 @@ def test_a_run_too_short_for_a_move_is_refused(config, tmp_path, every, moves):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(config.to_json())  # begun by a version that did not refuse
     training.run_relax(config, tmp_path / "run", quiet=True)
-
-
-@pytest.mark.parametrize("rows", [2, 3, 4, 5])
-def test_an_interruption_loses_nothing(config, run_dir, tmp_path, rows):
-    cut_short(rows, config, tmp_path / "run", arm=ARM, checkpoint_seconds=0.0 if rows % 2 else 1e9)
-    training.run_relax(config, tmp_path / "run", quiet=True)
-    assert_same(tmp_path / "run", run_dir)
-
-
-def test_fused_is_the_same(config, run_dir, tmp_path):
-    fused = training.run_relax(dataclasses.replace(config, fused=True), tmp_path / "run", quiet=True)
-    assert_same(fused, run_dir)
 
 
 def test_dropped_when_not_wanted():

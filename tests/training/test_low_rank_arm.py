@@ -1,6 +1,4 @@
-"""An arm with a low-rank part: interrupted, fused or loaded from its checkpoints, it is the same run."""
-
-import dataclasses
+"""An arm with a low-rank part: what it adds to the rows, to the momentum and to what can be set."""
 
 import pytest
 import torch
@@ -10,41 +8,26 @@ import efcn_sparse.training as training
 from efcn_sparse.training.optim.carry import carry_state
 from efcn_sparse.training.optim.selective import SelectiveSGD
 from efcn_sparse.training.optim.shares import Part
-from tests.training.runs import assert_same, cut_short, rows
-
-ARM = "efcn-lowrank3"
-TINY = dict(
-    seeds=(0,), arms=("cnn", "elcn", ARM), cnn_epochs=1, relax_epochs=2, relax_times=(1,), momentum=0.9, lr=0.02,
-    carry_momentum=True, batch_size=20, train_limit=60, test_limit=40, threads=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def config():
-    return training.RelaxConfig.from_preset("digits", **TINY)
-
-
-@pytest.fixture(scope="module")
-def run_dir(config, tmp_path_factory):
-    return training.run_relax(config, tmp_path_factory.mktemp("low-rank") / "run", quiet=True)
+from tests.training.runs import LOWRANK, rows
 
 
 def low_rank_parts(net):
     return {name: layer.low_rank for name, layer in net.named_modules() if getattr(layer, "low_rank", None) is not None}
 
 
-def test_leaves_the_receptive_fields(run_dir):
-    nets = [training.load_arm(run_dir, ARM, 0, 1, epoch) for epoch in training.kept_epochs(run_dir, ARM, 0, 1)]
+def test_leaves_the_receptive_fields(whole_run):
+    run_dir = whole_run("low-rank")
+    nets = [training.load_arm(run_dir, LOWRANK, 0, 1, epoch) for epoch in training.kept_epochs(run_dir, LOWRANK, 0, 1)]
     first, last = low_rank_parts(nets[0]), low_rank_parts(nets[-1])
     for name, part in first.items():
         assert not part.left.any()
         assert last[name].left.any()
         across = part.right.shape[1]
         torch.testing.assert_close(part.right.T @ part.right, torch.eye(across), atol=1e-5, rtol=0)  # along a gradient
-    mine, local = ([row for row in rows(run_dir, "metrics") if row["arm"] == arm] for arm in (ARM, "elcn"))
+    mine, local = ([row for row in rows(run_dir, "metrics") if row["arm"] == arm] for arm in (LOWRANK, "elcn"))
     more = sum(part.left.numel() + part.right.numel() for part in last.values())
     assert {int(row["stored"]) for row in mine} == {int(local[0]["stored"]) + more}
-    layers = [row for row in rows(run_dir, "layers") if row["arm"] == ARM and row["epoch"] == "3"]
+    layers = [row for row in rows(run_dir, "layers") if row["arm"] == LOWRANK and row["epoch"] == "3"]
     assert sum(int(row["stored"]) for row in layers) == int(mine[0]["stored"])
     assert mine[0]["test_loss"] == local[0]["test_loss"]
     assert float(mine[0]["delta"]) == 0.0
@@ -52,17 +35,6 @@ def test_leaves_the_receptive_fields(run_dir):
     torch.testing.assert_close(es.deviation(nets[-1]).delta, float(mine[-1]["delta"]), rtol=1e-6, atol=0)
     assert {row[name] for row in (*mine, *layers) for name in ("leak", "captured")} == {""}  # U and V follow what leaks
     assert float(local[-1]["leak"]) > 0
-
-
-def test_an_interruption_loses_nothing(config, run_dir, tmp_path):
-    cut_short(2, config, tmp_path / "run", arm=ARM)
-    training.run_relax(config, tmp_path / "run", quiet=True)
-    assert_same(tmp_path / "run", run_dir)
-
-
-def test_fused_is_the_same(config, run_dir, tmp_path):
-    fused = training.run_relax(dataclasses.replace(config, fused=True), tmp_path / "run", quiet=True)
-    assert_same(fused, run_dir)
 
 
 def test_momentum_is_carried_past_it():
@@ -95,8 +67,8 @@ def test_off_local_settings_are_refused():
             SelectiveSGD(twin, lr=0.1, **settings)
     for relaxing in (dict(relaxing="sharing"), dict(parts=("off-local:l1=1e-5",))):
         with pytest.raises(ValueError, match=r"^arms must hold no efcn-lowrank<rank> where .*, got efcn-lowrank3$"):
-            training.RelaxConfig.from_preset("digits", arms=("cnn", ARM), **relaxing)
-    training.RelaxConfig.from_preset("digits", arms=("cnn", ARM), relaxing="locality", weight_decay=1e-3)
+            training.RelaxConfig.from_preset("digits", arms=("cnn", LOWRANK), **relaxing)
+    training.RelaxConfig.from_preset("digits", arms=("cnn", LOWRANK), relaxing="locality", weight_decay=1e-3)
     plain = torch.optim.SGD(twin.parameters(), lr=0.1)
     nets = twin, es.embed(torch.nn.Conv2d(2, 3, 3), torch.zeros(1, 2, 6, 6), support=es.LowRank(2))
     nets[1].load_state_dict(twin.state_dict())

@@ -14,7 +14,7 @@ from efcn_sparse.training.optim.relaxing import PartEntry, parts_of_layers
 from efcn_sparse.training.optim.shares import Parts
 from efcn_sparse.training.run.nets import embed_as
 from efcn_sparse.training.run.optimizer import optimizer_of
-from tests.training.runs import DIGITS, assert_same, cut_short, rows
+from tests.training.runs import DIGITS, rows
 
 FROZEN = Part(rate=0.0)
 TINY = dict(
@@ -170,17 +170,6 @@ def test_only_what_is_relaxed_moves(tmp_path, relaxing, moves):
     config = tiny(relaxing=relaxing, parts=("tied:rate=0.5",), arms=("cnn", "efcn-dilated1"), relax_times=(1,))
     row = rows(training.run_relax(config, tmp_path / "run", quiet=True), arm="efcn-dilated1", epoch=3)[0]
     assert (float(row["untied"]) > 1e-4 * float(row["tied"]), float(row["off_local"]) > 0) == moves
-
-
-def test_an_interrupted_selective_run_loses_nothing(tmp_path):
-    config = tiny(
-        momentum=0.9, carry_momentum=True, copies="sum", arms=("cnn", "efcn-dilated1"), relax_times=(1,),
-        parts=("off-local:rate=2,l1=1e-3,beta=2", "conv1/untied:rate=0"),
-    )  # fmt: skip
-    whole = training.run_relax(config, tmp_path / "whole", quiet=True)
-    for count in (1, 2, 2):  # each time one epoch later
-        cut_short(count, config, tmp_path / "cut", arm="efcn-dilated1")
-    assert_same(training.run_relax(config, tmp_path / "cut", quiet=True), whole)
 
 
 # -- command line -------------------------------------------------------------------------------------------------

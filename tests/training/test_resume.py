@@ -1,6 +1,7 @@
-"""A killed run that is started again ends with the numbers of an uninterrupted one, bit for bit."""
+"""A killed run that is started again, or one with fused updates, ends with the numbers of a whole one, bit for bit."""
 
 import csv
+import dataclasses
 import random
 import shutil
 import signal
@@ -13,66 +14,96 @@ import pytest
 import efcn_sparse.training as training
 from efcn_sparse.training.run.checkpoint import load_checkpoint, save_checkpoint
 from efcn_sparse.training.run.metrics import LOCALITY, METRICS, SUPPORT, MetricsFile
-from tests.training.runs import assert_same, checkpoints, interrupt_after, numbers
-
-TINY = dict(
-    seeds=(0,), arms=("cnn", "elcn", "fcn"), cnn_epochs=2, relax_epochs=3, fcn_epochs=2, relax_times=(1,),
-    momentum=0.9, lr=0.02, batch_size=20, train_limit=60, test_limit=40, threads=1,
-)  # fmt: skip
+from tests.training.runs import DILATED, GROWN, KINDS, LOWRANK, assert_same, checkpoints, cut_short, numbers, slices_of
 
 SCRIPT = """
-import sys
+import os, signal, sys
 import efcn_sparse.training as training
+from efcn_sparse.training.run.metrics import MetricsFile
+append = MetricsFile.append
+
+def append_and_die(self, rows):
+    append(self, rows)
+    if [rows[0]["arm"], str(rows[0]["epoch"])] == sys.argv[3:]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MetricsFile.append = append_and_die
 config = training.RelaxConfig.from_json(open(sys.argv[1]).read())
 print("ready", flush=True)
 training.run_relax(config, sys.argv[2], quiet=True, checkpoint_seconds=0.0)
 """
 
 
-@pytest.fixture(scope="module")
-def config():
-    return training.RelaxConfig.from_preset("digits", **TINY)
+def command(kind, tmp_path, *last_row):
+    (tmp_path / "config.json").write_text(KINDS[kind].to_json())
+    return [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(tmp_path / "run"), *last_row]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(config, tmp_path_factory):
-    return training.run_relax(config, tmp_path_factory.mktemp("whole") / "run", quiet=True)
+@pytest.fixture
+def uninterrupted(whole_run):
+    return whole_run("plain")
 
 
-def test_a_process_killed_at_random_moments_loses_nothing(config, uninterrupted, tmp_path):
-    (tmp_path / "config.json").write_text(config.to_json())
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json"), str(run_dir)]
+def test_a_process_killed_at_random_moments_loses_nothing(uninterrupted, tmp_path):
     chance, killed = random.Random(20190611), 0
     for _ in range(2):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command("plain", tmp_path), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "ready\n"
             time.sleep(chance.uniform(0.05, 0.4))
             process.kill()
             killed += process.wait() == -signal.SIGKILL
     assert killed  # else the run is too short for this test
-    training.run_relax(config, run_dir, quiet=True)
-    assert_same(run_dir, uninterrupted)
+    training.run_relax(KINDS["plain"], tmp_path / "run", quiet=True)
+    assert_same(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("fatal", range(0, 15, 2))
-def test_an_interruption_after_any_reading_loses_nothing(config, uninterrupted, tmp_path, monkeypatch, fatal):
-    """Every stage is cut, at its embedding, midway and before its end, with rows past the last checkpoint."""
+def test_a_process_killed_at_a_fused_epoch_loses_nothing(whole_run, tmp_path):
+    assert subprocess.run(command("fused", tmp_path, DILATED, "3"), check=False).returncode == -signal.SIGKILL
+    run_dir, whole = tmp_path / "run", whole_run("fused")
+    assert checkpoints(run_dir).keys() < checkpoints(whole).keys() | {f"{DILATED}-seed0-t1-e2.safetensors"}
+    with slices_of("fused"):
+        training.run_relax(KINDS["fused"], run_dir, quiet=True)
+    assert_same(run_dir, whole)
+
+
+OFTEN, NEVER = 0.0, 1e9  # seconds between checkpoints that only an interruption needs
+
+
+@pytest.mark.parametrize(
+    ("kind", "arm", "counts", "seconds"),
+    [
+        # every stage, at its embedding, midway and before its end: in rows past the last checkpoint or without any
+        *(("plain", None, [count], NEVER if count % 4 == 1 else OFTEN) for count in range(1, 12, 2)),
+        ("plain", None, [12], NEVER), ("plain", None, [12], OFTEN),  # all that there are
+        *(("fused", None, [count], OFTEN) for count in (6, 8, 10)),  # the CNN's four come first
+        *(("grown", GROWN, [count], NEVER if count % 2 == 0 else OFTEN) for count in (2, 3, 4, 5)),
+        ("low-rank", LOWRANK, [2], OFTEN),
+        ("selective", DILATED, [1, 2, 2], OFTEN),  # each time one epoch later
+        *(("diverging", None, [count], NEVER) for count in (2, 4, 6, 12)),
+    ],
+)  # fmt: skip
+def test_an_interruption_after_any_reading_loses_nothing(whole_run, tmp_path, kind, arm, counts, seconds):
     run_dir = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, fatal + 1)
-        try:
-            training.run_relax(config, run_dir, quiet=True, checkpoint_seconds=0.0 if fatal % 4 else 1e9)
-        except KeyboardInterrupt:
+    with slices_of(kind):
+        for count in counts:
+            cut_short(count, KINDS[kind], run_dir, arm=arm, checkpoint_seconds=seconds)
+        if kind == "plain":
             with (run_dir / "metrics.csv").open("a") as file:
                 file.write("elcn,0,1,4,0.0")  # torn
-    training.run_relax(config, run_dir, quiet=True)
-    assert_same(run_dir, uninterrupted)
+        training.run_relax(KINDS[kind], run_dir, quiet=True)
+    assert_same(run_dir, whole_run(kind))
 
 
-def test_a_finished_run_is_left_as_it_is(config, uninterrupted):
+@pytest.mark.parametrize("kind", ["fused", "grown", "low-rank"])
+def test_fused_or_not_a_run_is_the_same(whole_run, tmp_path, kind):
+    with slices_of(kind):
+        other = dataclasses.replace(KINDS[kind], fused=not KINDS[kind].fused)
+        assert_same(training.run_relax(other, tmp_path / "run", quiet=True), whole_run(kind))
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
-    training.run_relax(config, uninterrupted, quiet=True)
+    training.run_relax(KINDS["plain"], uninterrupted, quiet=True)
     after = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
     assert after == before
 
@@ -126,14 +157,14 @@ def as_an_older_version_would_have(path):
         writer.writerows(rows)
 
 
-def test_a_run_of_an_older_version_is_gone_on_with(config, uninterrupted, tmp_path):
+def test_a_run_of_an_older_version_is_gone_on_with(uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     for name in ("metrics.csv", "layers.csv"):
         as_an_older_version_would_have(run_dir / name)
     (run_dir / "checkpoints" / "elcn-seed0-t1-e4.safetensors").unlink()
     assert (run_dir / "metrics.csv").read_text().startswith(",".join(OLDER) + "\n")
-    training.run_relax(config, run_dir, quiet=True)
+    training.run_relax(KINDS["plain"], run_dir, quiet=True)
     assert checkpoints(run_dir) == checkpoints(uninterrupted)
     older, newer = numbers(run_dir), numbers(uninterrupted)
     assert [list(row) for row in older] == [list(row) for row in newer]
