@@ -81,6 +81,7 @@ OFTEN, NEVER = 0.0, 1e9  # seconds between checkpoints that only an interruption
         ("selective", DILATED, [1, 2, 2], OFTEN),  # each time one epoch later
         *(("diverging", None, [count], NEVER) for count in (2, 4, 6, 12)),
     ],
+    ids=str,
 )  # fmt: skip
 def test_an_interruption_after_any_reading_loses_nothing(whole_run, tmp_path, kind, arm, counts, seconds):
     run_dir = tmp_path / "run"
