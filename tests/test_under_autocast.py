@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import efcn_sparse as es
 from efcn_sparse.checkpoint import load_sharded, save_sharded
 from efcn_sparse.training import RelaxConfig, SelectiveSGD, Task, load_arm, run_relax
-from efcn_sparse.training.run.epoch import evaluate, train_epoch
+from efcn_sparse.training.run.epoch import Training, evaluate, train_epoch
 from tests.training.runs import DIGITS, task_data
 
 X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def _epochs() -> list[float]:
     learnt, net = task_data(config, 0), DIGITS.fresh(0)
     optimizer, losses = torch.optim.SGD(net.parameters(), lr=0.1), []
     for epoch in (1, 2):
-        train_epoch(net, optimizer, learnt, batch_size=100, seed=0, epoch=epoch)  # one step
+        train_epoch(Training(learnt, 100, 0, net, optimizer), epoch)  # one step
         losses.append(evaluate(net, learnt, "test")["loss"])
     return losses
 
