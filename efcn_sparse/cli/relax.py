@@ -47,7 +47,9 @@ def set_up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch --data from the Hugging Face Hub")
     parser.add_argument("--seeds", type=_seeds, metavar="N", help="run the seeds 0 to N-1")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help=FORMS.replace(",", ""))
-    parser.add_argument("--epochs", type=int, dest="cnn_epochs", metavar="N", help="last epoch at which to embed")
+    parser.add_argument(
+        "--epochs", type=int, dest="cnn_epochs", metavar="N", help="the last epoch at which the CNN may be embedded"
+    )
     parser.add_argument("--relax-epochs", type=int, metavar="N", help="epochs of each embedded net")
     parser.add_argument("--fcn-epochs", type=int, metavar="N", help="epochs of the standard FCN")
     parser.add_argument("--snapshots", type=int, metavar="N", help="log-spaced relax times besides 0")

@@ -41,11 +41,14 @@ class DenseWeight(Tensor):
                 )
             if func.__name__ in _READ_MEMORY and isinstance(args[0], LazyWeight):
                 args = (args[0].numbers().detach().requires_grad_(args[0].requires_grad), *args[1:])
+            ours = [one for one in args if isinstance(one, DenseWeight)]
             result = func(*args, **kwargs)
-            shares = isinstance(result, Tensor) and any(
-                _share(result, one) for one in args if isinstance(one, DenseWeight)
-            )
-            return result.as_subclass(DenseWeight) if shares else result
+            if isinstance(result, (list, tuple)) and func.__name__ in _SEVERAL_VIEWS:
+                return type(result)([_marked(one, ours) for one in result])
+            return _marked(result, ours)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return repr(self._plain())
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return copy.deepcopy(self._plain(), memo)
@@ -83,7 +86,7 @@ class LazyWeight(DenseWeight):
     def numbers(self) -> Tensor:
         """The matrix, without a history."""
         if self._made is None:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._made = self._make()
         return self._made
 
@@ -95,7 +98,7 @@ class LazyWeight(DenseWeight):
 def lazy_weight(
     shape: Sequence[int],
     make: Callable[..., Tensor],
-    adjoint: Callable[[Tensor], tuple[Tensor, ...]],
+    adjoint: Callable[[Tensor], tuple[Tensor | None, ...]],
     *tensors: Tensor,
 ) -> Tensor:
     """``make(*tensors)`` of that shape, made when it is first read; ``adjoint`` gives the gradients of ``tensors``.
@@ -114,10 +117,10 @@ class _Lazily(torch.autograd.Function):
         ctx: Any, shape: Sequence[int], make: Callable[..., Tensor], adjoint: Callable[..., Any], *tensors: Tensor
     ) -> Tensor:
         ctx.adjoint = adjoint
-        versions = [one._version for one in tensors]
+        places = _places(tensors)
 
         def make_once() -> Tensor:
-            if [one._version for one in tensors] != versions:
+            if _places(tensors) != places:
                 raise RuntimeError(
                     "layer.weight must be read before the values change, got one that was taken before: take it anew, "
                     "or keep layer.weight.clone()"
@@ -131,6 +134,11 @@ class _Lazily(torch.autograd.Function):
         return None, None, None, *ctx.adjoint(gradient)
 
 
+def _places(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(one._version, 0 if one.is_meta else one.data_ptr()) for one in tensors]
+
+
+_SEVERAL_VIEWS = {"chunk", "split", "tensor_split", "hsplit", "vsplit", "unbind", "unsafe_chunk", "unsafe_split"}
 # What looks into the memory of a tensor past the operations.
 _READ_MEMORY = {
     "data_ptr", "untyped_storage", "storage", "_typed_storage", "numpy", "__array__", "__dlpack__", "tolist",
@@ -159,9 +167,14 @@ def _targets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     return [one for entry in first for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
 
 
+def _marked(result: Any, weights: Sequence[DenseWeight]) -> Any:
+    """What an operation on ``weights`` gave, as one of them if it shares their memory."""
+    if any(result is one for one in weights) or not isinstance(result, Tensor):
+        return result
+    return result.as_subclass(DenseWeight) if any(_share(result, one) for one in weights) else result
+
+
 def _share(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
     if torch._C._functorch.is_functorch_wrapped_tensor(one) or (isinstance(other, LazyWeight) and other._made is None):
         return False
     other = _numbers_of(other)

@@ -8,9 +8,9 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from efcn_sparse.copying import copy_of
+from efcn_sparse.linear.dense_weight import lazy_weight
 from efcn_sparse.linear.sparse_linear import SparseLinear
-from efcn_sparse.linear.sparsify import as_dense
+from efcn_sparse.linear.sparsify import as_dense, copy_with
 from efcn_sparse.pattern import BlockPattern
 
 
@@ -19,14 +19,18 @@ def exportable(model: nn.Module) -> nn.Module:
 
     The blocks alone are stored and multiplied: a gather, a batched product and a sum by block rows. So a file is as
     small as the model, and ONNX Runtime takes a fraction of the dense time; :func:`efcn_sparse.densify` gives what is
-    quicker where most blocks are stored, or blocks are below 16×16. The copy is for inference: its weights do not ask
-    for gradients, and masks are zeros that nothing holds at zero. It needs no ``efcn_sparse`` once it is exported. A
-    call takes memory for N · nnz_blocks · (block_rows + block_cols) numbers.
+    quicker where most blocks are stored, or blocks are below 16×16. The copy is for inference: weights of the sparse
+    layers do not ask for gradients, and masks are zeros that nothing holds at zero. It needs no ``efcn_sparse`` once it
+    is exported. A call takes memory for N · nnz_blocks · (block_rows + block_cols) numbers.
 
     What was one layer under several names stays one. An embedded convolution keeps its shape, and can no longer be
-    measured. A :class:`SparseDelta` becomes its linear layer with Δ in the weight.
+    measured. A :class:`SparseDelta` becomes its linear layer with Δ in the weight. ``torch.onnx.export`` must be called
+    with ``dynamo=True``.
 
     Law: ``exportable(model)(x) == model(x)``, up to the order of sums.
+
+    Raises:
+        ValueError: a sparse layer has hooks, or a forward of its own, which would be lost.
 
     Example:
         >>> import efcn_sparse as es
@@ -38,10 +42,7 @@ def exportable(model: nn.Module) -> nn.Module:
         >>> any("efcn_sparse" in str(node.target) for node in program.graph.nodes)
         False
     """
-    memo: dict[int, nn.Module] = {}
-    for module in model.modules():
-        memo = {**as_exportable(module), **memo}  # what a module says of its parts comes before what they say
-    return copy_of(model, memo)
+    return copy_with(model, as_exportable)
 
 
 @singledispatch
@@ -75,14 +76,29 @@ class GatheredLinear(nn.Module):
         super().__init__()
         (self.out_features, self.in_features), (_, self._width) = pattern.shape, pattern.block_shape
         self._block_rows = pattern.crow_indices.numel() - 1
-        support = pattern.support_of_blocks()
-        kept = values if support is None else values.masked_fill(~support, 0)
+        self._block_cols = pattern.ccol_indices.numel() - 1
+        kept = pattern.to(values.device).masked(values)
         self.blocks = nn.Parameter(kept.mT.clone(memory_format=torch.contiguous_format), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-        self.register_buffer("rows", pattern.rows_of_blocks().long())
-        self.register_buffer("cols", pattern.col_indices.long())
+        self.register_buffer("rows", pattern.rows_of_blocks().to(values.device, torch.int64))
+        self.register_buffer("cols", pattern.col_indices.to(values.device, torch.int64))
+
+    @property
+    def weight(self) -> Tensor:
+        """W, made when its numbers are read, for models that ask for its dtype or read it."""
+        return lazy_weight((self.out_features, self.in_features), self._to_dense, lambda _: (None,), self.blocks)
+
+    def _to_dense(self, blocks: Tensor) -> Tensor:
+        width, height = blocks.shape[1:]
+        tiles = blocks.new_zeros((self._block_rows, self._block_cols, height, width))
+        tiles = tiles.index_put((self.rows, self.cols), blocks.mT).transpose(1, 2)
+        return tiles.reshape(self._block_rows * height, -1)[: self.out_features, : self.in_features].contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x must be [..., {self.in_features}], got {list(x.shape)}")
+        if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():  # it writes a sum that takes the last number only
+            raise NotImplementedError("torch.onnx.export must be called with dynamo=True, got dynamo=False")
         lead = x.shape[:-1]
         count = math.prod(lead)
         if self.in_features % self._width:

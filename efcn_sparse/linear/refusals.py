@@ -43,6 +43,18 @@ def reason_to_keep(module: nn.Module, base: type, *known: str) -> str | None:
     return None
 
 
+def reason_not_to_copy(module: nn.Module) -> str | None:
+    """Why another module in the place of a layer of ours would lose something; None if it would not."""
+    kind = type(module)
+    ours = next(one for one in kind.__mro__ if one.__module__.partition(".")[0] == __name__.partition(".")[0])
+    own = any(getattr(kind, name) is not getattr(ours, name) for name in ("forward", "__call__"))
+    if own or "forward" in vars(module):
+        return "its class has a forward of its own"
+    if any(getattr(part, hooks) for part in module.modules() for hooks in _HOOKS):
+        return "its hooks would be lost"
+    return None
+
+
 def shared_parameter(model: nn.Module, module: nn.Module) -> str | None:
     """The reason why ``module`` cannot be swapped if another module of ``model`` holds a parameter of it too."""
     own = {id(parameter): name for name, parameter in module._parameters.items() if parameter is not None}

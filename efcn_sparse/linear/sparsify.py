@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import singledispatch
 from typing import Any
@@ -11,7 +11,14 @@ from typing import Any
 from torch import nn
 
 from efcn_sparse.copying import copy_of
-from efcn_sparse.linear.refusals import as_linear, check_rules, linear_base, reason_to_keep, shared_parameter
+from efcn_sparse.linear.refusals import (
+    as_linear,
+    check_rules,
+    linear_base,
+    reason_not_to_copy,
+    reason_to_keep,
+    shared_parameter,
+)
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
 
@@ -83,6 +90,7 @@ def densify(model: nn.Module) -> nn.Module:
     Law: ``densify(model)(x) == model(x)``, up to the order of sums.
 
     Raises:
+        ValueError: a sparse layer has hooks, or a forward of its own, which would be lost.
         NotImplementedError: a convolution is embedded with a low-rank part, which is no Linear.
 
     Example:
@@ -93,16 +101,40 @@ def densify(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=64, out_features=32, bias=True)
         )
     """
-    memo: dict[int, Any] = {}
     for name, module in model.named_modules():
         if getattr(module, "low_rank", None) is not None:
             raise NotImplementedError(
                 f"{name or type(module).__name__}: must have no low-rank part, which is a product beside the blocks "
                 "and no nn.Linear; exportable(model) takes it, and unembed(model) gives the nearest CNN"
             )
+
+    def replaced(module: nn.Module) -> dict[int, nn.Module]:
         dense = as_dense(module)
-        if dense is not None:
-            memo[id(module)] = dense
+        return {} if dense is None else {id(module): dense}
+
+    return copy_with(model, replaced)
+
+
+def copy_with(model: nn.Module, replaced: Callable[[nn.Module], Mapping[int, nn.Module]]) -> nn.Module:
+    """A copy of ``model`` with other modules in the place of some.
+
+    Args:
+        replaced: what takes the place of a module, or of parts of it, by ``id``; what a module says of its parts comes
+            before what they say.
+
+    Raises:
+        ValueError: something would be lost, or a copy would call the original.
+    """
+    memo: dict[int, nn.Module] = {}
+    for module in model.modules():
+        memo = {**replaced(module), **memo}
+    for name, module in model.named_modules():
+        title = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+        if hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise ValueError(f"cannot copy {title}: its compiled forward calls the original; compile the copy")
+        reason = reason_not_to_copy(module) if id(module) in memo else None
+        if reason is not None:
+            raise ValueError(f"cannot replace {title} in a copy: {reason}")
     return copy_of(model, memo)
 
 

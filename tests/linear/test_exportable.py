@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +109,67 @@ def test_a_delta_is_in_the_weight() -> None:
     plain = es.exportable(nn.Sequential(layer))
     assert type(plain[0]) is nn.Linear
     torch.testing.assert_close(plain(x), layer(x))
+
+
+def test_a_model_that_reads_weights() -> None:
+    """As the encoder layer does, to choose its way, and T5 for a dtype."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True).eval()
+    es.sparsify(model, {"linear*": dict(density=0.4, block_shape=(8, 16))})
+    plain, x = es.exportable(model), torch.randn(2, 5, 32)
+    torch.testing.assert_close(plain(x), model(x))
+    torch.testing.assert_close(torch.export.export(plain, (x,)).module()(x), model(x))
+    for name in PATTERNS:
+        p = pattern(name)
+        layer = es.SparseLinear(p.shape[1], p.shape[0], p)
+        assert torch.equal(es.exportable(layer).weight, layer.weight.detach())
+
+
+def test_an_input_of_another_width_is_refused() -> None:
+    plain = es.exportable(es.SparseLinear(64, 32, density=0.4, block_shape=(8, 8)))
+    for width in (0, 32, 60, 72, 128):
+        with pytest.raises(ValueError, match=rf"^x must be \[\.\.\., 64\], got \[2, {width}\]$"):
+            plain(torch.randn(2, width))
+
+
+def test_on_the_meta_device_all_of_it_is_there() -> None:
+    p = pattern("masked-ragged")
+    plain = es.exportable(es.SparseLinear(p.shape[1], p.shape[0], p, device="meta"))
+    assert {tensor.device.type for tensor in plain.state_dict().values()} == {"meta"}
+
+
+class _Doubled(es.SparseLinear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("convert", [es.exportable, es.densify])
+def test_what_a_copy_would_lose_is_refused(convert: Callable[[nn.Module], nn.Module]) -> None:
+    sizes: dict[str, Any] = dict(density=0.4, block_shape=(8, 8))
+    net = nn.Sequential(es.SparseLinear(64, 32, **sizes))
+    handle = net[0].register_forward_pre_hook(lambda module, x: None)
+    with pytest.raises(ValueError, match=r"^cannot replace '0' \(SparseLinear\) in a copy: its hooks would be lost$"):
+        convert(net)
+    handle.remove()
+    convert(net)
+    with pytest.raises(ValueError, match=r"^cannot replace _Doubled in a copy: its class has a forward of its own$"):
+        convert(_Doubled(64, 32, **sizes))
+    net.forward = torch.compile(net.forward)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"^cannot copy Sequential: its compiled forward calls the original; compile"):
+        convert(net)
+    delta = es.SparseDelta(nn.Linear(64, 32), es.BlockPattern.dense((32, 64), (8, 8)))
+    delta.linear.register_forward_hook(lambda module, x, y: None)
+    with pytest.raises(ValueError, match=r"^cannot replace SparseDelta in a copy: its hooks would be lost$"):
+        convert(delta)
+
+
+@pytest.mark.slow
+def test_the_exporter_that_traces_is_refused(tmp_path: Path) -> None:
+    """It writes the sum over blocks as if the last block were the only one (torch 2.13)."""
+    pytest.importorskip("onnxscript")
+    plain = es.exportable(es.SparseLinear(64, 32, density=0.4, block_shape=(8, 8))).eval()
+    with pytest.raises(NotImplementedError, match="must be called with dynamo=True, got dynamo=False"):
+        torch.onnx.export(plain, (torch.randn(2, 64),), tmp_path / "model.onnx", dynamo=False)
 
 
 @pytest.mark.slow

@@ -54,6 +54,8 @@ WRITES: dict[str, Callable[[es.SparseLinear], object]] = {
     "iadd to data": _iadd_data,
     "set data": _set_data,
     "set item": _set_item,
+    "view of several": lambda layer: layer.weight.detach().chunk(3)[1].zero_(),
+    "view by iteration": lambda layer: list(layer.weight)[1].zero_(),
     "view from another": lambda layer: layer.weight[:29].copy_(layer.weight),
 }
 
@@ -124,6 +126,45 @@ def test_facts_make_no_matrix_and_numbers_make_one(made: list[tuple[int, int]]) 
     assert float(weight.detach().norm()) == pytest.approx(float(layer.values.detach().norm()))
     nn.functional.linear(torch.ones(2, 43, dtype=torch.float64), weight).sum().backward()
     assert made == [(29, 43)]
+
+
+SAME: dict[str, Callable[[Tensor], Tensor]] = {
+    "dtype": lambda weight: weight.to(torch.float64),
+    "double": lambda weight: weight.double(),
+    "cpu": lambda weight: weight.cpu(),
+    "contiguous": lambda weight: weight.contiguous(),
+    "type_as": lambda weight: weight.type_as(weight),
+    "plus": lambda weight: +weight,
+    "real": lambda weight: weight.real,
+    "flatten": lambda weight: weight.flatten(0, 0),
+    "dropout": lambda weight: nn.functional.dropout(weight, 0.5, False),
+    "view": lambda weight: weight.view(29, 43),
+}
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["not read yet", "read"])
+@pytest.mark.parametrize("name", SAME)
+def test_what_changes_nothing_gives_the_weight(name: str, read: bool) -> None:
+    layer = _layer()
+    dense = oracle.dense(layer.values, layer.pattern)
+    weight = layer.weight
+    if read:
+        weight.sum()
+    same = SAME[name](weight)
+    assert torch.equal(same, dense)
+    (same * dense).sum().backward()
+    torch.testing.assert_close(layer.values.grad, layer.pattern.gather(dense))
+    assert torch.equal(SAME[name](layer.weight.detach()), dense)
+
+
+def test_a_weight_that_is_read_in_inference_mode_trains_afterwards() -> None:
+    layer = _layer()
+    weight, x = layer.weight, torch.ones(2, 43, dtype=torch.float64)
+    with torch.inference_mode():
+        nn.functional.linear(x, weight)
+    nn.functional.linear(x, weight).sum().backward()
+    assert layer.values.grad.any()
+    assert repr(weight).startswith("tensor([[")
 
 
 def test_what_looks_past_the_operations_finds_the_numbers() -> None:
