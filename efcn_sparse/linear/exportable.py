@@ -75,8 +75,7 @@ class GatheredLinear(nn.Module):
     def __init__(self, pattern: BlockPattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         (self.out_features, self.in_features), (_, self._width) = pattern.shape, pattern.block_shape
-        self._block_rows = pattern.crow_indices.numel() - 1
-        self._block_cols = pattern.ccol_indices.numel() - 1
+        self._block_rows, self._block_cols = pattern.grid
         kept = pattern.to(values.device).masked(values)
         self.blocks = nn.Parameter(kept.mT.clone(memory_format=torch.contiguous_format), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
