@@ -10,7 +10,7 @@ from torch import Tensor
 from efcn_sparse.pattern import Structure
 
 NAME = "reference"
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK, _CHUNK_ON_CPU = 1 << 24, 1 << 20  # elements that are gathered at a time; on CPUs they stay in the caches
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -38,7 +38,7 @@ def spmm(
     compute = torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
     tiles, lines = _tiles(x.to(compute), width), walk.lines()
     total = tiles.new_zeros((walk.starts.numel() - 1, x.shape[0], height))
-    for chunk in _chunks(lines.numel(), x.shape[0] * (height + width)):
+    for chunk in _chunks(x.device, lines.numel(), x.shape[0] * (height + width)):
         weights = blocks[walk.blocks[chunk].to(torch.int64)].mT.to(compute)
         products = tiles[walk.neighbors[chunk].to(torch.int64)] @ weights
         if total.device.type == "cpu":  # each of the two sums in any order where the other does not
@@ -58,15 +58,16 @@ def sddmm(
     compute = torch.float32 if a.dtype in _LOW_PRECISION else a.dtype
     left, right = _tiles(a.to(compute), out.shape[1]), _tiles(b.to(compute), out.shape[2])
     rows = structure.rows_of_blocks().to(torch.int64)
-    for chunk in _chunks(out.shape[0], a.shape[0] * (out.shape[1] + out.shape[2])):
+    for chunk in _chunks(a.device, out.shape[0], a.shape[0] * (out.shape[1] + out.shape[2])):
         product = left[rows[chunk]].mT @ right[structure.col_indices[chunk].to(torch.int64)]
         _accumulate(out[chunk], product, alpha, beta)
     out.copy_(_in_support(out, structure, shape))
 
 
-def _chunks(blocks: int, elements: int) -> Iterator[slice]:
-    """Slices of ``blocks``, each of which gathers so many elements, that take little memory."""
-    some = max(1, _CHUNK_ELEMENTS // max(1, elements))
+def _chunks(device: torch.device, blocks: int, elements: int) -> Iterator[slice]:
+    """Slices of ``blocks``, each of which gathers so many elements."""
+    most = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
+    some = max(1, most // max(1, elements))
     return (slice(first, first + some) for first in range(0, blocks, some))
 
 
