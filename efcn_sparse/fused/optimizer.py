@@ -82,6 +82,7 @@ class FusedOptimizer(Optimizer):
         >>> optimizer = es.FusedOptimizer(layer, lambda p: torch.optim.SGD(p, lr=0.1))
         >>> before = layer.values.detach().clone()
         >>> loss = layer(torch.randn(4, 64)).square().sum()
+        >>> optimizer.zero_grad()  # of biases, and whatever else is not fused
         >>> with optimizer.updating():
         ...     loss.backward()
         >>> optimizer.step()
