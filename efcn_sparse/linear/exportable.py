@@ -94,10 +94,11 @@ class GatheredLinear(nn.Module):
         return tiles.reshape(self._block_rows * height, -1)[: self.out_features, : self.in_features].contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
+        if torch.jit.is_tracing():
+            if torch.onnx.is_in_onnx_export():  # which would write a sum that takes the last number only
+                raise NotImplementedError("torch.onnx.export must be called with dynamo=True, got dynamo=False")
+        elif x.shape[-1] != self.in_features:
             raise ValueError(f"x must be [..., {self.in_features}], got {list(x.shape)}")
-        if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():  # it writes a sum that takes the last number only
-            raise NotImplementedError("torch.onnx.export must be called with dynamo=True, got dynamo=False")
         lead = x.shape[:-1]
         count = math.prod(lead)
         if self.in_features % self._width:
