@@ -90,17 +90,16 @@ class SparseDelta(nn.Module):
 
         The frozen W is ``linear.weight``.
         """
-        frozen, pattern, values = weight_of(self.linear), self.delta.pattern, self.delta.values
+        frozen = weight_of(self.linear)
         if self.merged:
             return frozen
+        pattern, values = self.delta.pattern, self.delta.values
         pattern.check_values(values)
-        weight = lazy_weight(
-            pattern.shape,
-            lambda w, delta: w + pattern.to_dense(delta),
-            lambda dy: (dy, pattern.gather(dy)),
-            frozen,
-            values,
-        )
+
+        def total(weight: Tensor, values: Tensor) -> Tensor:
+            return weight + pattern.to_dense(values)
+
+        weight = lazy_weight(pattern.shape, total, lambda dy: (dy, pattern.gather(dy)), frozen, values)
         self.delta.tell(weight)
         return weight
 

@@ -119,15 +119,15 @@ def copy_with(model: nn.Module, replaced: Callable[[nn.Module], Mapping[int, nn.
     """A copy of ``model`` with other modules in the place of some.
 
     Args:
-        replaced: what takes the place of a module, or of parts of it, by ``id``; what a module says of its parts comes
-            before what they say.
+        replaced: what takes the place of a module, or of parts of it, by ``id``; parts that have one are not asked.
 
     Raises:
         ValueError: something would be lost, or a copy would call the original.
     """
     memo: dict[int, nn.Module] = {}
     for module in model.modules():
-        memo = {**replaced(module), **memo}
+        if id(module) not in memo:
+            memo |= replaced(module)
     for name, module in model.named_modules():
         title = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
         if hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
