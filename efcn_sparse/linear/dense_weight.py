@@ -63,8 +63,8 @@ class DenseWeight(Tensor):
 class LazyWeight(DenseWeight):
     """What ``layer.weight`` returns: its facts at once, its numbers when they are first read.
 
-    Models ask a weight for its dtype, device or shape in each call, and the matrix may be hundreds of times as much work
-    as the product. Below autograd it is what ``make()`` gives; its gradient goes where :func:`lazy_weight` says.
+    Models ask a weight for its dtype, device or shape in each call, and the matrix may be hundreds of times the work
+    of the product. Below autograd it is what ``make()`` gives; its gradient goes where :func:`lazy_weight` says.
     """
 
     _make: Callable[[], Tensor]
