@@ -169,9 +169,8 @@ def _targets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
 
 def _marked(result: Any, weights: Sequence[DenseWeight]) -> Any:
     """What an operation on ``weights`` gave, as one of them if it shares their memory."""
-    if any(result is one for one in weights) or not isinstance(result, Tensor):
-        return result
-    return result.as_subclass(DenseWeight) if any(_share(result, one) for one in weights) else result
+    shares = isinstance(result, Tensor) and any(_share(result, one) for one in weights)
+    return result.as_subclass(DenseWeight) if shares else result
 
 
 def _share(one: Tensor, other: Tensor) -> bool:

@@ -41,6 +41,14 @@ def test_it_computes_what_the_dense_matrix_does(name: str, dtype: torch.dtype) -
         _close(plain(x), x.double() @ weight.T + bias, dtype)
 
 
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=dtype_name)
+def test_blocks_are_summed_in_fp32(dtype: torch.dtype) -> None:
+    """Ones that are added in the dtype itself stop at 256 in bfloat16, and at 2048 in float16."""
+    layer = es.SparseLinear(4096, 2, es.BlockPattern.dense((2, 4096), (1, 1)), bias=False, dtype=dtype)
+    nn.init.ones_(layer.values)
+    assert es.exportable(layer)(torch.ones(1, 4096, dtype=dtype)).tolist() == [[4096.0, 4096.0]]
+
+
 def test_a_batch_of_any_size_and_no_operation_of_ours() -> None:
     torch.manual_seed(0)
     p = pattern("masked-ragged")
