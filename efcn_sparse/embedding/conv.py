@@ -108,8 +108,8 @@ class EmbeddedConv(nn.Module):
 
         There are no numbers to it: those of the nearest kernel are in :meth:`to_conv`.
         """
-        values = self.linear.values
-        return KernelFacts(self.geometry.kernel_shape, values.dtype, values.device)
+        numbers = next(self.linear.parameters())  # in a copy of densify or exportable it is another layer
+        return KernelFacts(self.geometry.kernel_shape, numbers.dtype, numbers.device)
 
     # -- conversion --------------------------------------------------------------------------------------------
 
@@ -165,6 +165,7 @@ class EmbeddedConv(nn.Module):
 
         Off-local weights, those of a low-rank part included, are dropped.
         """
+        self.check_holds_blocks()
         geometry, values, bias = self.geometry, self.linear.values, self.linear.bias
         if self.original is None:
             conv = plain_convolution(geometry, bias is not None, values.dtype)
@@ -175,6 +176,14 @@ class EmbeddedConv(nn.Module):
         if bias is not None:
             conv.bias = nn.Parameter(mean_bias(bias.detach(), geometry.out_channels), requires_grad=bias.requires_grad)
         return conv.train(self.training)
+
+    def check_holds_blocks(self) -> None:
+        """Refuse a layer of a copy by ``densify`` or ``exportable``."""
+        if not isinstance(self.linear, SparseLinear):
+            raise TypeError(
+                f"linear of {type(self).__name__}({self.in_channels}, {self.out_channels}) must be a SparseLinear, got "
+                f"{type(self.linear).__name__}: copies by densify and exportable only compute; give the model itself"
+            )
 
     # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------
 
@@ -260,7 +269,7 @@ class EmbeddedConv(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmbeddedConv:
         super()._apply(fn, recurse)
-        self.ties = self.ties.to(next(self.linear.parameters()).device)  # after densify it is an nn.Linear
+        self.ties = self.ties.to(self.weight.device)
         return self
 
 
@@ -303,6 +312,7 @@ def embedded_layers(model: nn.Module) -> dict[str, EmbeddedConv]:
     if not layers:
         raise ValueError(f"model holds no embedded convolution, got {type(model).__name__}: embed it first")
     for name, layer in layers.items():
+        layer.check_holds_blocks()
         if layer.linear.values.is_meta:
             raise ValueError(f"model must hold numbers, got meta tensors in the embedded convolution {name!r}")
         if layer.ties.maps.device != layer.linear.values.device:
@@ -324,7 +334,7 @@ def _without_numbers(conv: nn.Module) -> Any:
 def _(module: EmbeddedConv) -> dict[int, nn.Module]:
     """Of a low-rank part, what it takes away at the stored blocks goes into them."""
     linear, part = module.linear, module.low_rank
-    if part is None:
+    if part is None or isinstance(part, NarrowProduct):
         return {}
     blocks = GatheredLinear(linear.pattern, linear.values - part.stored(linear), linear.bias)
     return {id(linear): blocks, id(part): NarrowProduct(part)}

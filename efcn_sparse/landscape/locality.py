@@ -101,6 +101,7 @@ _Measured = tuple[float, float, float, float]
 
 
 def _of_embedded(layer: EmbeddedConv) -> _Measured:
+    layer.check_holds_blocks()
     geometry, pattern, values = layer.geometry, layer.linear.pattern, layer.linear.values.detach()
     support, ties = pattern.support_of_blocks(), layer.ties
     sums = _Sums(

@@ -106,7 +106,38 @@ def test_an_embedded_net(support: es.Support) -> None:
     torch.testing.assert_close(plain(x), net(x))
     assert not any(isinstance(module, es.SparseLinear) for module in plain.modules())
     assert not _ours(torch.export.export(plain, (x,)))
+    torch.testing.assert_close(es.exportable(plain)(x), net(x))  # a copy of a copy
     torch.testing.assert_close(plain.float()(x.float()), net(x).float())
+
+
+class _AsksItsConvolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.to(self.conv.weight.dtype))
+
+
+@pytest.mark.parametrize("convert", [es.exportable, es.densify])
+def test_an_embedded_copy_answers_for_its_kernel_and_is_not_measured(
+    convert: Callable[[nn.Module], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = es.embed(_AsksItsConvolution(), x)
+    plain = convert(net)
+    torch.testing.assert_close(plain(x), net(x))
+    assert plain.conv.weight.shape == (8, 3, 3, 3)
+    measures: list[Callable[[nn.Module], object]] = [
+        es.unembed,
+        es.deviation,
+        lambda net: es.project(net, onto="cnn"),
+        es.locality,
+    ]
+    for measure in measures:
+        with pytest.raises(TypeError, match=r"^linear of EmbeddedConv\(3, 8\) must be a SparseLinear, got \w*Linear: "):
+            measure(plain)
 
 
 def test_a_delta_is_in_the_weight() -> None:
