@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.extension import extension_status
 from efcn_sparse.ops.checks import under_transforms
+from efcn_sparse.tracing import as_node
 
 
 class ReLU(nn.ReLU):
@@ -44,7 +45,8 @@ class ReLU(nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         if not _runs_compiled(input):
-            return super().forward(input)
+            node = as_node(self, input)
+            return super().forward(input) if node is None else node
         operators = torch.ops.efcn_sparse_cpu
         return operators.relu_(input) if self.inplace else operators.relu(input)
 
@@ -74,6 +76,8 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         pooled = self._compiled(input, rectifies=False)
+        if pooled is None:
+            pooled = as_node(self, input)
         return super().forward(input) if pooled is None else pooled
 
     def _compiled(self, input: Tensor, *, rectifies: bool) -> Tensor | None:

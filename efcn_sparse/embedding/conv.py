@@ -23,6 +23,7 @@ from efcn_sparse.linear import SparseLinear
 from efcn_sparse.linear.exportable import GatheredLinear, as_exportable
 from efcn_sparse.pattern import BlockPattern
 from efcn_sparse.pattern.checks import checked_pair
+from efcn_sparse.tracing import as_node
 
 
 class EmbeddedConv(nn.Module):
@@ -227,16 +228,18 @@ class EmbeddedConv(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        node = as_node(self, input, output_size)
+        if node is not None:
+            return node
         geometry = self.geometry
         expected = (geometry.in_channels, *geometry.image_size)
-        traced = isinstance(input, torch.fx.Proxy)  # of no known size: taken for a batch
-        if not traced and not isinstance(input, Tensor):
+        if not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor, got {type(input).__name__}")
-        batched = traced or input.dim() == len(expected) + 1
-        if not traced and tuple(input.shape[1:] if batched else input.shape) != expected:
+        batched = input.dim() == len(expected) + 1
+        if tuple(input.shape[1:] if batched else input.shape) != expected:
             sizes = ", ".join(map(str, expected))
             raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
-        if output_size is not None and not traced:
+        if output_size is not None:
             sides, only = list(output_size), list(geometry.output_size)
             if (sides[-len(only) :] if len(sides) == input.dim() else sides) != only:
                 raise ValueError(f"output_size must be {only}, for which the layer was embedded, got {sides}")

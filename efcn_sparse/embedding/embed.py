@@ -88,7 +88,11 @@ def embed(
     found = survey(model, example, support, layers, leave_uncalled)
     for site in found.sites:
         if next(site.conv.parameters()).is_meta:
-            raise refuse(site.name, site.conv, "it is on the meta device; plan() takes such models")
+            raise refuse(
+                site.name,
+                site.conv,
+                "it is on the meta device and has no numbers; efcn-sparse doctor takes such models",
+            )
     check_memory(found.sites)
     structures: dict[Any, Any] = {}
     embedded: dict[int, Any] = {}

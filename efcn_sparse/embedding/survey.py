@@ -18,7 +18,7 @@ from efcn_sparse.embedding.example_run import Call, Example, Run, Traced, run
 from efcn_sparse.embedding.geometry import ConvGeometry
 from efcn_sparse.embedding.refusals import has_own_forward, is_convolution, refusal, refuse, without_weight_norm
 from efcn_sparse.embedding.support import Support
-from efcn_sparse.linear.refusals import shared_parameter
+from efcn_sparse.linear.refusals import reason_elsewhere
 from efcn_sparse.pattern.checks import checked_pair
 
 
@@ -92,7 +92,7 @@ def survey(
         raise ValueError(_nothing_to_embed(model, [own_names[0] for own_names in names.values()]))
     plain = {name: without_weight_norm(conv) for name, (conv, _) in choices.items()}
     for name, (conv, _) in choices.items():
-        reason = refusal(plain[name]) or shared_parameter(model, conv)
+        reason = refusal(plain[name]) or reason_elsewhere(model, conv)
         if reason is not None:
             raise refuse(name, conv, reason)
     for name, module in model.named_modules():

@@ -107,6 +107,12 @@ class KernelFacts:
     dtype: torch.dtype
     device: torch.device
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"weight of an embedded convolution has shape, dtype and device alone, not {name!r}: its numbers are in "
+            "layer.linear.values, those of the nearest kernel in layer.to_conv().weight"
+        )
+
 
 def mean_kernel(values: Tensor, ties: Ties, unread: Tensor | None) -> Tensor:
     """Each kernel entry as the mean over its stored copies: the orthogonal projection onto tied weights.

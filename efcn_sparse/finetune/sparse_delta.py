@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class SparseDelta(nn.Module):
         (True, ['delta.values'])
     """
 
+    keeps_its_linear: ClassVar[bool] = True  # which nothing else may replace
     _merged: _Merged | None
 
     def __init__(

@@ -55,10 +55,15 @@ def reason_not_to_copy(module: nn.Module) -> str | None:
     return None
 
 
-def shared_parameter(model: nn.Module, module: nn.Module) -> str | None:
-    """The reason why ``module`` cannot be swapped if another module of ``model`` holds a parameter of it too."""
+def reason_elsewhere(model: nn.Module, module: nn.Module) -> str | None:
+    """Why ``module`` cannot be swapped because of another module of ``model``; None if it can.
+
+    Another one holds a parameter of it too, or is built on it and says so (``keeps_its_linear``).
+    """
     own = {id(parameter): name for name, parameter in module._parameters.items() if parameter is not None}
     for prefix, other in model.named_modules():
+        if getattr(type(other), "keeps_its_linear", False) and other._modules.get("linear") is module:
+            return f"it is the frozen layer of a {type(other).__name__}; put what its merge() gives in its place first"
         if other is not module:
             for name, parameter in other._parameters.items():
                 if id(parameter) in own:
@@ -152,7 +157,7 @@ def chosen_linears(
         base = linear_base(module)
         assert base is not None
         reason = "it is the model itself" if not name else reason_to_keep(module, base, *known)
-        reason = reason or shared_parameter(model, module)
+        reason = reason or reason_elsewhere(model, module)
         if reason is not None:
             raise ValueError(
                 f"{name!r} cannot {purpose}: {reason}; the rule {{{name!r}: None}} before the others leaves it out"

@@ -273,8 +273,8 @@ class SparseLinear(nn.Module):
         if name == "values":  # torch would take them out first, and then find that it has no place for them
             raise TypeError(
                 f"{self._title}: values cannot be parametrized, since torch.nn.utils.parametrize takes no parameter of "
-                "that name; torch.func.functional_call computes with values of your own, and torch.nn.utils.weight_norm "
-                "takes any name"
+                "that name; torch.func.functional_call computes with values of your own, and the older "
+                "torch.nn.utils.weight_norm takes any name"
             )
         super().__delattr__(name)
 
@@ -380,6 +380,10 @@ class SparseLinear(nn.Module):
         self.pattern = self._pattern.to(self.values.device)
         return self
 
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.check_pattern()  # what an average has mixed up must not come into a file
+        super()._save_to_state_dict(*args)
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -391,6 +395,10 @@ class SparseLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         rest = dict(state_dict)
+        if self._awaits_numbers and self.pattern_owner is None:
+            unread = state.alike_pattern(self._pattern, rest, prefix)
+            if unread is not None:  # ours was a placeholder
+                self.pattern = unread.to(self._pattern.device)
         refused = state.take_pattern(self._pattern, rest, prefix, missing_keys)
         if refused:
             raise ValueError(refused)

@@ -15,9 +15,9 @@ from efcn_sparse.linear.refusals import (
     as_linear,
     check_rules,
     linear_base,
+    reason_elsewhere,
     reason_not_to_copy,
     reason_to_keep,
-    shared_parameter,
 )
 from efcn_sparse.linear.sparse_linear import SparseLinear
 
@@ -185,7 +185,7 @@ def _rule(name: str, rules: Mapping[str, Any]) -> str | None:
 def _check_replaceable(model: nn.Module, name: str, module: nn.Module) -> None:
     base = linear_base(module)
     assert base is not None
-    reason = reason_to_keep(module, base, "forward") or shared_parameter(model, module)
+    reason = reason_to_keep(module, base, "forward") or reason_elsewhere(model, module)
     if reason is not None:
         raise ValueError(
             f"cannot sparsify {name!r} ({type(module).__name__}): {reason}; the rule {{{name!r}: None}} before the "

@@ -157,6 +157,15 @@ def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> B
     return BlockPattern.from_bsr(_whole(crow), _whole(col), like.shape, block_shape, mask_index=index, masks=masks)
 
 
+def alike_pattern(like: BlockPattern, state: Mapping[str, Any], prefix: str) -> BlockPattern | None:
+    """The pattern that a state dict has, if it is one whose values have the shape of those of ``like``."""
+    try:
+        found = read_pattern(state, prefix, like)
+    except (ValueError, TypeError):
+        return None
+    return found if found is not None and found.values_shape == like.values_shape else None
+
+
 def _whole(array: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
     """Integers that became floating-point numbers, as in the mean of several state dicts, as integers again."""
     if not array.is_floating_point():
@@ -203,7 +212,7 @@ def take_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, miss
     found = None
     try:
         found = read_pattern(state, prefix, pattern)
-        incoming = None if found is None else f"{found.fingerprint}; adopt_patterns takes it over"
+        incoming = None if found is None else _difference(pattern, found)
     except (ValueError, TypeError) as error:
         incoming = f"none that fits {list(pattern.shape)} ({error})"
     if were_cut_off(state, prefix, pattern):
@@ -211,9 +220,18 @@ def take_pattern(pattern: BlockPattern, state: dict[str, Any], prefix: str, miss
     for key in index_keys(prefix):
         state.pop(key, None)
     if incoming is None:
-        missing.append(f"{prefix}crow_indices")
+        parts = PARTS if pattern.masks.shape[0] else PARTS[:2]
+        missing += [f"{prefix}{part}" for part in parts]
         return ""
     if found == pattern:
         return ""
     name = prefix.rstrip(".") or "SparseLinear"
     return f"{name}: the state dict's pattern must be {pattern.fingerprint}, got {incoming}"
+
+
+def _difference(pattern: BlockPattern, found: BlockPattern) -> str:
+    """What another pattern is, and what can be done about it."""
+    if found.block_shape != pattern.block_shape:
+        return f"one in blocks of {found.block_shape} for {pattern.block_shape}"
+    blocks = "" if found.nnz_blocks == pattern.nnz_blocks else f", {found.nnz_blocks} blocks for {pattern.nnz_blocks}"
+    return f"{found.fingerprint}{blocks}; adopt_patterns takes it over"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from efcn_sparse.available import available_bytes
 from efcn_sparse.linear import SparseLinear
-from efcn_sparse.linear.refusals import as_linear, linear_base, reason_to_keep, shared_parameter
+from efcn_sparse.linear.refusals import as_linear, linear_base, reason_elsewhere, reason_to_keep
 from efcn_sparse.measure.timing import in_turn
 from efcn_sparse.ops.checks import DTYPES
 from efcn_sparse.pattern import BlockPattern
@@ -200,7 +200,7 @@ def _kinds(model: Any, dtype: torch.dtype | None) -> tuple[dict[Any, tuple[str, 
         base = linear_base(module)
         if base is None:
             continue
-        reason = reason_to_keep(module, base, "forward") or shared_parameter(model, module)
+        reason = reason_to_keep(module, base, "forward") or reason_elsewhere(model, module)
         if reason is not None:
             left[name] = reason
             continue

@@ -220,11 +220,15 @@ class Pruner:
 
         Raises:
             RuntimeError: the score needs gradients, and a layer has none.
-            ValueError: a layer was replaced, a score is not finite, or the optimizer has state that cannot be masked.
+            ValueError: a layer was replaced, a score is not finite, or the optimizer has state that cannot be masked:
+                that of Adafactor and LBFGS is not shaped like the weights. The first step tells.
         """
         self._watch()
         if not self.finished and self.steps < self._schedule.end:
             self._check_layers()
+            if self.steps == 0:  # now the optimizer has state, and nothing has been trained for long
+                for name, layer in self._layers.items():
+                    state_like_weight(self._optimizer, name, layer.weight)
             if self._score == "gradient" and not self._gather_saliency():
                 self.skipped += 1
                 return

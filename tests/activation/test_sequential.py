@@ -129,6 +129,31 @@ def test_embed_puts_it_in_and_unembed_takes_it_out():
     assert [type(back), type(back[1])] == [nn.Sequential, nn.Sequential]
 
 
+class CalledTwice(nn.Module):
+    """As in torchvision's ResNets: one ReLU, at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.pool(self.relu(self.conv(self.relu(self.conv(x)))))
+
+
+def test_each_call_is_a_node_of_a_traced_graph():
+    """So that those who ask a graph for the outputs of a module find each, as with torch's modules."""
+    cnn, x = CalledTwice(), images(2, 3, 6, 6)
+    twin = es.embed(cnn, x.detach())
+    nodes = [
+        [(node.op, node.target) for node in torch.fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
+        for model in (cnn, twin)
+    ]
+    assert nodes[1] == nodes[0] == [("call_module", name) for name in ("conv", "relu", "conv", "relu", "pool")]
+    assert torch.equal(torch.fx.symbolic_trace(twin)(x), twin(x))
+    for alone in (es.ReLU(), es.MaxPool2d(2)):  # the traced model itself
+        assert torch.equal(torch.fx.symbolic_trace(alone)(x), alone(x))
+
+
 def test_slices_and_traces():
     net = es.Sequential(nn.Conv2d(2, 3, 3), es.ReLU(), es.MaxPool2d(2))
     x = images(1, 2, 6, 6)

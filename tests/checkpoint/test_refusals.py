@@ -102,7 +102,7 @@ NOT_LOADED = {
     "unexpected": (_state({"c": torch.ones(1)}), _MISMATCH + "missing [] and unexpected ['c']"),
     "no pattern": (
         _state({"a.crow_indices": None, "a.col_indices": None}),
-        _MISMATCH + "missing ['a.crow_indices'] and unexpected []",
+        _MISMATCH + "missing ['a.crow_indices', 'a.col_indices'] and unexpected []",
     ),
     "many": (
         _state({f"c{i}": torch.ones(1) for i in range(10)}),

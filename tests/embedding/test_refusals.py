@@ -305,7 +305,7 @@ ROWS = {
     "never called": Row(NeverCalled, "0.idle", "Conv2d", "the example run does not call it"),
     "shared weight": Row(_shared_weight, "0.0", "Conv2d", "its weight is shared with '0.1.weight'"),
     "meta": Row(lambda: nn.Conv2d(2, 2, 3, device="meta"), "0", "Conv2d",
-                "it is on the meta device; plan() takes such models"),
+                "it is on the meta device and has no numbers; efcn-sparse doctor takes such models"),
 }  # fmt: skip
 
 
@@ -347,7 +347,9 @@ def test_the_way_out_works(name: str) -> None:
 BEHAVIOUR = {
     "weight used elsewhere": (
         WeightUsedElsewhere,
-        "the embedded copy must run on the example, got AttributeError: 'KernelFacts' object has no attribute 'mean'",
+        "the embedded copy must run on the example, got AttributeError: weight of an embedded convolution "
+        "has shape, dtype and device alone, not 'mean': its numbers are in layer.linear.values, those of the nearest "
+        "kernel in layer.to_conv().weight",
     ),
     "no tensor": (NoTensor, "embed compares outputs, so the model must return tensors, got int"),
     "something else": (

@@ -237,6 +237,26 @@ def test_a_second_round_begins_with_the_merged_layers():
     assert list(es.SparseDelta.add(*add)) == ["0"]
 
 
+def test_the_frozen_layer_of_a_delta_stays():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    block = dict(density=0.5, block_shape=(4, 4))
+    es.SparseDelta.add(net, {"0": block, "1": None}, lambda net, x: net(x).square().sum(), [torch.ones(1, 8)])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    uses = [
+        lambda rules: es.sparsify(net, rules),
+        lambda rules: es.Pruner(net, rules, es.CubicSchedule(begin=0, end=1), optimizer),
+    ]
+    for use in uses:
+        with pytest.raises(
+            ValueError, match=r"'0\.linear'.*: it is the frozen layer of a SparseDelta; put what its merge"
+        ):
+            use({"*": block})
+    assert list(es.advise(net, 4, seconds=0.01, block_shapes=[(4, 4)]).left) == ["0.linear"]
+    assert type(net[0].linear) is type(net[1]) is nn.Linear
+    es.sparsify(net, {"0.linear": None, "*": block})
+    net.load_state_dict(net.state_dict())
+
+
 def test_a_state_dict_is_of_the_layer_that_is_not_merged(tmp_path):
     layer, other = filled(PATTERNS["ragged"]()), filled(PATTERNS["ragged"]())
     with torch.no_grad():

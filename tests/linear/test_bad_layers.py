@@ -112,8 +112,9 @@ BAD: dict[str, BadCall] = {
     "values-parametrized": (
         lambda: parametrizations.weight_norm(LAYER, "values"),
         TypeError,
-        "SparseLinear(8, 6): values cannot be parametrized, since torch.nn.utils.parametrize takes no parameter of that "
-        "name; torch.func.functional_call computes with values of your own, and torch.nn.utils.weight_norm takes any name",
+        "SparseLinear(8, 6): values cannot be parametrized, since torch.nn.utils.parametrize takes no parameter of "
+        "that name; torch.func.functional_call computes with values of your own, and the older "
+        "torch.nn.utils.weight_norm takes any name",
     ),
     "x-is-an-array": (lambda: LAYER(np.zeros((2, 8))), TypeError, "x must be a tensor, got ndarray"),
     "matrix-without-blocks": (

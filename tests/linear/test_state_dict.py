@@ -148,11 +148,16 @@ def test_another_pattern_is_refused(prefix: str, strict: bool) -> None:
 def test_each_difference_of_the_pattern_is_refused(change: str) -> None:
     p = pattern("masked")
     changed = {
-        "blocks": lambda: BlockPattern.dense(p.shape, p.block_shape),
+        "blocks": lambda: BlockPattern.random(p.shape, p.block_shape, 0.5),
         "block_shape": lambda: BlockPattern.from_mask(p.to_mask(), (4, 4)),
         "masks": lambda: BlockPattern.from_bsr(p.crow_indices, p.col_indices, p.shape, p.block_shape),
     }[change]()
-    with pytest.raises(ValueError, match=f"must be {p.fingerprint}, got {changed.fingerprint}"):
+    got = {
+        "blocks": rf"{changed.fingerprint}, {changed.nnz_blocks} blocks for {p.nnz_blocks}; adopt_patterns",
+        "block_shape": r"one in blocks of \(4, 4\) for \(8, 8\)$",
+        "masks": f"{changed.fingerprint}; adopt_patterns",
+    }[change]
+    with pytest.raises(ValueError, match=f"must be {p.fingerprint}, got {got}"):
         _layer(p).load_state_dict(_layer(changed).state_dict())
 
 
@@ -163,11 +168,39 @@ def test_a_pattern_of_another_matrix_is_refused() -> None:
 
 
 def test_a_state_without_a_pattern_is_reported_missing() -> None:
-    layer = _layer(pattern("square"))
-    state = {name: tensor for name, tensor in layer.state_dict().items() if "indices" not in name}
-    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "crow_indices"'):
-        layer.load_state_dict(state)
-    assert layer.load_state_dict(state, strict=False).missing_keys == ["crow_indices"]
+    for name in ("square", "masked"):
+        layer = _layer(pattern(name))
+        arrays = list(dict(layer.named_buffers()))
+        state = {key: tensor for key, tensor in layer.state_dict().items() if key not in arrays}
+        with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "crow_indices", "col_indices"'):
+            layer.load_state_dict(state)
+        assert layer.load_state_dict(state, strict=False).missing_keys == arrays
+
+
+def test_safetensors_load_a_model_in_which_a_layer_has_two_names(tmp_path: Path) -> None:
+    """It names a shared tensor once in the file, and takes the missing keys for those that it left out."""
+    layer = _layer(pattern("masked"))
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other[0].values)
+    assert safetensors.torch.load_model(other, tmp_path / "model.safetensors") == (set(), [])
+    assert torch.equal(other[2].values, layer.values)
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_layer_without_numbers_takes_the_pattern_of_what_it_loads(assign: bool) -> None:
+    layer = _layer(BlockPattern.random((64, 48), (8, 8), 0.5, torch.Generator().manual_seed(1)))
+    with torch.device("meta"):
+        other = es.SparseLinear(48, 64, density=0.5, block_shape=(8, 8))
+    assert other.pattern != layer.pattern.to("meta")
+    if not assign:
+        other.to_empty(device="cpu")
+    other.load_state_dict(layer.state_dict(), assign=assign)
+    x = torch.randn(3, 48)
+    assert torch.equal(other(x), layer(x))
+    with pytest.raises(ValueError, match=r"^SparseLinear: the state dict's pattern must be"):  # it has numbers now
+        other.load_state_dict(es.SparseLinear(48, 64, density=0.5, block_shape=(8, 8)).state_dict())
 
 
 def test_unknown_keys_are_reported() -> None:

@@ -254,6 +254,26 @@ def test_what_cannot_follow_is_refused_before_anything_changes() -> None:
     assert pruner.steps == 1
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS])
+def test_state_of_another_shape_is_refused_at_the_first_step(kind: type[torch.optim.Optimizer]) -> None:
+    model = nn.Sequential(nn.Linear(32, 32))
+    optimizer = kind(model.parameters())
+    pruner = es.Pruner(model, {"0": RULES["*"]}, es.CubicSchedule(begin=100, end=200), optimizer)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = model(torch.ones(4, 32)).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with pytest.raises(
+        ValueError, match=r"^optimizer must keep scalars or tensors shaped like 0.weight \[32, 32\], got"
+    ):
+        pruner.step()
+    assert pruner.steps == 0
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_layer_has_one_pruner_and_stays_in_its_place(frozen: bool) -> None:
     model = net()
