@@ -193,9 +193,13 @@ def test_a_layer_without_numbers_takes_the_pattern_of_what_it_loads(assign: bool
     layer = _layer(BlockPattern.random((64, 48), (8, 8), 0.5, torch.Generator().manual_seed(1)))
     with torch.device("meta"):
         other = es.SparseLinear(48, 64, density=0.5, block_shape=(8, 8))
+        fewer = es.SparseLinear(48, 64, density=0.25, block_shape=(8, 8))
     assert other.pattern != layer.pattern.to("meta")
     if not assign:
         other.to_empty(device="cpu")
+        fewer.to_empty(device="cpu")
+    with pytest.raises(ValueError, match=r"^SparseLinear: .*, 24 blocks for 12; adopt_patterns takes it over$"):
+        fewer.load_state_dict(layer.state_dict(), assign=assign)
     other.load_state_dict(layer.state_dict(), assign=assign)
     x = torch.randn(3, 48)
     assert torch.equal(other(x), layer(x))
