@@ -53,8 +53,8 @@ class SparseLinear(nn.Module):
     Initialize with :mod:`efcn_sparse.init`: ``torch.nn.init.kaiming_*`` and ``xavier_*`` take ``values`` for a
     convolution's kernels and read a wrong fan-in. :class:`torch.optim.Muon` refuses parameters of three dimensions:
     give it the matrices of the model, and ``values`` to AdamW.
-    :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``, and is refused;
-    :func:`torch.func.functional_call` with values of one's own can stand in for it.
+    :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``: torch raises ``KeyError``, and the
+    layer has lost them. :func:`torch.func.functional_call` with values of one's own can stand in for it.
 
     Args:
         in_features, out_features: the sides of W; they must be those of ``pattern``.
@@ -268,15 +268,6 @@ class SparseLinear(nn.Module):
                 "tie or prune values, or take to_linear()"
             )
         super().register_parameter(name, param)
-
-    def __delattr__(self, name: str) -> None:
-        if name == "values":  # torch would take them out first, and then find that it has no place for them
-            raise TypeError(
-                f"{self._title}: values cannot be parametrized, since torch.nn.utils.parametrize takes no parameter of "
-                "that name; torch.func.functional_call computes with values of your own, and the older "
-                "torch.nn.utils.weight_norm takes any name"
-            )
-        super().__delattr__(name)
 
     # -- computing ---------------------------------------------------------------------------------------------
 
