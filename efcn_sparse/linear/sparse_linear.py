@@ -53,8 +53,8 @@ class SparseLinear(nn.Module):
     Initialize with :mod:`efcn_sparse.init`: ``torch.nn.init.kaiming_*`` and ``xavier_*`` take ``values`` for a
     convolution's kernels and read a wrong fan-in. :class:`torch.optim.Muon` refuses parameters of three dimensions:
     give it the matrices of the model, and ``values`` to AdamW.
-    :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``: torch raises ``KeyError``, and the
-    layer has lost them. :func:`torch.func.functional_call` with values of one's own can stand in for it.
+    :mod:`torch.nn.utils.parametrize` cannot take a parameter with the name ``values``: torch raises ``KeyError``, and
+    the layer has lost them. :func:`torch.func.functional_call` with values of one's own can stand in for it.
 
     Args:
         in_features, out_features: the sides of W; they must be those of ``pattern``.
