@@ -233,13 +233,14 @@ class EmbeddedConv(nn.Module):
             return node
         geometry = self.geometry
         expected = (geometry.in_channels, *geometry.image_size)
-        if not isinstance(input, Tensor):
+        traced = isinstance(input, torch.fx.Proxy)  # of no known size: taken for a batch
+        if not traced and not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor, got {type(input).__name__}")
-        batched = input.dim() == len(expected) + 1
-        if tuple(input.shape[1:] if batched else input.shape) != expected:
+        batched = traced or input.dim() == len(expected) + 1
+        if not traced and tuple(input.shape[1:] if batched else input.shape) != expected:
             sizes = ", ".join(map(str, expected))
             raise ValueError(f"input must be [N, {sizes}] or [{sizes}], got {list(input.shape)}")
-        if output_size is not None:
+        if output_size is not None and not traced:
             sides, only = list(output_size), list(geometry.output_size)
             if (sides[-len(only) :] if len(sides) == input.dim() else sides) != only:
                 raise ValueError(f"output_size must be {only}, for which the layer was embedded, got {sides}")

@@ -371,10 +371,6 @@ class SparseLinear(nn.Module):
         self.pattern = self._pattern.to(self.values.device)
         return self
 
-    def _save_to_state_dict(self, *args: Any) -> None:
-        self.check_pattern()  # what an average has mixed up must not come into a file
-        super()._save_to_state_dict(*args)
-
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -396,7 +392,7 @@ class SparseLinear(nn.Module):
         missing: list[str] = []
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         missing_keys += [key for key in missing if key not in state.index_keys(prefix)]
-        self._awaits_numbers = False
+        self._awaits_numbers &= f"{prefix}values" not in state_dict or self.values.is_meta
         self.pattern = self._pattern.to(self.values.device)
         if self._copied is not None:
             self._copied = _version(self.values)

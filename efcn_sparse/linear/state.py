@@ -158,7 +158,10 @@ def read_pattern(state: Mapping[str, Any], prefix: str, like: BlockPattern) -> B
 
 
 def alike_pattern(like: BlockPattern, state: Mapping[str, Any], prefix: str) -> BlockPattern | None:
-    """The pattern that a state dict has, if it is one whose values have the shape of those of ``like``."""
+    """The pattern that a state dict has together with values, if these have the shape of those of ``like``."""
+    values = state.get(f"{prefix}values")
+    if not isinstance(values, Tensor) or tuple(values.shape) != like.values_shape:
+        return None
     try:
         found = read_pattern(state, prefix, like)
     except (ValueError, TypeError):

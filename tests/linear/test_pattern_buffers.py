@@ -343,7 +343,6 @@ def test_an_average_that_cut_indices_off_is_no_pattern(decay: float, in_features
         state = {**dict(average.module.named_parameters()), **dict(average.module.named_buffers())}
         for use in (
             lambda: average(x),
-            average.state_dict,
             lambda: es.adopt_patterns(average),
             lambda: es.adopt_patterns(layer, state),
             lambda: layer.load_state_dict(state),

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.utils import prune, remove_weight_norm, weight_norm
 
 import efcn_sparse as es
 from efcn_sparse import BlockPattern
@@ -188,6 +189,22 @@ def test_safetensors_load_a_model_in_which_a_layer_has_two_names(tmp_path: Path)
     assert torch.equal(other[2].values, layer.values)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_what_torch_takes_apart_and_puts_together_again() -> None:
+    layer = _layer(pattern("masked"))
+    before, x = copy.deepcopy(layer), torch.randn(3, layer.in_features)
+    weight_norm(layer, "values")
+    torch.testing.assert_close(layer(x), before(x))
+    remove_weight_norm(layer, "values")
+    prune.l1_unstructured(layer, "values", 0.5)
+    layer(x)
+    prune.remove(layer, "values")
+    assert int((layer.values == 0).sum()) >= layer.values.numel() // 2
+    del layer.values
+    layer.values = nn.Parameter(before.values.detach())
+    assert torch.equal(layer(x), before(x))
+
+
 @pytest.mark.parametrize("assign", [True, False])
 def test_a_layer_without_numbers_takes_the_pattern_of_what_it_loads(assign: bool) -> None:
     layer = _layer(BlockPattern.random((64, 48), (8, 8), 0.5, torch.Generator().manual_seed(1)))
@@ -200,6 +217,10 @@ def test_a_layer_without_numbers_takes_the_pattern_of_what_it_loads(assign: bool
         fewer.to_empty(device="cpu")
     with pytest.raises(ValueError, match=r"^SparseLinear: .*, 24 blocks for 12; adopt_patterns takes it over$"):
         fewer.load_state_dict(layer.state_dict(), assign=assign)
+    arrays = {key: tensor for key, tensor in layer.state_dict().items() if "indices" in key}
+    with pytest.raises(ValueError, match=r"^SparseLinear: the state dict's pattern must be"):  # values may be there
+        other.load_state_dict(arrays, strict=False)
+    other.load_state_dict({"bias": layer.bias.detach()}, strict=False, assign=assign)  # a part that says nothing of it
     other.load_state_dict(layer.state_dict(), assign=assign)
     x = torch.randn(3, 48)
     assert torch.equal(other(x), layer(x))
