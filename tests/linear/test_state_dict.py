@@ -189,6 +189,17 @@ def test_safetensors_load_a_model_in_which_a_layer_has_two_names(tmp_path: Path)
     assert torch.equal(other[2].values, layer.values)
 
 
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
+def test_loading_into_meta_tensors_brings_no_numbers() -> None:
+    one, two = (_layer(BlockPattern.random((64, 48), (8, 8), 0.5, torch.Generator().manual_seed(i))) for i in (1, 2))
+    with torch.device("meta"):
+        other = es.SparseLinear(48, 64, density=0.5, block_shape=(8, 8))
+    other.load_state_dict(one.state_dict())  # torch copies nothing
+    other.to_empty(device="cpu").load_state_dict(two.state_dict())
+    x = torch.randn(3, 48)
+    assert torch.equal(other(x), two(x))
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 def test_what_torch_takes_apart_and_puts_together_again() -> None:
     layer = _layer(pattern("masked"))
