@@ -179,11 +179,12 @@ class EmbeddedConv(nn.Module):
         return conv.train(self.training)
 
     def check_holds_blocks(self) -> None:
-        """Refuse a layer of a copy by ``densify`` or ``exportable``."""
-        if not isinstance(self.linear, SparseLinear):
+        """Refuse a layer of a copy by ``densify`` or ``exportable``; ties are those of this layer's own blocks."""
+        if getattr(self.linear, "pattern_owner", None) is None:
             raise TypeError(
-                f"linear of {type(self).__name__}({self.in_channels}, {self.out_channels}) must be a SparseLinear, got "
-                f"{type(self.linear).__name__}: copies by densify and exportable only compute; give the model itself"
+                f"linear of {type(self).__name__}({self.in_channels}, {self.out_channels}) must be its own "
+                f"SparseLinear, got another {type(self.linear).__name__}: copies by densify and exportable only "
+                "compute; give the model itself"
             )
 
     # -- blocks that move (efcn_sparse.growth.Growable) --------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,24 @@ def test_an_embedded_copy_answers_for_its_kernel_and_is_not_measured(
     plain = convert(net)
     torch.testing.assert_close(plain(x), net(x))
     assert plain.conv.weight.shape == (8, 3, 3, 3)
+    cnn, blocks = _AsksItsConvolution(), net.conv.linear.pattern
+    steps = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (cnn, net)]
     measures: list[Callable[[nn.Module], object]] = [
         es.unembed,
         es.deviation,
         lambda net: es.project(net, onto="cnn"),
         es.locality,
+        lambda net: es.training.carry_state(cnn, steps[0], net, steps[1]),
     ]
-    for measure in measures:
-        with pytest.raises(TypeError, match=r"^linear of EmbeddedConv\(3, 8\) must be a SparseLinear, got \w*Linear: "):
-            measure(plain)
+    copies = [plain]
+    if convert is es.densify:  # blocks of the same shape, at other places than the ties'
+        rule = dict(density=blocks.density, block_shape=blocks.block_shape)
+        copies.append(es.sparsify(es.densify(net), {"conv.linear": rule}))
+    for measure, model in itertools.product(measures, copies):
+        with pytest.raises(
+            TypeError, match=r"^linear of EmbeddedConv\(3, 8\) must be its own SparseLinear, got another"
+        ):
+            measure(model)
 
 
 def test_a_delta_is_in_the_weight() -> None:

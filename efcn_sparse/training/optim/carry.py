@@ -103,6 +103,7 @@ def _links(cnn: nn.Module, efcn: nn.Module, optimizer: Optimizer) -> dict[int, t
     for name, layer in efcn.named_modules():
         if not isinstance(layer, EmbeddedConv):
             continue
+        layer.check_holds_blocks()
         conv, bias = modules.get(name), layer.linear.bias
         kind = type(conv if layer.original is None else layer.original)
         if isinstance(conv, _ConvNd) and (type(conv) is not kind or "weight" not in conv._parameters):
