@@ -15,9 +15,17 @@ constexpr int most_vectors(int bytes) { return bytes == 64 ? 3 : 2; }
 // Registers hold the sums, a row of X^T and a weight: 24 sums of 32 registers, 12 of 16.
 constexpr int most_sums(int bytes) { return bytes == 64 ? 24 : 12; }
 
+template <typename T>
+struct ColumnTile {
+  const Piece<T>* pieces;  // those that are upcoming follow
+  int64_t count, upcoming, ld, row;
+  T* sums;
+  bool add;
+};
+
 // Sums of Rows features, Vectors registers wide.
 template <int Bytes, int Rows, int Vectors, bool AlongK, typename T>
-EFCN_INLINE void tile(const Piece<T>* pieces, int64_t count, int64_t ld, int64_t row, T* sums, bool add) {
+EFCN_INLINE void tile(const ColumnTile<T>& job) {
   using V = typename Vector<T, Bytes>::type;
   constexpr int64_t width = Vector<T, Bytes>::width, lanes = Vectors * width;
   V total[Rows][Vectors];
@@ -25,44 +33,48 @@ EFCN_INLINE void tile(const Piece<T>* pieces, int64_t count, int64_t ld, int64_t
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) total[r][v] = V{};  // not the sums so far: long chains of sums round badly
-  for (int64_t s = 0; s < count; ++s) {
-    const T *w = pieces[s].weights + (AlongK ? row * ld : row), *x = pieces[s].columns;
-    for (int64_t k = 0; k < pieces[s].k; ++k, x += lanes, w += AlongK ? 1 : ld) {
+  for (int64_t s = 0; s < job.count; ++s) {
+    const T *w = job.pieces[s].weights + (AlongK ? job.row * job.ld : job.row), *x = job.pieces[s].columns;
+    // as large a part of a block that is upcoming, bit by bit: many requests at once would keep the columns waiting
+    const Piece<T>& later = job.pieces[s < job.upcoming ? job.count + s : s];
+    const T* soon = later.weights + job.row * later.k;
+    for (int64_t k = 0; k < job.pieces[s].k; ++k, x += lanes, w += AlongK ? 1 : job.ld, soon += Rows) {
+      if constexpr (Bytes == 64) __builtin_prefetch(soon);
       V right[Vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) right[v] = *reinterpret_cast<const V*>(x + v * width);
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) total[r][v] += w[AlongK ? r * ld : r] * right[v];
+        for (int v = 0; v < Vectors; ++v) total[r][v] += w[AlongK ? r * job.ld : r] * right[v];
     }
   }
 #pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      V& sum = *reinterpret_cast<V*>(sums + r * lanes + v * width);
-      sum = add ? sum + total[r][v] : total[r][v];
+      V& sum = *reinterpret_cast<V*>(job.sums + r * lanes + v * width);
+      sum = job.add ? sum + total[r][v] : total[r][v];
     }
 }
 
 template <typename T>
-using Tile = void (*)(const Piece<T>*, int64_t, int64_t, int64_t, T*, bool);
+using Tile = void (*)(const ColumnTile<T>&);
 
-#define EFCN_TILE(name, target, bytes)                                                                  \
-  template <int Rows, int Vectors, bool AlongK, typename T>                                             \
-  target void name(const Piece<T>* pieces, int64_t count, int64_t ld, int64_t row, T* sums, bool add) { \
-    tile<bytes, Rows, Vectors, AlongK>(pieces, count, ld, row, sums, add);                              \
-  }                                                                                                     \
-  template <int Vectors, bool AlongK, typename T, int... Rows>                                          \
-  constexpr auto name##_heights(std::integer_sequence<int, Rows...>) {                                  \
-    return std::array<Tile<T>, most_sums(bytes)>{&name<Rows + 1, Vectors, AlongK, T>...};               \
-  }                                                                                                     \
-  template <bool AlongK, typename T, int... Vectors>                                                    \
-  constexpr auto name##_table(std::integer_sequence<int, Vectors...>) {                                 \
-    return std::array<std::array<Tile<T>, most_sums(bytes)>, sizeof...(Vectors)>{                       \
-        name##_heights<Vectors + 1, AlongK, T>(                                                         \
-            std::make_integer_sequence<int, most_sums(bytes) / (Vectors + 1)>{})...};                   \
+#define EFCN_TILE(name, target, bytes)                                                    \
+  template <int Rows, int Vectors, bool AlongK, typename T>                               \
+  target void name(const ColumnTile<T>& job) {                                            \
+    tile<bytes, Rows, Vectors, AlongK>(job);                                              \
+  }                                                                                       \
+  template <int Vectors, bool AlongK, typename T, int... Rows>                            \
+  constexpr auto name##_heights(std::integer_sequence<int, Rows...>) {                    \
+    return std::array<Tile<T>, most_sums(bytes)>{&name<Rows + 1, Vectors, AlongK, T>...}; \
+  }                                                                                       \
+  template <bool AlongK, typename T, int... Vectors>                                      \
+  constexpr auto name##_table(std::integer_sequence<int, Vectors...>) {                   \
+    return std::array<std::array<Tile<T>, most_sums(bytes)>, sizeof...(Vectors)>{         \
+        name##_heights<Vectors + 1, AlongK, T>(                                           \
+            std::make_integer_sequence<int, most_sums(bytes) / (Vectors + 1)>{})...};     \
   }
 
 EFCN_TILE(tile_anywhere, , 16)
@@ -94,11 +106,13 @@ void in_tiles(const Table& table, const ColumnProduct<T>& product, int64_t rows,
   const int64_t most = static_cast<int64_t>(table[0].size()) / vectors, number = (rows + most - 1) / most;
   for (int64_t t = 0, row = 0; t < number; ++t) {
     const int64_t height = (rows - row + number - t - 1) / (number - t), after = row + height;
-    if (after < rows)
-      prefetch_weights(product, pieces, count, after, std::min(most, rows - after), after);
-    else
-      prefetch_weights(product, pieces + count, upcoming, 0, std::min(most, rows), 0);
-    table[vectors - 1][height - 1](pieces, count, product.ld, row, sums + row * product.lanes, add);
+    if (vector_bytes() != 64) {  // there the tiles do it
+      if (after < rows)
+        prefetch_weights(product, pieces, count, after, std::min(most, rows - after), after);
+      else
+        prefetch_weights(product, pieces + count, upcoming, 0, std::min(most, rows), 0);
+    }
+    table[vectors - 1][height - 1]({pieces, count, upcoming, product.ld, row, sums + row * product.lanes, add});
     row = after;
   }
 }

@@ -21,6 +21,15 @@ constexpr int most_dots(int bytes) { return bytes == 64 ? 4 : 2; }  // rows of t
 constexpr int kDotColumns = 6;
 
 template <typename T>
+constexpr int64_t line = 64 / sizeof(T);
+
+// How often a tile of so many rows fetches what is upcoming, for `k` features of a piece.
+template <typename T>
+constexpr int64_t slots(int64_t k, int64_t rows) {
+  return k / line<T> * std::max<int64_t>(0, line<T> - rows);
+}
+
+template <typename T>
 struct SpreadTile {
   const PanelPiece<T>* pieces;
   int64_t count, ldp, begin, row, column;  // begin: of the column in a panel
@@ -28,6 +37,7 @@ struct SpreadTile {
   int64_t ldy;
   const T* bias;
   bool add;
+  int64_t tile, stride;  // of what is upcoming: which part this tile fetches, and how much at a time
 };
 
 template <int Bytes, int Vectors, int Rows, typename T>
@@ -38,18 +48,7 @@ EFCN_INLINE void spread_tile(const SpreadTile<T>& job) {
   const int64_t ldx = job.pieces[0].ldx;
   for (int64_t s = 0; s < job.count; ++s) {
     const T *x = job.pieces[s].x + job.row * ldx, *panel = job.pieces[s].panel + job.begin;
-    // rows lie far apart: those of the next piece, or of the first one in the next tile, are on their way
-    const bool last = s + 1 == job.count;
-    const PanelPiece<T>& next = job.pieces[last ? 0 : s + 1];
-    const T* soon = next.x + (job.row + (last ? Rows : 0)) * ldx;
-    if constexpr (Bytes == 32) {  // processors with AVX2 alone find the lines after the first
-#pragma GCC unroll 24
-      for (int r = 0; r < Rows; ++r) __builtin_prefetch(soon + r * ldx);
-    } else {
-      for (int r = 0; r < Rows; ++r)
-        for (int64_t k = 0; k < next.k; k += 64 / sizeof(T)) __builtin_prefetch(soon + r * ldx + k);
-    }
-    for (int64_t k = 0; k < job.pieces[s].k; ++k, ++x, panel += job.ldp) {
+    const auto multiply = [&]() __attribute__((always_inline)) {
       V right[Vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) right[v] = *reinterpret_cast<const V*>(panel + v * width);
@@ -57,7 +56,37 @@ EFCN_INLINE void spread_tile(const SpreadTile<T>& job) {
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) total[r][v] += x[r * ldx] * right[v];
+      ++x, panel += job.ldp;
+    };
+    // rows lie far apart: those of the next piece, or of the first one in the next tile, are on their way
+    const bool last = s + 1 == job.count;
+    const PanelPiece<T>& next = job.pieces[last ? 0 : s + 1];
+    const T* soon = next.x + (job.row + (last ? Rows : 0)) * ldx;
+    int64_t k = 0;
+    if constexpr (Bytes == 64) {  // line by line: many requests at once would keep the panel waiting
+      for (int r = 0; last && r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v)
+          __builtin_prefetch(job.y + (job.row + r) * job.ldy + job.column + v * width, 1);
+      const int64_t part = job.tile * job.stride * slots<T>(job.pieces[s].k, Rows);
+      const T* upcoming = job.stride > 0 ? job.pieces[s].upcoming + part : panel;
+      for (; k + line<T> <= job.pieces[s].k; k += line<T>) {
+        for (int r = 0; r < Rows; ++r) {
+          __builtin_prefetch(soon + r * ldx + std::min(k, next.k - 1));
+          if (r < line<T>) multiply();
+        }
+        for (int r = Rows; r < line<T>; ++r, upcoming += job.stride) {
+          __builtin_prefetch(upcoming);
+          multiply();
+        }
+      }
     }
+    if (k < job.pieces[s].k) {
+      const int64_t some = Bytes == 32 ? 1 : next.k - k;  // processors with AVX2 alone find the lines after the first
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r)
+        for (int64_t f = 0; f < some; f += line<T>) __builtin_prefetch(soon + r * ldx + k + f);
+    }
+    for (; k < job.pieces[s].k; ++k) multiply();
   }
 #pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r)
@@ -238,13 +267,19 @@ template <typename T>
 void PanelProduct<T>::spread(int64_t rows, int64_t n, const PanelPiece<T>* pieces, int64_t count, T* y, int64_t ldy,
                              const T* bias, bool add) const {
   const auto run = [&](const auto& table, int bytes) {
-    const int64_t width = vector();
+    const int64_t width = vector(), across = (n / width + most_vectors(bytes) - 1) / most_vectors(bytes);
+    const int64_t most_rows = spread_rows(bytes, (n / width + across - 1) / across);
+    const int64_t fetches = across * ((rows + most_rows - 1) / most_rows) * slots<T>(pieces[0].k, most_rows);
+    const bool fetch = pieces[0].upcoming != nullptr && fetches > 0;
+    const int64_t stride = fetch ? std::min<int64_t>(line<T>, (n * pieces[0].k + fetches - 1) / fetches) : 0;
+    int64_t tile = 0;
     for (int64_t first = 0, some; first < rows; first += some) {
       some = std::min(rows - first, rows_together(bytes, rows));
       in_parts(n / width, most_vectors(bytes), [&](int64_t vector, int64_t vectors) {
         const int64_t column = vector * width, begin = column / ldp * ldp * depth + column % ldp;
         in_parts(some, spread_rows(bytes, vectors), [&](int64_t row, int64_t height) {
-          table[vectors - 1][height - 1]({pieces, count, ldp, begin, first + row, column, y, ldy, bias, add});
+          table[vectors - 1][height - 1](
+              {pieces, count, ldp, begin, first + row, column, y, ldy, bias, add, tile++, stride});
         });
       });
     }

@@ -12,6 +12,7 @@ template <typename T>
 struct PanelPiece {
   const T *panel, *x;
   int64_t ldx, k;
+  const T* upcoming = nullptr;  // a block of the same size that is read later: spread() has it on its way to the cache
 };
 
 template <typename T>

@@ -98,7 +98,7 @@ class ByColumns {
     int64_t side_by_side = std::max<int64_t>(1, kTogether / walk_.out_side);
     while (side_by_side > 1 && (walk_.rows + side_by_side - 1) / side_by_side * groups < 4 * threads_)
       side_by_side /= 2;
-    const std::vector<int64_t> firsts = walk_.strips(side_by_side, threads_ > 1);
+    const std::vector<int64_t> firsts = walk_.strips(side_by_side, groups < threads_);
     const int64_t sets = firsts.size();
     share_tasks(
         sets * groups,

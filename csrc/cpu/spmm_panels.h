@@ -22,6 +22,7 @@ constexpr int64_t kPanelHeight = 48;  // of blocks
 constexpr int64_t kWidePanel = 128;  // sides of blocks up to which tiles of our own are as fast as brgemm's, and faster
 constexpr int64_t kPanelUses = 64;   // multiplications of a number of x
 constexpr int64_t kPanelGroup = 256;  // rows of the batch for which a block is copied once
+constexpr int64_t kQuickGroup = 128;  // the same with AVX-512, where rows of x that stay in the L2 cache count for more
 constexpr int64_t kPanelChain = 512;  // products in a chain of sums; longer ones round badly
 // Rows of x a multiple of kCrowdedBytes apart are copied with a gap between them where blocks have few strips, which each read
 // x anew, and a number of x has uses enough.
@@ -36,7 +37,7 @@ class ByPanels {
         along_(spreads_ ? walk.out_side : walk.in_side), across_(spreads_ ? walk.in_side : walk.out_side),
         transposes_(walk.stored_out_by_in == spreads_), copies_(transposes_ || (spreads_ && has_small_cache())),
         strip_(spreads_ && copies_ && along_ % product_.strip() == 0 ? product_.strip() : along_),
-        product_{strip_, across_} {
+        fetches_(spreads_ && is_quick() && walk.in_side * sizeof(T) >= 64), product_{strip_, across_} {
     const bool is_crowded = ldx_ * sizeof(T) % kCrowdedBytes == 0 && along_ <= kCopyStrips * strip_;
     const bool repays = walk.starts[walk.rows] * masks.elements >= kCopyUses * walk.in_features;
     const bool is_narrow = walk.in_side < kDirectRun && !worth_gathering(walk);  // as planning/kernel_rules.py expects
@@ -62,10 +63,12 @@ class ByPanels {
   void run() const {
     const int64_t threads = threads_for(batch_ * walk_.starts[walk_.rows] * masks_.elements);
     int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
-    int64_t groups = (batch_ + kPanelGroup - 1) / kPanelGroup;
+    const int64_t most_rows = is_quick() ? kQuickGroup : kPanelGroup;
+    int64_t groups = (batch_ + most_rows - 1) / most_rows;
     while (batch_ / groups >= 2 * kPanelRows && walk_.rows * groups < 4 * threads) groups *= 2;
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
-    const std::vector<int64_t> firsts = walk_.strips(together, threads > 1);
+    const int64_t shares = is_quick() ? groups : 1, step = shares < threads ? threads : 1;
+    const std::vector<int64_t> firsts = walk_.strips(together, shares < threads);
     const int64_t strips = firsts.size();
     share_tasks(
         strips * groups,
@@ -73,16 +76,19 @@ class ByPanels {
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next()) {
             const int64_t group = task / strips, i = firsts[task % strips];
+            space.next = firsts[(task + step) % strips];
             block_rows(i, std::min(walk_.rows, i + together), group * batch_ / groups, (group + 1) * batch_ / groups,
                        space);
           }
         },
-        threads);
+        threads, shares);
   }
 
  private:
   // Processors with AVX2 alone: 32 KiB in 8 ways for a core, 256 to 512 KiB behind it.
   static bool has_small_cache() { return vector_bytes() == 32; }
+  // With AVX-512, multiplying takes so little time that what is read from far away decides.
+  static bool is_quick() { return vector_bytes() == 64; }
 
   // A copy whose rows do not fall into the same few cache sets.
   void set_rows_apart() {
@@ -106,6 +112,7 @@ class ByPanels {
     Buffer<T> block, last, sums, bias;
     Buffer<T> panels;  // [most blocks][across_, along_], and room for what a transposition writes besides
     std::vector<PanelPiece<T>> pieces;
+    int64_t next;  // block row, after this task: likely, and only to be fetched
   };
 
   // Block rows [begin, end) of y side by side, for rows [first, last) of the batch.
@@ -114,27 +121,30 @@ class ByPanels {
     const int64_t width = std::min(padded, walk_.out_features - out);
     bool direct = spreads_ && result_.alpha == T(1) && result_.beta == T(0) && width == padded;
     for (int64_t i = begin; i < end; ++i) direct &= walk_.starts[i] < walk_.starts[i + 1];
+    const auto after = [&](int64_t i) { return i + 1 < end ? i + 1 : space.next; };
     if (direct) {
       for (int64_t i = begin; i < end; ++i)
-        sum_block_row(i, first, rows, result_.y + first * result_.ldy + i * side, result_.ldy,
+        sum_block_row(i, after(i), first, rows, result_.y + first * result_.ldy + i * side, result_.ldy,
                       result_.bias == nullptr ? nullptr : result_.bias + i * side, space);
     } else {
       space.sums.resize(std::max<size_t>(space.sums.size(), rows * padded));
       for (int64_t i = begin; i < end; ++i)
-        sum_block_row(i, first, rows, space.sums.data() + (i - begin) * side, padded, nullptr, space);
+        sum_block_row(i, after(i), first, rows, space.sums.data() + (i - begin) * side, padded, nullptr, space);
       result_.write(out, width, first, rows, padded, space.sums.data(), space.bias);
     }
   }
 
-  // y [rows, out_side] of block row i.
-  void sum_block_row(int64_t i, int64_t first, int64_t rows, T* y, int64_t ldy, const T* bias, Workspace& space) const {
-    const int64_t end = walk_.starts[i + 1];
+  // y [rows, out_side] of block row i, before that of block row `next`.
+  void sum_block_row(int64_t i, int64_t next, int64_t first, int64_t rows, T* y, int64_t ldy, const T* bias,
+                     Workspace& space) const {
+    const int64_t end = walk_.starts[i + 1], all = walk_.starts[walk_.rows];
     bool add = false;
     for (int64_t k = walk_.starts[i]; k < end; add = true) {
       space.pieces.clear();
       for (const int64_t last = end - k <= most_blocks() ? end : k + usual_blocks(); k < last; ++k) {
         const int64_t j = walk_.neighbors[k];
         PanelPiece<T> piece{panel(i, k, space), x_ + first * ldx_ + j * walk_.in_side, ldx_, walk_.in_extent(j)};
+        if (fetches_) piece.upcoming = stored(std::min(walk_.starts[next] + k - walk_.starts[i], all - 1));
         if (!spreads_ && piece.k < along_) {
           space.last.resize(rows * along_);
           copy_rows(piece.x, ldx_, 0, rows, 0, piece.k, along_, space.last.data());
@@ -158,22 +168,24 @@ class ByPanels {
   }
   int64_t most_blocks() const { return usual_blocks() + usual_blocks() / 2; }
 
+  const T* stored(int64_t k) const { return values_ + walk_.block(k) * masks_.elements; }
+
   // The k-th block of block row i, zeros past the matrix and off its mask.
   const T* panel(int64_t i, int64_t k, Workspace& space) const {
-    const int64_t block = walk_.block(k), elements = masks_.elements;
-    if (k + 1 < walk_.starts[walk_.rows]) prefetch(values_ + walk_.block(k + 1) * elements, elements);
+    const int64_t elements = masks_.elements;
+    if (!fetches_ && k + 1 < walk_.starts[walk_.rows]) prefetch(stored(k + 1), elements);
     space.block.resize(elements);
-    const T* stored = block_operands(values_ + block * elements, masks_.of(block), elements, space.block.data());
+    const T* block = block_operands(stored(k), masks_.of(walk_.block(k)), elements, space.block.data());
     const int64_t extent = spreads_ ? walk_.out_extent(i) : walk_.in_extent(walk_.neighbors[k]);
-    if (!copies_ && extent == along_ && stored != space.block.data()) return stored;
+    if (!copies_ && extent == along_ && block != space.block.data()) return block;
     space.panels.resize((most_blocks() * across_ + kPanelMultiple) * along_);
     T* out = space.panels.data() + space.pieces.size() * across_ * along_;
     for (int64_t c = 0; c < along_; c += strip_) {
       const int64_t some = std::clamp<int64_t>(extent - c, 0, strip_);
       if (transposes_)
-        to_panel(stored + c * across_, strip_, across_, some, out + c * across_, strip_);
+        to_panel(block + c * across_, strip_, across_, some, out + c * across_, strip_);
       else
-        copy_rows(stored + c, along_, 0, across_, 0, some, strip_, out + c * across_);
+        copy_rows(block + c, along_, 0, across_, 0, some, strip_, out + c * across_);
     }
     return out;
   }
@@ -188,6 +200,7 @@ class ByPanels {
   bool transposes_;         // to make a panel
   bool copies_;             // blocks, also where they are stored as panels
   int64_t strip_;           // columns of a panel that lie together
+  bool fetches_;            // the next block row while this one is multiplied
   PanelProduct<T> product_;
   at::Tensor copy_;  // of x
 };
