@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from efcn_sparse.measure.vanilla import OURS, VARIANTS
 
@@ -28,21 +29,18 @@ Rows = list[dict[str, Any]]
 
 def drawable(results: dict[str, Any]) -> bool:
     """Whether the file has what a picture shows: a table by density, or both a layer's three products and a network."""
-    rows = [row for table in results.get("tables", {}).values() for row in table]
-    whole = any(row.get("op") == "dw" for row in rows) and any("call" in row for row in rows)
-    return any("density" in row for row in rows) or whole
+    return bool(_parts(results))
 
 
 def picture(results: dict[str, Any]) -> str:
     """The whole SVG, with machine, versions and date in its last line."""
-    machine, tables = results["machine"], list(results["tables"].values())
-    by_density = [rows for rows in tables if "density" in rows[0]]
+    machine, parts = results["machine"], _parts(results)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 3.6 if by_density else 4.2), layout="constrained")
-        if by_density:
-            _curves(figure, by_density[0])
-        else:
-            _bars(figure, tables)
+        heights = [height for height, _, _ in parts]
+        figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+        places = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for place, (_, draw, rows) in zip(places, parts, strict=True):
+            draw(place, *rows)
         time = ", processor time" * ("processor time" in results.get("title", ""))
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}{time}"
         versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("efcn_sparse", "torch"))
@@ -53,9 +51,22 @@ def picture(results: dict[str, Any]) -> str:
     return file.getvalue()
 
 
-def _bars(figure: Figure, tables: list[Rows]) -> None:
+def _parts(results: dict[str, Any]) -> list[tuple[float, Callable[..., None], list[Rows]]]:
+    """Inches of height, what draws them, and the tables that it draws."""
+    tables = [rows for rows in results.get("tables", {}).values() if rows]
+    by_density = [rows for rows in tables if "density" in rows[0]]
+    products = [rows for rows in tables if rows not in by_density and any(row.get("op") == "dw" for row in rows)]
+    steps = [rows for rows in tables if any(row.get("call") == f"step of {VARIANTS[OURS]}" for row in rows)]
+    found: list[tuple[float, Callable[..., None], list[Rows]]] = []
+    if products and steps:
+        found.append((4.2, _bars, [products[0], steps[0]]))
+    if by_density:
+        found.append((3.6, _curves, [by_density[0]]))
+    return found
+
+
+def _bars(figure: FigureBase, products: Rows, calls: Rows) -> None:
     """The three products of a layer, and a training step of a network."""
-    products, calls = (next(rows for rows in tables if key in rows[0]) for key in ("op", "call"))
     wanted = [(op, DTYPE, BATCH, BLOCK) for op in ("forward", "dx", "dw")]
     rows = [next(row for row in products if (row["op"], row["dtype"], row["N"], row["block"]) == one) for one in wanted]
     milliseconds = {row["call"]: row["ms"] for row in calls}
@@ -91,7 +102,7 @@ def _stacked(axes: Axes, bars: dict[str, list[float]]) -> None:
     axes.tick_params(length=0, labelbottom=False)
 
 
-def _curves(figure: Figure, rows: Rows) -> None:
+def _curves(figure: FigureBase, rows: Rows) -> None:
     """Speed-up against density, a line for each batch: all three products of a layer, beside both dense products."""
     batches, densities = (sorted({row[key] for row in rows}) for key in ("N", "density"))
     rivals = {"nn.Linear": lambda row: row["dense, ms"]}

@@ -205,3 +205,4 @@ def test_committed_results_can_be_drawn_or_are_left_out():
     drawn = [picture(results) for path in folder.glob("*.json") if drawable(results := json.loads(path.read_text()))]
     assert drawn
     assert all("<svg" in text and "nn.Linear" in text for text in drawn)
+    assert any("a training step" in text and "Faster than nn.Linear" in text for text in drawn)  # `bench` without `--suite`
