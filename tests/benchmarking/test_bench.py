@@ -200,9 +200,9 @@ def test_peak_memory_sees_what_a_step_holds(monkeypatch):
 
 
 def test_committed_results_can_be_drawn_or_are_left_out():
-    """As the site does it when it is built."""
+    """As the site does it when it is built; a page of all measurements is drawn whole."""
     folder = Path(__file__).parents[2] / "benchmarks" / "results"
     drawn = [picture(results) for path in folder.glob("*.json") if drawable(results := json.loads(path.read_text()))]
     assert drawn
     assert all("<svg" in text and "nn.Linear" in text for text in drawn)
-    assert any("a training step" in text and "Faster than nn.Linear" in text for text in drawn)  # `bench` without `--suite`
+    assert any("a training step" in text and "Faster than nn.Linear" in text for text in drawn)
