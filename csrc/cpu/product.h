@@ -27,8 +27,8 @@ struct Segment {
 using SumSegments = void (*)(int64_t m, int64_t n, const Segment<c10::BFloat16>* segments, int64_t count, int64_t lda,
                              const c10::BFloat16* panel, int64_t ldb, float* c, int64_t ldc, bool add);
 
-// The kernel for this processor: AVX-512 with bfloat16 dot products. Null without them, and with AMX, where brgemm is
-// faster.
+// The kernel for this processor: AVX-512 with bfloat16 dot products. Null without them, and with AMX: brgemm is
+// faster there, and without it fp32 is.
 SumSegments segments_kernel();
 
 // What a product takes and sums in. Layout of B: rows of N, for bfloat16 rows of N pairs (k, k + 1) ("VNNI").
