@@ -108,8 +108,8 @@ bool has_amx() {
 }  // namespace
 
 SumSegments segments_kernel() {
-  static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && !has_amx() &&
-                           vector_bytes() == 64;
+  static const bool here =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && !has_amx() && vector_bytes() == 64;
   return here ? &sum_in_tiles : nullptr;
 }
 
