@@ -27,8 +27,8 @@ NO_BRGEMM = (
 
 @dataclass(frozen=True)
 class ExtensionStatus:
-    """``available``; ``reason`` says why not (empty if it is); ``path`` is the loaded file; ``brgemm``: whether fp32
-    products, and bf16 ones with AMX, run on torch's batch-reduce GEMM, or all on the extension's own kernels.
+    """``available``; ``reason`` says why not (empty if it is); ``path`` is the loaded file; ``brgemm``: whether some
+    fp32 products run on torch's batch-reduce GEMM, or all on the extension's own kernels.
     """
 
     available: bool
@@ -46,8 +46,9 @@ class ExtensionStatus:
 def extension_status() -> ExtensionStatus:
     """The state of the compiled extension, loading it at the first call.
 
-    ``EFCN_EXTENSION=off`` in the environment leaves it out, and ``EFCN_BRGEMM=off`` the batch-reduce GEMM of torch, for
-    comparison and for tests. One warning says that the installed torch has no such GEMM.
+    For comparison and for tests, ``EFCN_EXTENSION=off`` in the environment leaves it out, ``EFCN_BRGEMM=off`` the
+    batch-reduce GEMM of torch, and ``EFCN_AMX=off`` the tile registers (AMX) of a processor. One warning says that the
+    installed torch has no such GEMM.
 
     Example:
         >>> import efcn_sparse as es

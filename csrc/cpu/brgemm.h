@@ -3,8 +3,6 @@
 // Nor is this one: a torch without it gets our own kernels.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-
 #include <cstdint>
 
 namespace efcn_sparse::cpu {
@@ -12,14 +10,8 @@ namespace efcn_sparse::cpu {
 // Whether products go to brgemm: this torch has it, and EFCN_BRGEMM=off in the environment does not leave it out.
 bool use_brgemm();
 
-// Whether it multiplies bfloat16 on this machine.
-bool brgemm_has_bf16();
-
 void brgemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
             int64_t ldc, bool add);
-// Rows of B lie in pairs ("VNNI").
-void brgemm(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda, const c10::BFloat16* b, int64_t ldb,
-            float* c, int64_t ldc, bool add);
-void release_brgemm(bool is_vnni);
+void release_brgemm();
 
 }  // namespace efcn_sparse::cpu

@@ -14,6 +14,7 @@
 #include "memory.h"
 #include "operands.h"
 #include "product.h"
+#include "vectors.h"
 #include "walk.h"
 
 namespace efcn_sparse::cpu {
@@ -110,7 +111,14 @@ __attribute__((target("avx2"))) inline void transpose_avx2(const float* in, int6
 // out [cols, rows] = in [rows, cols]^T.
 inline void transpose(const float* in, int64_t ld_in, float* out, int64_t ld_out, int64_t rows, int64_t cols) {
 #if defined(__x86_64__)
-  static const bool has_avx2 = __builtin_cpu_supports("avx2");
+  static const bool has_avx2 = __builtin_cpu_supports("avx2"), has_avx512 = __builtin_cpu_supports("avx512f");
+  if (has_avx512 && rows >= 16 && cols >= 16) {
+    const int64_t rows16 = rows / 16 * 16, cols16 = cols / 16 * 16;
+    for (int64_t j = 0; j < cols16; j += 16)
+      for (int64_t i = 0; i < rows16; i += 16) transpose_16x16(in + i * ld_in + j, ld_in, out + j * ld_out + i, ld_out);
+    transpose_avx2(in + rows16 * ld_in, ld_in, out + rows16, ld_out, rows - rows16, cols16);
+    return transpose_avx2(in + cols16, ld_in, out + cols16 * ld_out, ld_out, rows, cols - cols16);
+  }
   if (has_avx2) return transpose_avx2(in, ld_in, out, ld_out, rows, cols);
 #endif
   transpose_scalar(in, ld_in, out, ld_out, rows, cols);
@@ -120,15 +128,17 @@ inline void transpose(const double* in, int64_t ld_in, double* out, int64_t ld_o
   transpose_scalar(in, ld_in, out, ld_out, rows, cols);
 }
 
-// panel rows [k] of n = block rows or columns: B of the product, from a block that is stored [n, k] or [k, n].
+// Rows [row, row + k) of a panel of n columns, B of a product, from a block stored [n, k] or [k, n].
 template <typename T>
-void pack_panel(const T* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k, T* panel) {
-  if (stored_n_by_k) return transpose(block, ld, panel, n, n, k);
-  for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i * n, block + i * ld, n * sizeof(T));
+void pack_panel(const T* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k, T* panel, int64_t row,
+                int64_t ldb) {
+  panel += row * ldb;
+  if (stored_n_by_k) return transpose(block, ld, panel, ldb, n, k);
+  for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i * ldb, block + i * ld, n * sizeof(T));
 }
 
 // Two rows [n] become one row of n pairs; `second` may be null for zeros.
-inline void interleave(const at::BFloat16* first, const at::BFloat16* second, int64_t n, at::BFloat16* pairs) {
+EFCN_INLINE void interleave(const at::BFloat16* first, const at::BFloat16* second, int64_t n, at::BFloat16* pairs) {
   const auto* low = reinterpret_cast<const uint16_t*>(first);
   const auto* high = reinterpret_cast<const uint16_t*>(second);
   auto* out = reinterpret_cast<uint32_t*>(pairs);
@@ -140,15 +150,26 @@ inline void interleave(const at::BFloat16* first, const at::BFloat16* second, in
 }
 
 inline void pack_panel(const at::BFloat16* block, int64_t ld, bool stored_n_by_k, int64_t n, int64_t k,
-                       at::BFloat16* panel) {
-  if (!stored_n_by_k) {
-    for (int64_t i = 0; i < k; i += 2)
-      interleave(block + i * ld, i + 1 < k ? block + (i + 1) * ld : nullptr, n, panel + i * n);
-  } else if (k % 2 == 0 && ld % 2 == 0) {  // a pair is one 4-byte element, so this is a plain transposition
-    transpose(reinterpret_cast<const float*>(block), ld / 2, reinterpret_cast<float*>(panel), n, n, k / 2);
-  } else {
-    for (int64_t i = 0; i < round_up(k, 2); ++i)
-      for (int64_t j = 0; j < n; ++j) panel[(i / 2 * n + j) * 2 + i % 2] = i < k ? block[j * ld + i] : at::BFloat16(0);
+                       at::BFloat16* panel, int64_t row, int64_t ldb) {
+  for (int64_t j = 0; j < n; j += kStripColumns, panel += ldb) {
+    const int64_t columns = std::min(kStripColumns, n - j);
+    const at::BFloat16* from = block + j * (stored_n_by_k ? ld : 1);
+    at::BFloat16* to = panel + row * columns;
+    if (!stored_n_by_k) {
+      run_here(EFCN_LOOP() {
+        const auto rows = [=](auto count) __attribute__((always_inline)) {
+          for (int64_t i = 0; i < k; i += 2)
+            interleave(from + i * ld, i + 1 < k ? from + (i + 1) * ld : nullptr, count, to + i * count);
+        };
+        columns == kStripColumns ? rows(std::integral_constant<int64_t, kStripColumns>()) : rows(columns);
+      });
+    } else if (k % 2 == 0 && ld % 2 == 0) {  // a pair is one 4-byte element, so this is a plain transposition
+      transpose(reinterpret_cast<const float*>(from), ld / 2, reinterpret_cast<float*>(to), columns, columns, k / 2);
+    } else {
+      for (int64_t i = 0; i < round_up(k, 2); ++i)
+        for (int64_t c = 0; c < columns; ++c)
+          to[(i / 2 * columns + c) * 2 + i % 2] = i < k ? from[c * ld + i] : at::BFloat16(0);
+    }
   }
 }
 
@@ -205,7 +226,7 @@ at::Tensor column_panels(const at::Tensor& x, const Walk& walk, int64_t rows, in
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t first = strip * kStrip, last = std::min(rows, first + kStrip);
       for (int64_t j = 0; j < blocks; ++j)
-        if (used[j]) pack_strip(first, last, j, out + (j * rows + first) * width);
+        if (used[j]) pack_strip(first, last, j, out + j * rows * width);
     }
   });
   return panels;
@@ -216,31 +237,24 @@ template <typename Stored, typename Operand>
 at::Tensor left_panels(const at::Tensor& x, const Walk& walk, int64_t width) {
   const int64_t side = walk.in_side;
   const auto* in = x.const_data_ptr<Stored>();
-  return column_panels<Operand>(x, walk, x.size(0), width, [&](int64_t first, int64_t last, int64_t j, Operand* out) {
-    copy_rows(in, x.stride(0), first, last, j * side, walk.in_extent(j), width, out);
+  return column_panels<Operand>(x, walk, x.size(0), width, [&](int64_t first, int64_t last, int64_t j, Operand* panel) {
+    copy_rows(in, x.stride(0), first, last, j * side, walk.in_extent(j), width, panel + first * width);
   });
 }
 
-// Panels for the right side of a product, whose K is the batch: [features / side][padded batch][side], for bfloat16
-// with rows of the batch in pairs.
+// Panels for the right side of a product, whose K is the batch: [features / side][panel of `side` columns].
 template <typename Stored, typename Operand>
 at::Tensor right_panels(const at::Tensor& x, const Walk& walk) {
-  constexpr int64_t multiple = Product<Operand>::k_multiple;
-  const int64_t side = walk.in_side, batch = x.size(0), ld = x.stride(0);
+  const int64_t batch = x.size(0), ld = x.stride(0), rows = round_up(batch, Product<Operand>::k_multiple);
+  const int64_t width = walk.in_side, ldb = Product<Operand>::panel_ld(width, rows);
   const auto* in = x.const_data_ptr<Stored>();
-  return column_panels<Operand>(x, walk, round_up(batch, multiple), side,
-                                [&](int64_t first, int64_t last, int64_t j, Operand* out) {
-                                  const int64_t extent = walk.in_extent(j);
-                                  if constexpr (multiple == 2) {
-                                    for (int64_t m = first; m < last; m += 2, out += 2 * side) {
-                                      const Stored* row = in + m * ld + j * side;
-                                      interleave(row, m + 1 < batch ? row + ld : nullptr, extent, out);
-                                      std::fill(out + 2 * extent, out + 2 * side, Operand(0));
-                                    }
-                                  } else {
-                                    copy_rows(in, ld, first, last, j * side, extent, side, out);
-                                  }
-                                });
+  return column_panels<Operand>(x, walk, rows, width, [&](int64_t first, int64_t last, int64_t j, Operand* panel) {
+    const int64_t begin = j * walk.in_side, extent = walk.in_extent(j);
+    if constexpr (std::is_same_v<Stored, Operand>)
+      pack_panel(in + first * ld + begin, ld, false, extent, std::min(last, batch) - first, panel, first, ldb);
+    else
+      copy_rows(in, ld, first, last, begin, extent, width, panel + first * width);
+  });
 }
 
 // left [height, ld_left] = a[:, 0:height]^T for a [batch, ...], padded with zeros to `padded` columns.

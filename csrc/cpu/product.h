@@ -1,4 +1,4 @@
-// One dense product C [M, N] (+)= A [M, K] B [K, N], all row-major: brgemm.h's where torch has it.
+// Dense products C [M, N] (+)= A [M, K] B [K, N]: brgemm.h's for fp32 where torch has it, our own for bfloat16.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -23,67 +23,63 @@ struct Segment {
   int64_t k, panel_row;
 };
 
-// `lda` is that of every A, `ldb` the panel's. K is even, and rows of the panel lie in pairs ("VNNI").
+// `lda` is that of every A. K is even. The panel lies in strips of kStripColumns columns, or what is left, that begin `ldb`
+// apart; its rows lie in pairs (k, k + 1) ("VNNI").
 using SumSegments = void (*)(int64_t m, int64_t n, const Segment<c10::BFloat16>* segments, int64_t count, int64_t lda,
                              const c10::BFloat16* panel, int64_t ldb, float* c, int64_t ldc, bool add);
+constexpr int64_t kStripColumns = 16;
 
-// The kernel for this processor: AVX-512 with bfloat16 dot products. Null without them, and with AMX: brgemm is
-// faster there, and without it fp32 is.
+// The kernel for this processor, or null: product_amx.cpp's, or product_bf16.cpp's with AVX-512 and its dot products.
 SumSegments segments_kernel();
 
-// What a product takes and sums in. Layout of B: rows of N, for bfloat16 rows of N pairs (k, k + 1) ("VNNI").
-template <typename Operand>
-struct Product;
+// Whether there is AMX, and EFCN_AMX=off in the environment does not leave it out; its kernel, or null; what ends its use.
+bool has_amx();
+SumSegments amx_kernel();
+void release_amx();
 
-template <>
-struct Product<float> {
-  using Sum = float;
+// What a product takes and sums in: C [m, n] (+)= sum over segments of A [m, k] B [k, n]. A panel has `ldb` for one of n
+// columns and k rows, and its columns from `column` on begin at `panel_column`.
+template <typename Operand>
+struct Product {
+  using Sum = Operand;
   static constexpr int64_t k_multiple = 1;
-  static void run(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                  int64_t ldc, bool add) {
-    if (use_brgemm()) return brgemm(m, n, k, a, lda, b, ldb, c, ldc, add);
-    plain_product(m, n, k, a, lda, b, ldb, c, ldc, add);
+  static int64_t panel_ld(int64_t n, int64_t) { return n; }
+  static int64_t panel_column(int64_t column, int64_t) { return column; }
+  static void sum(int64_t m, int64_t n, const Segment<Operand>* segments, int64_t count, int64_t lda,
+                  const Operand* panel, int64_t ldb, Sum* c, int64_t ldc, bool add) {
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t k = segments[s].k;
+      const Operand *a = segments[s].a, *b = panel + segments[s].panel_row * ldb;
+      const auto multiply = [&](auto product) { product(m, n, k, a, lda, b, ldb, c, ldc, add || s > 0); };
+      if constexpr (kHasBrgemm) {
+        use_brgemm() ? multiply(brgemm) : multiply(plain_product<Operand>);
+      } else {
+        multiply(plain_product<Operand>);
+      }
+    }
   }
   static void release() {
-    if (use_brgemm()) release_brgemm(/*is_vnni=*/false);
+    if (kHasBrgemm && use_brgemm()) release_brgemm();
   }
+
+ private:
+  static constexpr bool kHasBrgemm = std::is_same_v<Operand, float>;
 };
 
 template <>
 struct Product<c10::BFloat16> {
   using Sum = float;
   static constexpr int64_t k_multiple = 2;
-  static void run(int64_t m, int64_t n, int64_t k, const c10::BFloat16* a, int64_t lda, const c10::BFloat16* b,
-                  int64_t ldb, float* c, int64_t ldc, bool add) {
-    brgemm(m, n, k, a, lda, b, ldb, c, ldc, add);
+  static int64_t panel_ld(int64_t, int64_t k) { return kStripColumns * k; }
+  static int64_t panel_column(int64_t column, int64_t ldb) { return column / kStripColumns * ldb; }
+  static void sum(int64_t m, int64_t n, const Segment<c10::BFloat16>* segments, int64_t count, int64_t lda,
+                  const c10::BFloat16* panel, int64_t ldb, float* c, int64_t ldc, bool add) {
+    segments_kernel()(m, n, segments, count, lda, panel, ldb, c, ldc, add);
   }
-  static void release() { release_brgemm(/*is_vnni=*/true); }
-
-  static bool available() { return use_brgemm() ? brgemm_has_bf16() : segments_kernel() != nullptr; }
+  static void release() {
+    if (amx_kernel() != nullptr) release_amx();
+  }
 };
-
-template <>
-struct Product<double> {
-  using Sum = double;
-  static constexpr int64_t k_multiple = 1;
-  static void run(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
-                  double* c, int64_t ldc, bool add) {
-    plain_product(m, n, k, a, lda, b, ldb, c, ldc, add);
-  }
-  static void release() {}
-};
-
-// C [m, n] (+)= sum over segments of A [m, k] B [k, n].
-template <typename Operand>
-void sum_segments(int64_t m, int64_t n, const Segment<Operand>* segments, int64_t count, int64_t lda,
-                  const Operand* panel, int64_t ldb, typename Product<Operand>::Sum* c, int64_t ldc, bool add) {
-  if constexpr (std::is_same_v<Operand, c10::BFloat16>) {
-    if (const auto kernel = segments_kernel()) return kernel(m, n, segments, count, lda, panel, ldb, c, ldc, add);
-  }
-  for (int64_t s = 0; s < count; ++s)
-    Product<Operand>::run(m, n, segments[s].k, segments[s].a, lda, panel + segments[s].panel_row * ldb, ldb, c, ldc,
-                          add || s > 0);
-}
 
 // Calls kernel(stored type tag, operand type tag) for a tensor's dtype on this machine.
 template <typename Kernel>
@@ -96,8 +92,7 @@ void dispatch_operand(c10::ScalarType dtype, const char* name, Kernel&& kernel) 
     case c10::ScalarType::Half:
       return kernel(c10::Half{}, float{});
     case c10::ScalarType::BFloat16:
-      return Product<c10::BFloat16>::available() ? kernel(c10::BFloat16{}, c10::BFloat16{})
-                                                 : kernel(c10::BFloat16{}, float{});
+      return segments_kernel() != nullptr ? kernel(c10::BFloat16{}, c10::BFloat16{}) : kernel(c10::BFloat16{}, float{});
     default:
       TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64, got ", dtype);
   }

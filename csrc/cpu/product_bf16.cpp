@@ -3,7 +3,6 @@
 #include "product.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -20,7 +19,7 @@ namespace {
 
 using Operand = c10::BFloat16;
 
-constexpr int kLanes = 16, kMostVectors = 4;
+constexpr int kLanes = kStripColumns, kMostVectors = 4;
 // 32 registers hold the sums of a tile, its row of B and a pair of A; 24 sums are enough to hide the latency.
 constexpr int kSums = 24;
 
@@ -30,10 +29,11 @@ EFCN_TARGET inline __m512bh pair_at(const Operand* a) {
   return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// C [Rows, 16 Vectors] of one tile; `tail` has the columns of the last vector that exist.
+// C [Rows, 16 Vectors] of one tile; the last vector has `width` columns.
 template <int Rows, int Vectors>
 EFCN_TARGET void tile(const Segment<Operand>* segments, int64_t count, int64_t row, int64_t lda, const Operand* panel,
-                      int64_t ldb, float* c, int64_t ldc, bool add, __mmask16 tail) {
+                      int64_t ldb, float* c, int64_t ldc, bool add, int64_t width) {
+  const auto kept = static_cast<__mmask16>((1u << width) - 1);
   constexpr __mmask16 kAll = 0xffff;
   __m512 sums[Rows][Vectors];
 #pragma GCC unroll 24
@@ -43,12 +43,13 @@ EFCN_TARGET void tile(const Segment<Operand>* segments, int64_t count, int64_t r
   for (int64_t s = 0; s < count; ++s) {
     // every eighth row has a pointer: one for each row would not fit the registers
     const Operand *a = segments[s].a + row * lda, *a8 = a + 8 * lda, *a16 = a + 16 * lda;
-    const Operand* b = panel + segments[s].panel_row * ldb;
-    for (int64_t k = 0; k < segments[s].k; k += 2, b += 2 * ldb) {
+    const int64_t first = segments[s].panel_row;
+    const Operand *b = panel + first * kLanes, *last = panel + (Vectors - 1) * ldb + first * width;
+    for (int64_t k = 0; k < segments[s].k; k += 2, b += 2 * kLanes, last += 2 * width) {
       __m512bh right[Vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v)
-        right[v] = (__m512bh)_mm512_maskz_loadu_epi32(v + 1 < Vectors ? kAll : tail, b + v * 2 * kLanes);
+      for (int v = 0; v + 1 < Vectors; ++v) right[v] = (__m512bh)_mm512_loadu_si512(b + v * ldb);
+      right[Vectors - 1] = (__m512bh)_mm512_maskz_loadu_epi32(kept, last);
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) {
         const __m512bh left = pair_at((r < 8 ? a : r < 16 ? a8 : a16) + r % 8 * lda);
@@ -62,7 +63,7 @@ EFCN_TARGET void tile(const Segment<Operand>* segments, int64_t count, int64_t r
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      const __mmask16 exists = v + 1 < Vectors ? kAll : tail;
+      const __mmask16 exists = v + 1 < Vectors ? kAll : kept;
       float* out = c + r * ldc + v * kLanes;
       const __m512 before = add ? _mm512_maskz_loadu_ps(exists, out) : _mm512_setzero_ps();
       _mm512_mask_storeu_ps(out, exists, _mm512_add_ps(sums[r][v], before));
@@ -79,13 +80,13 @@ constexpr auto tiles_of(std::integer_sequence<int, Rows...>) {
 // All rows of some columns, in tiles that are as equal as can be: in a small last one sums would wait for each other.
 template <int Vectors>
 void strip(int64_t m, const Segment<Operand>* segments, int64_t count, int64_t lda, const Operand* panel, int64_t ldb,
-           float* c, int64_t ldc, bool add, __mmask16 tail) {
+           float* c, int64_t ldc, bool add, int64_t width) {
   constexpr int kRows = kSums / Vectors;
   static constexpr auto kTiles = tiles_of<Vectors>(std::make_integer_sequence<int, kRows>{});
   const int64_t number = (m + kRows - 1) / kRows;
   for (int64_t t = 0, row = 0; t < number; ++t) {
     const int64_t rows = (m - row + number - t - 1) / (number - t);
-    kTiles[rows - 1](segments, count, row, lda, panel, ldb, c + row * ldc, ldc, add, tail);
+    kTiles[rows - 1](segments, count, row, lda, panel, ldb, c + row * ldc, ldc, add, width);
     row += rows;
   }
 }
@@ -95,21 +96,17 @@ void sum_in_tiles(int64_t m, int64_t n, const Segment<Operand>* segments, int64_
   static constexpr decltype(&strip<1>) kStrips[kMostVectors] = {&strip<1>, &strip<2>, &strip<3>, &strip<4>};
   for (int64_t j = 0; j < n; j += kMostVectors * kLanes) {
     const int64_t columns = std::min<int64_t>(n - j, kMostVectors * kLanes), vectors = (columns + kLanes - 1) / kLanes;
-    const auto tail = static_cast<__mmask16>((1u << (columns - (vectors - 1) * kLanes)) - 1);
-    kStrips[vectors - 1](m, segments, count, lda, panel + 2 * j, ldb, c + j, ldc, add, tail);
+    const int64_t width = columns - (vectors - 1) * kLanes;
+    kStrips[vectors - 1](m, segments, count, lda, panel + j / kLanes * ldb, ldb, c + j, ldc, add, width);
   }
-}
-
-bool has_amx() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1) != 0;
 }
 
 }  // namespace
 
 SumSegments segments_kernel() {
   static const bool here =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && !has_amx() && vector_bytes() == 64;
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && vector_bytes() == 64;
+  if (has_amx()) return amx_kernel();  // such processors multiply fp32 faster than they take dot products
   return here ? &sum_in_tiles : nullptr;
 }
 

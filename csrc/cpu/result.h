@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "buffer.h"
+#include "vectors.h"
 
 namespace efcn_sparse::cpu {
 
@@ -24,21 +25,22 @@ struct Result {
     widened_bias.assign(n, Sum(0));
     if (bias != nullptr)
       for (int64_t j = 0; j < n; ++j) widened_bias[j] = static_cast<Sum>(bias[begin + j]);
-    const Sum* __restrict shift = widened_bias.data();
-    for (int64_t m = 0; m < rows; ++m) {
-      Stored* __restrict out = y + (first + m) * ldy + begin;
-      const Sum* __restrict sum = sums + m * ld;
-      if (alpha == Sum(1) && beta == Sum(0)) {
-        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + shift[j]);
-      } else {
-        for (int64_t j = 0; j < n; ++j) out[j] = scaled(sum[j] + shift[j], out[j]);
+    const Sum *shift = widened_bias.data(), by = alpha, kept = beta;
+    Stored* to = y + first * ldy + begin;
+    const int64_t ld_to = ldy;
+    run_here(EFCN_LOOP() {
+      for (int64_t m = 0; m < rows; ++m) {
+        Stored* __restrict out = to + m * ld_to;
+        const Sum* __restrict sum = sums + m * ld;
+        if (by == Sum(1) && kept == Sum(0))
+          for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(sum[j] + shift[j]);
+        else if (kept == Sum(0))  // what was there is not read: it may be NaN
+          for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Stored>(by * (sum[j] + shift[j]));
+        else
+          for (int64_t j = 0; j < n; ++j)
+            out[j] = static_cast<Stored>(by * (sum[j] + shift[j]) + kept * static_cast<Sum>(out[j]));
       }
-    }
-  }
-
- private:
-  Stored scaled(Sum result, Stored before) const {  // what was there is not read for beta = 0: it may be NaN
-    return static_cast<Stored>(beta == Sum(0) ? alpha * result : alpha * result + beta * static_cast<Sum>(before));
+    });
   }
 };
 

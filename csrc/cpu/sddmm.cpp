@@ -86,7 +86,7 @@ class SampledProduct {
     } else if (!gathered_) {
       panels_ = right_panels<Stored, Operand>(b, walk);
       b_ = panels_.template const_data_ptr<Operand>();
-      ldb_ = walk.in_side;
+      ldb_ = Product<Operand>::panel_ld(walk.in_side, padded_batch_);
     }
   }
 
@@ -220,10 +220,10 @@ class SampledProduct {
     for (int64_t w = 0; w < width; w += kRunWidth) {
       for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
         const int64_t rows = std::min(kBatchChunk, padded_batch_ - m);
-        const Operand* b = in_place_ ? b_ + m * ldb_ + j * walk_.in_side : b_ + (j * padded_batch_ + m) * ldb_;
-        const Segment<Operand> segment{space.left.data() + m, rows, 0};
-        sum_segments<Operand>(height, std::min(kRunWidth, width - w), &segment, 1, ld_left_,
-                              b + w * Product<Operand>::k_multiple, ldb_, sums + w, width, add || m > 0);
+        const Operand* b = in_place_ ? b_ + j * walk_.in_side : b_ + j * padded_batch_ * walk_.in_side;
+        const Segment<Operand> segment{space.left.data() + m, rows, m};
+        Product<Operand>::sum(height, std::min(kRunWidth, width - w), &segment, 1, ld_left_,
+                              b + Product<Operand>::panel_column(w, ldb_), ldb_, sums + w, width, add || m > 0);
       }
     }
     for (int64_t block = 0; block < blocks && !direct; ++block)
@@ -246,15 +246,15 @@ class SampledProduct {
       column += extent;
     }
     const Operand* right = space.gathered.data();
+    const int64_t ldb = Product<Operand>::panel_ld(width, padded_batch_);
     if constexpr (Product<Operand>::k_multiple == 2) {
       space.paired.resize(std::max<size_t>(space.paired.size(), padded_batch_ * width));
-      pack_panel(right, width, false, width, batch_, space.paired.data());
+      pack_panel(right, width, false, width, batch_, space.paired.data(), 0, ldb);
       right = space.paired.data();
     }
     for (int64_t m = 0; m < padded_batch_; m += kBatchChunk) {
-      const Segment<Operand> segment{space.left.data() + m, std::min(kBatchChunk, padded_batch_ - m), 0};
-      sum_segments<Operand>(height, width, &segment, 1, ld_left_, right + m * width, width, space.sums.data(), width,
-                            m > 0);
+      const Segment<Operand> segment{space.left.data() + m, std::min(kBatchChunk, padded_batch_ - m), m};
+      Product<Operand>::sum(height, width, &segment, 1, ld_left_, right, ldb, space.sums.data(), width, m > 0);
     }
     for (int64_t column = 0; k < last; ++k) {
       const int64_t extent = walk_.in_extent(walk_.neighbors[k]);

@@ -17,6 +17,8 @@ namespace {
 
 constexpr int64_t kBatchRows = 512;       // rows of the batch in one task
 constexpr int64_t kMinBatchRows = 64;     // less than this is not worth another packing of the weights
+constexpr int64_t kQuickBytes = 1 << 20;  // of x in one task with AVX-512, so that they stay in a core's L2 cache;
+constexpr int64_t kQuickRows = 128;       // at least so many rows
 constexpr int64_t kPanelBytes = 1 << 17;  // an eighth of the L2 cache of a current core
 constexpr int64_t kSegmentK = 320;        // K of one product; longer chains of sums round badly
 
@@ -55,26 +57,30 @@ class Multiplication {
   }
 
   void run() {
-    const int64_t batch = batch_, blocks = walk_.starts[walk_.rows];
-    const int64_t threads = threads_for(batch * blocks * walk_.out_side * walk_.in_side);
-    int64_t rows = std::min(kBatchRows, batch);
-    while (rows > kMinBatchRows && walk_.rows * ((batch + rows - 1) / rows) < 4 * threads) rows /= 2;
-    const int64_t groups = (batch + rows - 1) / rows;
+    const int64_t threads = threads_for(batch_ * walk_.starts[walk_.rows] * walk_.out_side * walk_.in_side);
+    const bool is_quick = vector_bytes() == 64;
+    const int64_t row_bytes = std::max<int64_t>(1, walk_.in_features) * sizeof(Stored);
+    const int64_t most_rows = is_quick ? std::clamp(kQuickBytes / row_bytes, kQuickRows, kBatchRows) : kBatchRows;
+    int64_t groups = std::max<int64_t>(1, (batch_ + most_rows - 1) / most_rows);
+    if (is_quick && batch_ >= threads * kQuickRows) groups = std::max(groups, threads);
+    while (batch_ / groups >= 2 * kMinBatchRows && walk_.rows * groups < 4 * threads) groups *= 2;
     int64_t together = std::max<int64_t>(1, kTogether / walk_.out_side);
     while (together > 1 && (walk_.rows + together - 1) / together * groups < 4 * threads) together /= 2;
-    const std::vector<int64_t> firsts = walk_.strips(together, threads > 1);
+    const int64_t shares = is_quick ? groups : 1;
+    const std::vector<int64_t> firsts = walk_.strips(together, shares < threads);
     const int64_t strips = firsts.size();
     share_tasks(
         strips * groups,
         [&](auto&& next) {
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next()) {
-            const int64_t first = task / strips * rows, i = firsts[task % strips];
-            block_rows(i, std::min(walk_.rows, i + together), first, std::min(batch, first + rows), space);
+            const int64_t group = task / strips, i = firsts[task % strips];
+            block_rows(i, std::min(walk_.rows, i + together), group * batch_ / groups, (group + 1) * batch_ / groups,
+                       space);
           }
           Product<Operand>::release();
         },
-        threads);
+        threads, shares);
   }
 
  private:
@@ -82,7 +88,7 @@ class Multiplication {
     Buffer<Operand> panel, block, gathered;
     Buffer<Sum> sums, bias;
     std::vector<Segment<Operand>> segments;
-    int64_t lda;  // of all segments
+    int64_t lda, ldb;  // of all segments, and the panel
   };
 
   // Block rows [begin, end) of the result side by side, so that whole cache lines of y are written.
@@ -99,8 +105,8 @@ class Multiplication {
     bool add = false;
     for (int64_t k = walk_.starts[i]; k < end; add = true) {
       k = pack(k, end, first, rows, n, space);
-      sum_segments<Operand>(rows, n, space.segments.data(), space.segments.size(), space.lda, space.panel.data(), n,
-                            sums, ld, add);
+      Product<Operand>::sum(rows, n, space.segments.data(), space.segments.size(), space.lda, space.panel.data(),
+                            space.ldb, sums, ld, add);
     }
     for (int64_t m = 0; !add && m < rows; ++m) std::fill_n(sums + m * ld, n, Sum(0));
   }
@@ -109,7 +115,9 @@ class Multiplication {
   int64_t pack(int64_t k, int64_t end, int64_t first, int64_t rows, int64_t n, Workspace& space) const {
     const int64_t blocks = std::max<int64_t>(1, kPanelBytes / static_cast<int64_t>(n * width_ * sizeof(Operand)));
     const int64_t begin = k, last = std::min(end, k + blocks), elements = walk_.out_side * walk_.in_side;
-    space.panel.resize(std::max<size_t>(space.panel.size(), blocks * width_ * n));
+    const int64_t panel_rows = (last - k) * width_;
+    space.panel.resize(std::max<size_t>(space.panel.size(), n * panel_rows));
+    space.ldb = Product<Operand>::panel_ld(n, panel_rows);
     space.block.resize(elements);
     space.segments.clear();
     space.lda = reading_ == Reading::kPanels ? width_ : ldx_;
@@ -120,8 +128,7 @@ class Multiplication {
           block_operands(values_ + block * elements, masks_.of(block), elements, space.block.data());
       if (k + 1 < walk_.starts[walk_.rows]) prefetch(values_ + walk_.block(k + 1) * elements, elements);
       const int64_t ld = walk_.stored_out_by_in ? walk_.in_side : walk_.out_side;
-      Operand* panel = space.panel.data() + panel_row * n;
-      pack_panel(weights, ld, walk_.stored_out_by_in, n, extent, panel);
+      pack_panel(weights, ld, walk_.stored_out_by_in, n, extent, space.panel.data(), panel_row, space.ldb);
       if (reading_ != Reading::kGathered) append_segment(k, begin, first, panel_row, space.segments);
       panel_row += round_up(extent, Product<Operand>::k_multiple);
     }

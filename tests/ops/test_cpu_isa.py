@@ -1,5 +1,5 @@
-"""Machines without AVX-512 or AMX, and a torch without brgemm: the accuracy file again, with oneDNN, or torch and so
-our own kernels, held to an older instruction set."""
+"""Machines without AVX-512 or AMX, and a torch without brgemm: the accuracy file again, with oneDNN, our own kernels,
+or both held to an older instruction set."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def _is_the_ordinary_run() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX2" and not chosen and not GPU
 
 
+def _has_amx() -> bool:
+    return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+
+
 @pytest.mark.skipif(not extension_status().available, reason=extension_status().reason or "the extension is there")
 @pytest.mark.parametrize(
     "settings",
@@ -32,6 +36,7 @@ def _is_the_ordinary_run() -> bool:
             OLDEST, marks=pytest.mark.skipif(_is_the_ordinary_run(), reason="both files have run so: no more than AVX2")
         ),
         "EFCN_BRGEMM=off",
+        pytest.param("EFCN_AMX=off", marks=pytest.mark.skipif(not _has_amx(), reason="the ordinary run: no AMX")),
         pytest.param("EFCN_BRGEMM=off ATEN_CPU_CAPABILITY=avx2", marks=pytest.mark.slow),
         pytest.param("ONEDNN_MAX_CPU_ISA=AVX2", marks=pytest.mark.slow),
         pytest.param("ONEDNN_MAX_CPU_ISA=AVX512_CORE", marks=pytest.mark.slow),

@@ -13,7 +13,7 @@ from tests.table import BFLOAT16, FLOAT32, Row, rows
 
 CPU = rows(BFLOAT16, FLOAT32, where=lambda backend: backend.name == "cpu")
 SIDES = (1, 15, 16, 17, 32, 40, 48, 64, 65, 112, 130)
-BATCHES = (*range(1, 26), 31, 47, 49)
+BATCHES = (*range(1, 26), 31, 47, 49, 63, 64, 79)
 
 
 def _pattern(height: int, width: int, rows: int, cols: int) -> BlockPattern:
@@ -38,6 +38,32 @@ def test_every_height(row: Row, batch: int) -> None:
     for side in (8, 24, 36, 52):  # one to four vectors
         laws.spmm_is_dense(row, _pattern(side, 8, 3, 5), batch=batch, transpose=False, bias=True)
         laws.sddmm_is_dense(row, _pattern(batch, side, 2, 3), batch=33)
+
+
+@pytest.mark.parametrize("row", CPU)
+def test_runs_of_every_length(row: Row) -> None:
+    """One to seven blocks side by side in one block row, so that what a tile of 32 leaves over differs."""
+    mask = torch.zeros(3, 36, dtype=torch.bool)
+    begin = 0
+    for length in range(1, 8):
+        mask[0::2, begin : begin + length] = True
+        begin += length + 1
+    pattern = BlockPattern.from_mask(mask[:, :35], (20, 50), shape=(57, 1748))
+    for batch in (31, 67):
+        laws.spmm_is_dense(row, pattern, batch=batch, transpose=False, bias=True)
+        laws.spmm_is_dense(row, pattern.transposed(), batch=batch, transpose=True, bias=False)
+
+
+@pytest.mark.parametrize("row", CPU)
+def test_beside_products_of_torch(row: Row) -> None:
+    """Torch's own products set tile registers of the same thread to other sizes."""
+    pattern = _pattern(32, 32, 4, 4)
+    x, values = randn(64, 128, row=row, seed=1), randn(*pattern.values_shape, row=row, seed=2)
+    before = es.spmm(x, values, pattern, backend="cpu")
+    for size in (16, 48, 100):
+        dense = randn(size, size, row=row, seed=3)
+        torch.mm(dense, dense)
+        assert torch.equal(es.spmm(x, values, pattern, backend="cpu"), before)
 
 
 @pytest.mark.parametrize("row", CPU)
