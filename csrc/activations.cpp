@@ -41,7 +41,8 @@ bool is_unshared(const Tensor& gradient) {
 
 // Tensors on the meta device have shapes alone, of which plans of a step are made.
 bool has_kernels(const Tensor& x) {
-  return (x.is_cpu() || x.is_meta()) && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
+  const auto dtype = x.scalar_type();
+  return (x.is_cpu() || x.is_meta()) && (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16);
 }
 
 template <typename Kernel>
@@ -49,6 +50,8 @@ void with_type(const Tensor& x, Kernel&& kernel) {
   if (x.is_meta()) return;
   if (x.scalar_type() == at::kFloat)
     kernel(float());
+  else if (x.scalar_type() == at::kBFloat16)
+    kernel(at::BFloat16());
   else
     kernel(double());
 }

@@ -1,12 +1,52 @@
 #include "activations.h"
 
+#include <c10/util/BFloat16.h>
+
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <type_traits>
 
 #include "vectors.h"
 
 namespace efcn_sparse::cpu {
+namespace {
+
+// What numbers are compared and added as, by their bits: the compiler makes vectors of these, and not of c10's conversions.
+template <typename T>
+using Number = std::conditional_t<std::is_same_v<T, c10::BFloat16>, float, T>;
+
+template <typename T>
+EFCN_INLINE Number<T> number_of(T stored) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    return std::bit_cast<float>(static_cast<uint32_t>(stored.x) << 16);
+  else
+    return stored;
+}
+
+// Of a number that a T is, where nothing is to be rounded.
+template <typename T>
+EFCN_INLINE T stored_as(Number<T> number) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    return T(static_cast<uint16_t>(std::bit_cast<uint32_t>(number) >> 16), T::from_bits());
+  else
+    return number;
+}
+
+// The nearest number that a T is, the even one of two.
+template <typename T>
+EFCN_INLINE Number<T> rounded(Number<T> number) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    const auto bits = std::bit_cast<uint32_t>(number);
+    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    return std::bit_cast<float>(number == number ? nearest : 0x7fc00000);
+  } else {
+    return number;
+  }
+}
+
+}  // namespace
+
 template <typename T>
 void relu(const T* x, T* y, uint64_t* kept, int64_t count) {
   run_here(EFCN_LOOP() {
@@ -14,9 +54,9 @@ void relu(const T* x, T* y, uint64_t* kept, int64_t count) {
         count, EFCN_LOOP(int64_t first, auto size) {
           uint64_t word = 0;
           for (int64_t i = 0; i < size; ++i) {
-            const T number = x[first + i];
-            word |= uint64_t{!(number <= T(0))} << i;
-            y[first + i] = number < T(0) ? T(0) : number;
+            const Number<T> number = number_of(x[first + i]);
+            word |= uint64_t{!(number <= 0)} << i;
+            y[first + i] = stored_as<T>(number < 0 ? 0 : number);
           }
           kept[first / kWord] = word;
         });
@@ -29,14 +69,15 @@ void relu_backward(const T* dy, const uint64_t* kept, T* dx, int64_t count) {
     in_stretches(
         count, EFCN_LOOP(int64_t first, auto size) {
           const uint64_t word = kept[first / kWord];
-          for (int64_t i = 0; i < size; ++i) dx[first + i] = (word >> i & 1) != 0 ? dy[first + i] : T(0);
+          for (int64_t i = 0; i < size; ++i)
+            dx[first + i] = stored_as<T>((word >> i & 1) != 0 ? number_of(dy[first + i]) : 0);
         });
   });
 }
 
 template <typename T>
 void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* places) const {
-  using Place = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  using Place = std::conditional_t<sizeof(Number<T>) == 4, int32_t, int64_t>;
   const MaxPool pool = *this;
   run_here(EFCN_LOOP() {
     // the part of a window that lies inside the image
@@ -53,7 +94,7 @@ void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* pl
       int64_t begin, end;
       inside(1, left, pool.width, begin, end);
       const bool empty = upper >= lower || begin >= end;
-      const T least = rectifies && !empty ? T(0) : -std::numeric_limits<T>::infinity();
+      const Number<T> least = rectifies && !empty ? 0 : -std::numeric_limits<Number<T>>::infinity();
       const auto start = static_cast<Place>(rectifies || empty ? kNoPlace : upper * pool.kernel[1] + begin);
       // rows that the next row of windows adds are on their way
       const int64_t last_row = std::min(pool.height, top + pool.kernel[0] + pool.stride[0]);
@@ -64,7 +105,7 @@ void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* pl
           __builtin_prefetch(x + h * pool.width * pool.channels + c);
       in_stretches(
           pool.channels, EFCN_LOOP(int64_t channel, auto size) {
-            T best[kStretch];
+            Number<T> best[kStretch];
             Place from[kStretch];
             for (int64_t c = 0; c < size; ++c) {
               best[c] = least;
@@ -76,14 +117,15 @@ void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* pl
                 const T* numbers = x + (h * pool.width + w) * pool.channels + channel;
                 const Place place = static_cast<Place>(i * pool.kernel[1] + j);
                 for (int64_t c = 0; c < size; ++c) {
-                  const bool taken = (numbers[c] > best[c]) | (numbers[c] != numbers[c]);
-                  best[c] = taken ? numbers[c] : best[c];
+                  const Number<T> number = number_of(numbers[c]);
+                  const bool taken = (number > best[c]) | (number != number);
+                  best[c] = taken ? number : best[c];
                   from[c] = taken ? place : from[c];
                 }
               }
             const int64_t out = column * pool.channels + channel;
             for (int64_t c = 0; c < size; ++c) {
-              y[out + c] = best[c];
+              y[out + c] = stored_as<T>(best[c]);
               places[out + c] = static_cast<uint8_t>(from[c]);
             }
           });
@@ -107,8 +149,8 @@ void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) c
       windows(1, column, pool.out_width, left, right);
       in_stretches(
           pool.channels, EFCN_LOOP(int64_t first, auto size) {
-            T sums[kStretch];
-            for (int64_t c = 0; c < size; ++c) sums[c] = T(0);
+            Number<T> sums[kStretch];  // rounded one by one, as torch's
+            for (int64_t c = 0; c < size; ++c) sums[c] = 0;
             for (int64_t h = top; h <= bottom; ++h)
               for (int64_t w = left; w <= right; ++w) {
                 const int64_t down = row + pool.padding[0] - h * pool.stride[0];
@@ -117,9 +159,10 @@ void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) c
                 const auto place =
                     static_cast<uint8_t>(down / pool.dilation[0] * pool.kernel[1] + across / pool.dilation[1]);
                 const int64_t out = (h * pool.out_width + w) * pool.channels + first;
-                for (int64_t c = 0; c < size; ++c) sums[c] += places[out + c] == place ? dy[out + c] : T(0);
+                for (int64_t c = 0; c < size; ++c)
+                  sums[c] = rounded<T>(sums[c] + (places[out + c] == place ? number_of(dy[out + c]) : 0));
               }
-            for (int64_t c = 0; c < size; ++c) dx[column * pool.channels + first + c] = sums[c];
+            for (int64_t c = 0; c < size; ++c) dx[column * pool.channels + first + c] = stored_as<T>(sums[c]);
           });
     }
   });
@@ -130,6 +173,7 @@ void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) c
   template void relu_backward<T>(const T*, const uint64_t*, T*, int64_t);         \
   template void MaxPool::forward<T>(const T*, int64_t, bool, T*, uint8_t*) const; \
   template void MaxPool::backward<T>(const T*, const uint8_t*, int64_t, T*) const
+EFCN_INSTANTIATE(c10::BFloat16);
 EFCN_INSTANTIATE(float);
 EFCN_INSTANTIATE(double);
 

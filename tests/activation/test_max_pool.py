@@ -65,7 +65,7 @@ def trained(pool, leaf):
     return [y]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=list(WINDOWS))
 def test_it_is_torchs(window, dtype, kinds):
     same(both(window, images(2, 70, 9, 10, dtype=dtype), trained, kinds))  # 64 channels at a time, and 6 more
@@ -99,8 +99,9 @@ def test_windows_in_which_little_is_positive(sides, kinds):
     same(both(dict(kernel_size=sides, stride=1, padding=7), x, trained, kinds))
 
 
-def test_equal_numbers_infinities_and_nans(kinds):
-    x = torch.randint(-1, 2, (3, 64, 9, 9)).float()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_numbers_infinities_and_nans(dtype, kinds):
+    x = torch.randint(-1, 2, (3, 64, 9, 9)).to(dtype)
     x[0, :, 2:5, 2:5] = torch.nan
     x[1] = -torch.inf
     x[2, :, 3, 3] = torch.inf
@@ -113,7 +114,7 @@ def test_equal_numbers_infinities_and_nans(kinds):
     [
         pytest.param(torch.randn(2, 4, 7, 7), id="channels first"),
         pytest.param(torch.randn(4, 7, 7), id="no batch"),
-        pytest.param(images(2, 4, 7, 7, dtype=torch.bfloat16), id="bfloat16"),
+        pytest.param(images(2, 4, 7, 7, dtype=torch.float16), id="float16"),
     ],
 )
 def test_what_is_left_to_torch(x, kinds):
@@ -159,8 +160,9 @@ def test_without_gradients(window, laid_out, kinds):
 
 
 @compiled
-def test_it_holds_a_byte_for_each_output():
-    x = images(2, 4, 7, 7).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_holds_a_byte_for_each_output(dtype):
+    x = images(2, 4, 7, 7, dtype=dtype).requires_grad_()
     assert held_bytes(lambda: es.MaxPool2d(3, 2)(x)) == 2 * 4 * 3 * 3
 
 

@@ -163,8 +163,9 @@ def test_other_layouts_of_input_and_gradient(layout):
 
 
 @needs_extension
-def test_it_holds_a_bit_for_each_number():
-    x = torch.randn(1000, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_holds_a_bit_for_each_number(dtype):
+    x = torch.randn(1000, dtype=dtype, requires_grad=True)
     assert held_bytes(lambda: es.ReLU()(x)) == 16 * 8
 
 
