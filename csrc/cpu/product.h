@@ -58,9 +58,12 @@ struct Product {
       }
     }
   }
-  static void release() {
-    if (kHasBrgemm && use_brgemm()) release_brgemm();
-  }
+  // What a thread holds while it multiplies.
+  struct Use {
+    ~Use() {
+      if (kHasBrgemm && use_brgemm()) release_brgemm();
+    }
+  };
 
  private:
   static constexpr bool kHasBrgemm = std::is_same_v<Operand, float>;
@@ -76,9 +79,11 @@ struct Product<c10::BFloat16> {
                   const c10::BFloat16* panel, int64_t ldb, float* c, int64_t ldc, bool add) {
     segments_kernel()(m, n, segments, count, lda, panel, ldb, c, ldc, add);
   }
-  static void release() {
-    if (amx_kernel() != nullptr) release_amx();
-  }
+  struct Use {
+    ~Use() {
+      if (amx_kernel() != nullptr) release_amx();
+    }
+  };
 };
 
 // Calls kernel(stored type tag, operand type tag) for a tensor's dtype on this machine.

@@ -2,18 +2,37 @@
 // rows of 64 bytes. Four of them hold sums from the first segment to the last, so that none waits for itself.
 #include "product.h"
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <ATen/cpu/Utils.h>
-#include <cpuid.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "vectors.h"
 
 namespace efcn_sparse::cpu {
+
+bool has_amx() {
+#if defined(__x86_64__)
+  static const bool answer = [] {
+    const char* setting = std::getenv("EFCN_AMX");
+    const bool is_off = setting != nullptr && std::strcmp(setting, "off") == 0;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned kTilesAndBf16 = 1u << 24 | 1u << 22;
+    const bool has_both = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (~edx & kTilesAndBf16) == 0;
+    return !is_off && has_both && vector_bytes() == 64;
+  }();
+  return answer;
+#else
+  return false;
+#endif
+}
+
+#if defined(__x86_64__) && __has_include(<amxtileintrin.h>)  // of compilers whose assemblers know the instructions
 namespace {
 
 using Operand = c10::BFloat16;
@@ -173,20 +192,10 @@ void sum_in_tiles(int64_t m, int64_t n, const Segment<Operand>* segments, int64_
 
 }  // namespace
 
-bool has_amx() {
-  static const bool answer = [] {
-    const char* setting = std::getenv("EFCN_AMX");
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    const bool asked = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0;
-    const bool tiles = asked && (edx >> 24 & 1) != 0 && (edx >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
-    return tiles && vector_bytes() == 64 && (setting == nullptr || std::strcmp(setting, "off") != 0);
-  }();
-  return answer;
-}
-
 SumSegments amx_kernel() {
-  static const bool lent = has_amx() && at::cpu::init_amx();  // by Linux, to processes that ask for the registers
-  return lent ? &sum_in_tiles : nullptr;
+  constexpr int kAskForState = 0x1023, kTileData = 18;  // Linux lends the registers to a process that asks
+  static const bool is_lent = has_amx() && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+  return is_lent ? &sum_in_tiles : nullptr;
 }
 
 void release_amx() {
@@ -194,13 +203,9 @@ void release_amx() {
   asm volatile("tilerelease");
 }
 
-}  // namespace efcn_sparse::cpu
 #else
-namespace efcn_sparse::cpu {
-
-bool has_amx() { return false; }
 SumSegments amx_kernel() { return nullptr; }
 void release_amx() {}
+#endif
 
 }  // namespace efcn_sparse::cpu
-#endif

@@ -97,6 +97,7 @@ class SampledProduct {
     share_tasks(
         firsts.size(),
         [&](auto&& next) {
+          const typename Product<Operand>::Use use;
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next())
             for (int64_t i = firsts[task]; i < std::min(walk_.rows, firsts[task] + together); ++i) {
@@ -105,7 +106,6 @@ class SampledProduct {
                                  column_sums_ + i * walk_.out_side);
               few_ > 0 ? few_rows(i, space) : panels_used_ ? panel_row(i, space) : block_row(i, space);
             }
-          Product<Operand>::release();
         },
         threads);
   }

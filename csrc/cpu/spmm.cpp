@@ -72,13 +72,13 @@ class Multiplication {
     share_tasks(
         strips * groups,
         [&](auto&& next) {
+          const typename Product<Operand>::Use use;
           Workspace space;
           for (int64_t task = next(); task >= 0; task = next()) {
             const int64_t group = task / strips, i = firsts[task % strips];
             block_rows(i, std::min(walk_.rows, i + together), group * batch_ / groups, (group + 1) * batch_ / groups,
                        space);
           }
-          Product<Operand>::release();
         },
         threads, shares);
   }
