@@ -21,9 +21,9 @@ class ReLU(nn.ReLU):
     ReLU. :func:`efcn_sparse.embed` puts it in the place of every ``nn.ReLU``; it serves in any other model as well.
 
     A gradient that a hook, a caller or a second derivative may still read is left as it is. Bits are held of fp32,
-    fp64 and bf16 on a CPU; of other dtypes and devices the output is held, as torch holds it. Compiled and exported models,
-    transforms of ``torch.func``, ``TorchDispatchMode``, and everything without the compiled extension, run torch's own.
-    ``F.relu``, ``torch.relu`` and subclasses of ``nn.ReLU`` stay what they are.
+    fp64 and bf16 on a CPU; of other dtypes and devices the output is held, as torch holds it. Compiled and exported
+    models, transforms of ``torch.func``, ``TorchDispatchMode``, and everything without the compiled extension, run
+    torch's own. ``F.relu``, ``torch.relu`` and subclasses of ``nn.ReLU`` stay what they are.
 
     With ``create_graph=True``, the gradient is no function of the input, as whose torch gives the derivative zero.
 
@@ -55,8 +55,8 @@ class MaxPool2d(nn.MaxPool2d):
     """``nn.MaxPool2d`` that holds a byte for each output, where torch holds its input, and 8 bytes for each output.
 
     :func:`efcn_sparse.embed` puts it in the place of every ``nn.MaxPool2d``, and makes feature maps channels last. In
-    a model of your own that takes ``model.to(memory_format=torch.channels_last)``. Bytes are held of fp32, fp64 and bf16 on
-    a CPU, channels last in memory, with up to 255 numbers in a window. All else runs torch's own: other inputs,
+    a model of your own that takes ``model.to(memory_format=torch.channels_last)``. Bytes are held of fp32, fp64 and
+    bf16 on a CPU, channels last in memory, with up to 255 numbers in a window. All else runs torch's own: other inputs,
     ``return_indices``, and what :class:`ReLU` leaves to torch.
 
     Args:
