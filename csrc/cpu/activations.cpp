@@ -3,7 +3,6 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <type_traits>
 
@@ -12,38 +11,9 @@
 namespace efcn_sparse::cpu {
 namespace {
 
-// What numbers are compared and added as, by their bits: the compiler makes vectors of these, and not of c10's conversions.
+// What numbers are compared and added as.
 template <typename T>
 using Number = std::conditional_t<std::is_same_v<T, c10::BFloat16>, float, T>;
-
-template <typename T>
-EFCN_INLINE Number<T> number_of(T stored) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>)
-    return std::bit_cast<float>(static_cast<uint32_t>(stored.x) << 16);
-  else
-    return stored;
-}
-
-// Of a number that a T is, where nothing is to be rounded.
-template <typename T>
-EFCN_INLINE T stored_as(Number<T> number) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>)
-    return T(static_cast<uint16_t>(std::bit_cast<uint32_t>(number) >> 16), T::from_bits());
-  else
-    return number;
-}
-
-// The nearest number that a T is, the even one of two.
-template <typename T>
-EFCN_INLINE Number<T> rounded(Number<T> number) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) {
-    const auto bits = std::bit_cast<uint32_t>(number);
-    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-    return std::bit_cast<float>(number == number ? nearest : 0x7fc00000);
-  } else {
-    return number;
-  }
-}
 
 }  // namespace
 
@@ -54,9 +24,9 @@ void relu(const T* x, T* y, uint64_t* kept, int64_t count) {
         count, EFCN_LOOP(int64_t first, auto size) {
           uint64_t word = 0;
           for (int64_t i = 0; i < size; ++i) {
-            const Number<T> number = number_of(x[first + i]);
+            const Number<T> number = static_cast<Number<T>>(x[first + i]);
             word |= uint64_t{!(number <= 0)} << i;
-            y[first + i] = stored_as<T>(number < 0 ? 0 : number);
+            y[first + i] = static_cast<T>(number < 0 ? 0 : number);
           }
           kept[first / kWord] = word;
         });
@@ -70,7 +40,7 @@ void relu_backward(const T* dy, const uint64_t* kept, T* dx, int64_t count) {
         count, EFCN_LOOP(int64_t first, auto size) {
           const uint64_t word = kept[first / kWord];
           for (int64_t i = 0; i < size; ++i)
-            dx[first + i] = stored_as<T>((word >> i & 1) != 0 ? number_of(dy[first + i]) : 0);
+            dx[first + i] = static_cast<T>((word >> i & 1) != 0 ? static_cast<Number<T>>(dy[first + i]) : 0);
         });
   });
 }
@@ -117,7 +87,7 @@ void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* pl
                 const T* numbers = x + (h * pool.width + w) * pool.channels + channel;
                 const Place place = static_cast<Place>(i * pool.kernel[1] + j);
                 for (int64_t c = 0; c < size; ++c) {
-                  const Number<T> number = number_of(numbers[c]);
+                  const Number<T> number = static_cast<Number<T>>(numbers[c]);
                   const bool taken = (number > best[c]) | (number != number);
                   best[c] = taken ? number : best[c];
                   from[c] = taken ? place : from[c];
@@ -125,7 +95,7 @@ void MaxPool::forward(const T* x, int64_t row, bool rectifies, T* y, uint8_t* pl
               }
             const int64_t out = column * pool.channels + channel;
             for (int64_t c = 0; c < size; ++c) {
-              y[out + c] = stored_as<T>(best[c]);
+              y[out + c] = static_cast<T>(best[c]);
               places[out + c] = static_cast<uint8_t>(from[c]);
             }
           });
@@ -160,9 +130,10 @@ void MaxPool::backward(const T* dy, const uint8_t* places, int64_t row, T* dx) c
                     static_cast<uint8_t>(down / pool.dilation[0] * pool.kernel[1] + across / pool.dilation[1]);
                 const int64_t out = (h * pool.out_width + w) * pool.channels + first;
                 for (int64_t c = 0; c < size; ++c)
-                  sums[c] = rounded<T>(sums[c] + (places[out + c] == place ? number_of(dy[out + c]) : 0));
+                  sums[c] =
+                      static_cast<T>(sums[c] + (places[out + c] == place ? static_cast<Number<T>>(dy[out + c]) : 0));
               }
-            for (int64_t c = 0; c < size; ++c) dx[column * pool.channels + first + c] = stored_as<T>(sums[c]);
+            for (int64_t c = 0; c < size; ++c) dx[column * pool.channels + first + c] = static_cast<T>(sums[c]);
           });
     }
   });

@@ -43,14 +43,11 @@ void to_panel(const T* block, int64_t longs, int64_t shorts, int64_t extent, T* 
   int64_t done = 0;
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, float>) {
-    static const bool has_avx2 = __builtin_cpu_supports("avx2"), has_avx512 = __builtin_cpu_supports("avx512f");
-    for (; has_avx512 && shorts % 16 == 0 && done + 16 <= extent; done += 16)
-      for (int64_t c = 0; c < shorts; c += 16)
-        transpose_16x16(block + done * shorts + c, shorts, panel + c * ld + done, ld);
-    if (has_avx2 && done == 0) done = to_panel_avx2(block, longs, shorts, extent, panel, ld);
+    static const bool has_avx2 = __builtin_cpu_supports("avx2");
+    if (has_avx2 && shorts % 16 != 0) done = to_panel_avx2(block, longs, shorts, extent, panel, ld);
   }
 #endif
-  transpose_scalar(block + done * shorts, shorts, panel + done, ld, extent - done, shorts);
+  transpose(block + done * shorts, shorts, panel + done, ld, extent - done, shorts);
   for (int64_t c = 0; c < shorts && extent < ld; ++c) std::fill_n(panel + c * ld + extent, ld - extent, T(0));
 }
 
